@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 Credit assignment against its definitions: one completion at a time, holes cut out, sums written out in float64. What
-stands where the mask is `False` is NaN or infinite in most tests, so that anything that reads it shows.
+stands where the mask is `False` is NaN, infinite or huge, so that anything that reads it shows.
 """
 
 import doctest
@@ -31,23 +31,30 @@ from endotrl.credit import (
 
 T, F = True, False
 GARBAGE = torch.tensor([math.nan, math.inf, -math.inf, 1e30])
+FUZZ = settings(deadline=None)
 
 
 @st.composite
-def batches(draw: st.DrawFn, num_tensors: int, max_rows: int = 4, max_positions: int = 7) -> tuple[Tensor, ...]:
-    """Tensors of one shape with garbage outside the mask, and the mask, with holes and padding on both sides."""
-    shape = (draw(st.integers(1, max_rows)), draw(st.integers(1, max_positions)))
+def batches(draw: st.DrawFn, num_tensors: int, min_rows: int = 0, max_rows: int = 4) -> tuple[Tensor, ...]:
+    """
+    Tensors of one shape, which may be empty, and of one dtype, with garbage outside the mask; and the mask, with holes
+    and padding on both sides. They may be not contiguous.
+    """
+    shape = (draw(st.integers(min_rows, max_rows)), draw(st.integers(0, 7)))
     mask = torch.from_numpy(draw(hnp.arrays(bool, shape)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.int64]))
     tensors = []
     for _ in range(num_tensors):
-        values = hnp.arrays("float32", shape, elements=st.floats(-8, 8, width=16))
+        values = torch.from_numpy(draw(hnp.arrays("float32", shape, elements=st.floats(-8, 8, width=16))))
         garbage = GARBAGE[torch.from_numpy(draw(hnp.arrays("int64", shape, elements=st.integers(0, 3))))]
-        tensors.append(torch.where(mask, torch.from_numpy(draw(values)), garbage))
-    return *tensors, mask
+        outside = garbage.to(dtype) if dtype.is_floating_point else torch.tensor(10**9)
+        tensors.append(torch.where(mask, values.to(dtype), outside))
+    tensors.append(mask)
+    return tuple(tensor.t().contiguous().t() for tensor in tensors) if draw(st.booleans()) else tuple(tensors)
 
 
-discounts = st.floats(0.05, 1.0)
-lambdas = st.floats(0.0, 1.0)
+discounts = st.floats(0.05, 1.0) | st.sampled_from([1.0, 1e-3])
+lambdas = st.floats(0.0, 1.0) | st.just(1.0)
 
 
 def by_row(mask: Tensor, row_function: Callable[..., list[float]], *tensors: Tensor) -> Tensor:
@@ -65,130 +72,54 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected.double(), rtol=1e-5, atol=2e-5)
 
 
-class TestReturns:
-    @given(batch=batches(1), gamma=discounts)
-    @settings(deadline=None)
-    def test_definition(self, batch, gamma):
-        rewards, mask = batch
+@given(batch=batches(1), gamma=discounts)
+@FUZZ
+def test_returns(batch, gamma):
+    rewards, mask = batch
 
-        def returns(r: list[float]) -> list[float]:
-            return [sum(gamma ** (k - h) * r[k] for k in range(h, len(r))) for h in range(len(r))]
+    def returns(r: list[float]) -> list[float]:
+        return [sum(gamma ** (k - h) * r[k] for k in range(h, len(r))) for h in range(len(r))]
 
-        assert_near(returns_to_go(rewards, mask, gamma), by_row(mask, returns, rewards))
-
-    def test_by_hand_with_a_hole(self):
-        # 1 + 0.5 * (2 + 0.5 * 4): the hole costs no discount.
-        rewards = torch.tensor([[1.0, math.nan, 2.0, 4.0, math.inf]])
-        mask = torch.tensor([[T, F, T, T, F]])
-        assert returns_to_go(rewards, mask, 0.5).tolist() == [[3.0, 0.0, 4.0, 4.0, 0.0]]
-
-    def test_long_completion_does_not_underflow(self):
-        # Weights 0.9^h of an absolute position are 0 in float32 from h = 980 on.
-        length = 4096
-        mask = torch.ones(1, length, dtype=torch.bool)
-        returns = returns_to_go(torch.ones(1, length), mask, 0.9)
-        torch.testing.assert_close(returns[0, :-200], torch.full((length - 200,), 10.0))
-        last_only = torch.zeros(1, length)
-        last_only[0, -1] = 1.0
-        torch.testing.assert_close(
-            returns_to_go(last_only, mask, 0.9)[0, -100:], 0.9 ** torch.arange(99, -1, -1, dtype=torch.float32)
-        )
-
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-    def test_any_dtype_is_computed_in_float32(self, dtype):
-        mask = torch.ones(1, 3000, dtype=torch.bool)
-        assert returns_to_go(torch.ones(1, 3000, dtype=dtype), mask)[0, 0] == 3000.0  # 2048 + 1 == 2048 in float16
-
-    @pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1, math.nan])
-    def test_discount_out_of_range(self, gamma):
-        with pytest.raises(ValueError, match="gamma"):
-            returns_to_go(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), gamma)
-
-    def test_shapes_must_fit(self):
-        with pytest.raises(ValueError, match=r"`rewards` has shape \(1, 2\) and `mask` \(1, 3\)"):
-            returns_to_go(torch.ones(1, 2), torch.ones(1, 3, dtype=torch.bool))
-        with pytest.raises(ValueError, match=r"`mask` is torch.int64"):
-            returns_to_go(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.long))
+    assert_near(returns_to_go(rewards, mask, gamma), by_row(mask, returns, rewards))
 
 
-class TestGae:
-    @given(batch=batches(2), gamma=discounts, lam=lambdas, final=st.none() | st.floats(-5, 5, width=16))
-    @settings(deadline=None)
-    def test_definition(self, batch, gamma, lam, final):
-        rewards, values, mask = batch
+@given(batch=batches(2), gamma=discounts, lam=lambdas, final=st.none() | st.floats(-5, 5, width=16))
+@FUZZ
+def test_generalized_advantage_estimate(batch, gamma, lam, final):
+    rewards, values, mask = batch
 
-        def advantages(r: list[float], v: list[float]) -> list[float]:
-            after = [*v[1:], final or 0.0]
-            td = [r[h] + gamma * after[h] - v[h] for h in range(len(r))]
-            return [sum((gamma * lam) ** (k - h) * td[k] for k in range(h, len(r))) for h in range(len(r))]
+    def advantages(r: list[float], v: list[float]) -> list[float]:
+        after = [*v[1:], final or 0.0]
+        td = [r[h] + gamma * after[h] - v[h] for h in range(len(r))]
+        return [sum((gamma * lam) ** (k - h) * td[k] for k in range(h, len(r))) for h in range(len(r))]
 
-        final_values = None if final is None else torch.full((len(mask),), final)
-        actual, returns = generalized_advantage_estimate(rewards, values, mask, gamma, lam, final_values)
-        assert_near(actual, by_row(mask, advantages, rewards, values))
-        assert_near(returns, actual.double() + torch.where(mask, values, 0.0))
+    final_values = None if final is None else torch.full((len(mask),), final)
+    actual, returns = generalized_advantage_estimate(rewards, values, mask, gamma, lam, final_values)
+    assert_near(actual, by_row(mask, advantages, rewards, values))
+    assert_near(returns, actual.double() + torch.where(mask, values.double(), 0.0))
 
-    @given(batch=batches(2), gamma=discounts)
-    @settings(deadline=None)
-    def test_lambda_1_is_returns_minus_values(self, batch, gamma):
-        rewards, values, mask = batch
-        advantages, returns = generalized_advantage_estimate(rewards, values, mask, gamma, lam=1.0)
-        assert_near(advantages, (returns_to_go(rewards, mask, gamma) - torch.where(mask, values, 0.0)).double())
-        assert_near(returns, returns_to_go(rewards, mask, gamma).double())
 
-    @pytest.mark.parametrize("finished", [True, False])
-    def test_endogenous_reward_with_its_own_soft_value(self, finished):
-        # r_h = f_h - V(s_{h+1}) and baseline V(s_h): the TD error is f_h - V(s_h) = alpha log pi(a_h | s_h).
-        alpha, horizon = 0.7, 9
-        logits = 5 * torch.randn(horizon + 1, 13, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        actions = torch.arange(horizon) % 13
-        values = alpha * (logits / alpha).exp().sum(-1).log()
-        if finished:
-            values[-1] = 0.0  # terminal
-        chosen = logits[torch.arange(horizon), actions]
-        log_probs = (logits[:-1] / alpha).log_softmax(-1)[torch.arange(horizon), actions]
+def test_long_completion_does_not_underflow():
+    # Weights 0.9^h of an absolute position are 0 in float32 from h = 980 on.
+    length = 4096
+    mask = torch.ones(1, length, dtype=torch.bool)
+    returns = returns_to_go(torch.ones(1, length), mask, 0.9)
+    torch.testing.assert_close(returns[0, :-200], torch.full((length - 200,), 10.0))
+    last_only = torch.zeros(1, length)
+    last_only[0, -1] = 1.0
+    torch.testing.assert_close(
+        returns_to_go(last_only, mask, 0.9)[0, -100:], 0.9 ** torch.arange(99, -1, -1, dtype=torch.float32)
+    )
 
-        def padded(row: Tensor) -> Tensor:
-            return torch.cat([row, torch.full((2,), math.nan)])[None]
 
-        rewards, mask = padded(chosen - values[1:]), padded(chosen).isfinite()
-        # What a trainer bootstraps is the value of the state after the last token; a terminal one has none.
-        final_values = None if finished else values[-1:]
-        td_errors, _ = generalized_advantage_estimate(
-            rewards, padded(values[:-1]), mask, lam=0.0, final_values=final_values
-        )
-        assert_near(td_errors[mask], alpha * log_probs)
-        to_go, _ = generalized_advantage_estimate(
-            rewards, padded(values[:-1]), mask, lam=1.0, final_values=final_values
-        )
-        assert_near(to_go[mask], alpha * log_probs.flip(0).cumsum(0).flip(0))
-
-    def test_value_of_a_hole_is_passed_over(self):
-        values = torch.tensor([[1.0, math.nan, 2.0]])
-        td, _ = generalized_advantage_estimate(
-            torch.zeros(1, 3), values, torch.tensor([[T, F, T]]), gamma=0.5, lam=0.0
-        )
-        assert td.tolist() == [[0.5 * 2.0 - 1.0, 0.0, -2.0]]
-
-    def test_bad_arguments(self):
-        ones, mask = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool)
-        with pytest.raises(ValueError, match="`lam` is 1.5"):
-            generalized_advantage_estimate(ones, ones, mask, lam=1.5)
-        with pytest.raises(ValueError, match=r"`final_values` has shape \(3,\)"):
-            generalized_advantage_estimate(ones, ones, mask, final_values=torch.ones(3))
-        with pytest.raises(ValueError, match="`values` has shape"):
-            generalized_advantage_estimate(ones, ones[:, :2], mask)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_any_dtype_is_computed_in_float32(dtype):
+    mask = torch.ones(1, 3000, dtype=torch.bool)
+    assert returns_to_go(torch.ones(1, 3000, dtype=dtype), mask)[0, 0] == 3000.0  # 2048 + 1 == 2048 in float16
 
 
 class TestGroupBaseline:
-    def test_equal_lengths(self):
-        values = torch.tensor([[1.0, 2.0], [3.0, 6.0], [5.0, 1.0], [-1.0, 0.0], [0.0, 0.0], [4.0, 3.0]])
-        mask = torch.ones(6, 2, dtype=torch.bool)
-        mean = group_baseline(values, mask, 3)
-        torch.testing.assert_close(mean, torch.tensor([[3.0, 3.0]] * 3 + [[1.0, 1.0]] * 3))
-        others = group_baseline(values, mask, 3, leave_one_out=True)
-        torch.testing.assert_close(others[:3], torch.tensor([[4.0, 3.5], [3.0, 1.5], [2.0, 4.0]]))
-
-    def test_ragged_by_hand(self):
+    def test_by_hand(self):
         # The first has ended after one token and keeps its 6; the second has a hole, where it has its next token's 4.
         values = torch.tensor([[6.0, math.nan, math.nan], [5.0, math.nan, 4.0], [9.0, 8.0, 7.0]])
         mask = torch.tensor([[T, F, F], [T, F, T], [T, T, T]])
@@ -196,57 +127,31 @@ class TestGroupBaseline:
         assert others.tolist() == [[7.0, 0.0, 0.0], [7.5, 0.0, 6.5], [5.5, 5.0, 5.0]]
         assert group_baseline(values, mask, 3)[2].tolist() == pytest.approx([20 / 3, 6.0, 17 / 3])
 
-    @given(batch=batches(1, max_rows=8))
-    @settings(deadline=None)
-    def test_own_value_only_scales(self, batch):
+    @given(batch=batches(1, min_rows=1, max_rows=8), leave_one_out=st.booleans(), data=st.data())
+    @FUZZ
+    def test_definition(self, batch, leave_one_out, data):
         values, mask = batch
-        n = mask.any(dim=1).sum().item()
-        own = torch.where(mask, values, 0.0)
-        mean, others = (group_baseline(values, mask, len(mask), leave_one_out=x) for x in (False, True))
-        factor = 1 - 1 / n if n > 1 else 0.0
-        assert_near(own - mean, (factor * (own - others)).double())
-
-    @given(batch=batches(1, max_rows=8))
-    @settings(deadline=None)
-    def test_no_completion_sees_its_own_rewards(self, batch):
-        values, mask = batch
-        changed = values.clone()
-        changed[0] += 8
-        if mask.any(dim=1).sum() > 1:
-            before, after = (group_baseline(x, mask, len(mask), leave_one_out=True)[0] for x in (values, changed))
-            assert_near(after, before.double())
-
-    @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_reward_at_the_last_token_is_credited_as_in_grpo(self, leave_one_out):
-        outcomes, lengths = torch.tensor([1.0, 0.0, 0.5, 3.0]), torch.tensor([2, 7, 1, 4])
-        mask = torch.arange(7) < lengths[:, None]
-        rewards = torch.zeros(4, 7)
-        rewards[torch.arange(4), lengths - 1] = outcomes
-        baseline = group_baseline(returns_to_go(rewards, mask), mask, 4, leave_one_out)
-        for i in range(4):
-            others = outcomes[torch.arange(4) != i] if leave_one_out else outcomes
-            torch.testing.assert_close(baseline[i, mask[i]], others.mean().expand(int(lengths[i])))
-
-    def test_completions_without_a_reward_count_for_nobody(self):
-        values, mask = torch.tensor([[1.0], [100.0], [3.0], [7.0]]), torch.ones(4, 1, dtype=torch.bool)
-        baseline = group_baseline(values, mask, 4, valid=torch.tensor([T, F, T, T]))
-        assert baseline[:, 0].tolist() == pytest.approx([11 / 3, 0.0, 11 / 3, 11 / 3])
-        empty = torch.tensor([[T], [F], [T], [T]])
-        assert torch.equal(group_baseline(values, empty, 4), baseline)
-
-    @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_alone(self, leave_one_out):
-        values, mask = torch.tensor([[2.0, 5.0]]), torch.ones(1, 2, dtype=torch.bool)
-        assert torch.equal(group_baseline(values, mask, 1, leave_one_out), values)
-
-    def test_groups_must_be_full(self):
-        with pytest.raises(ValueError, match="3 completions, which are not full groups of `num_generations`=2"):
-            group_baseline(torch.ones(3, 1), torch.ones(3, 1, dtype=torch.bool), 2)
+        size = data.draw(st.sampled_from([n for n in range(1, len(mask) + 1) if len(mask) % n == 0]))
+        given_valid = data.draw(st.none() | st.just(torch.from_numpy(data.draw(hnp.arrays(bool, len(mask))))))
+        written = [
+            [(t, value) for t, (value, there) in enumerate(zip(*row, strict=True)) if there]
+            for row in zip(values.tolist(), mask.tolist(), strict=True)
+        ]
+        valid = [bool(row) and (given_valid is None or bool(given_valid[i])) for i, row in enumerate(written)]
+        expected = torch.zeros(mask.shape, dtype=torch.float64)
+        for i, row in enumerate(written):
+            group = [j for j in range(i - i % size, i - i % size + size) if valid[j]]
+            others = [written[j] for j in group if j != i or not leave_one_out] or [row]
+            for h, _ in row if valid[i] else []:
+                # The value of the next token, or, after the last one, its value
+                held = [next((value for t, value in other if t >= h), other[-1][1]) for other in others]
+                expected[i, h] = sum(held) / len(held)
+        assert_near(group_baseline(values, mask, size, leave_one_out, given_valid), expected)
 
 
 class TestWhiten:
     @given(batch=batches(1))
-    @settings(deadline=None)
+    @FUZZ
     def test_mean_0_and_deviation_1(self, batch):
         values, mask = batch
         white = whiten(values, mask)
@@ -264,62 +169,85 @@ class TestWhiten:
         parts = [whiten(values[i : i + 1], mask[i : i + 1], population=values[mask]) for i in range(2)]
         assert torch.equal(torch.cat(parts), whole)
         assert whole.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
-
-    def test_scale_only(self):
-        values = torch.tensor([[1.0, 3.0, 5.0]])
-        assert whiten(values, torch.ones(1, 3, dtype=torch.bool), shift_mean=False).tolist() == [[0.5, 1.5, 2.5]]
+        assert whiten(values, mask, shift_mean=False).tolist() == [[0.5, 1.5], [2.5, 0.0]]
 
     def test_equal_values_are_not_blown_up(self):
         white = whiten(torch.full((3, 1001), 0.1), torch.ones(3, 1001, dtype=torch.bool))
         assert white.abs().max() < 1e-6
 
-    def test_nothing_to_whiten(self):
-        assert whiten(torch.tensor([[math.nan]]), torch.tensor([[F]])).tolist() == [[0.0]]
+
+@given(batch=batches(1), data=st.data())
+@FUZZ
+def test_segments(batch, data):
+    values, mask = batch
+    shape = tuple(mask.shape)
+    if data.draw(st.booleans()):  # in any order, and whatever stands where the mask is False
+        ids = torch.from_numpy(data.draw(hnp.arrays("int64", shape, elements=st.integers(0, 3))))
+        ids = torch.where(mask, ids, data.draw(st.sampled_from([-5, 10**9])))
+    else:
+        ends = data.draw(hnp.arrays(bool, shape))
+        ids = segment_ids_from_ends(torch.from_numpy(ends))
+        assert ids.tolist() == [[int(row[:t].sum()) for t in range(shape[1])] for row in ends]
+    sums, there = sum_by_segment(values, ids, mask)
+    starts, spread = start_of_segment(values, ids, mask), spread_over_segments(sums, ids, mask)
+    pooled = pool_by_segment(values, ids, mask)
+    assert sums.shape == there.shape == starts.shape and pooled.shape == spread.shape == mask.shape
+    assert torch.equal(pool_by_segment(values, ids, mask, at="all"), spread)
+    assert not pooled[~mask].any() and not spread[~mask].any()
+    for b, (row, here, segments) in enumerate(zip(values.tolist(), mask.tolist(), ids.tolist(), strict=True)):
+        for k in range(sums.shape[1]):
+            members = [t for t in range(len(row)) if here[t] and segments[t] == k]
+            assert there[b, k] == bool(members)
+            assert sums[b, k].item() == pytest.approx(sum(row[t] for t in members), rel=1e-6, abs=1e-6)
+            assert starts[b, k].item() == pytest.approx(row[members[0]] if members else 0, rel=1e-7)
+            for t in members:
+                assert spread[b, t] == sums[b, k]
+                assert pooled[b, t] == (sums[b, k] if t == members[-1] else 0)
 
 
-class TestSegments:
-    def test_by_hand(self):
-        values = torch.tensor([[1.0, 2.0, math.nan, 4.0, 8.0], [16.0, math.nan, math.nan, math.nan, math.nan]])
-        mask = torch.tensor([[T, T, F, T, T], [T, F, F, F, F]])
-        ids = torch.tensor([[0, 0, 0, 0, 1], [0, 99, 99, -5, -5]])  # whatever stands where the mask is False
-        sums, there = sum_by_segment(values, ids, mask)
-        assert sums.tolist() == [[7.0, 8.0], [16.0, 0.0]]
-        assert there.tolist() == [[T, T], [T, F]]
-        assert start_of_segment(values, ids, mask).tolist() == [[1.0, 8.0], [16.0, 0.0]]
-        assert spread_over_segments(sums, ids, mask).tolist() == [
-            [7.0, 7.0, 0.0, 7.0, 8.0],
-            [16.0, 0.0, 0.0, 0.0, 0.0],
-        ]
-        assert pool_by_segment(values, ids, mask).tolist() == [[0.0, 0.0, 0.0, 7.0, 8.0], [16.0, 0.0, 0.0, 0.0, 0.0]]
-        everywhere = pool_by_segment(values, ids, mask, at="all")
-        assert torch.equal(everywhere, spread_over_segments(sums, ids, mask))
+ONES = torch.ones(2, 3)
+MASK = torch.ones(2, 3, dtype=torch.bool)
+IDS = torch.zeros(2, 3, dtype=torch.int64)
 
-    @given(batch=batches(1), data=st.data())
-    @settings(deadline=None)
-    def test_pooling_keeps_totals_and_returns_at_segment_starts(self, batch, data):
-        values, mask = batch
-        ids = segment_ids_from_ends(torch.from_numpy(data.draw(hnp.arrays(bool, tuple(mask.shape)))))
-        pooled = pool_by_segment(values, ids, mask)
-        sums, _ = sum_by_segment(values, ids, mask)
-        assert_near(pooled.sum(1), torch.where(mask, values, 0.0).sum(1).double())
-        assert_near(sums.sum(1), pooled.sum(1).double())
-        # Where a segment starts, all of it is still to come, whether by token or by segment.
-        by_token = start_of_segment(returns_to_go(values, mask), ids, mask)
-        assert_near(start_of_segment(returns_to_go(pooled, mask), ids, mask), by_token.double())
 
-    def test_one_segment_a_token_changes_nothing(self):
-        values, mask = torch.randn(3, 5), torch.rand(3, 5) > 0.3
-        ids = torch.arange(5).expand(3, 5)
-        own = torch.where(mask, values, 0.0)
-        sums, there = sum_by_segment(values, ids, mask)
-        # The last positions may be nobody's.
-        assert torch.equal(sums, own[:, : sums.shape[1]]) and torch.equal(there, mask[:, : sums.shape[1]])
-        assert torch.equal(pool_by_segment(values, ids, mask), own)
-        assert torch.equal(start_of_segment(values, ids, mask), sums)
-
-    def test_unknown_place(self):
-        with pytest.raises(ValueError, match="`at` is 'first'"):
-            pool_by_segment(torch.ones(1, 1), torch.zeros(1, 1).long(), torch.tensor([[T]]), at="first")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        *((lambda g=g: returns_to_go(ONES, MASK, g), f"`gamma` is {g}") for g in (0.0, -0.1, 1.1, math.nan)),
+        (lambda: returns_to_go(ONES, MASK[:, :2]), r"`rewards` has shape \(2, 3\) and `mask` \(2, 2\)"),
+        (lambda: returns_to_go(ONES, ONES), "`mask` is torch.float32"),
+        (lambda: start_of_segment(ONES[0], IDS[0], MASK[0]), "`values` has shape .* must be .completions, tokens."),
+        *(
+            (lambda v=v: generalized_advantage_estimate(ONES, ONES, MASK, lam=v), f"`lam` is {v}")
+            for v in (-0.1, 1.5, math.nan)
+        ),
+        (lambda: generalized_advantage_estimate(ONES, ONES[:, :2], MASK), "`values` has shape"),
+        *(
+            (
+                lambda s=shape: generalized_advantage_estimate(ONES, ONES, MASK, final_values=torch.ones(s)),
+                r"`final_values` has shape \(",
+            )
+            for shape in ((2, 1), (3,))
+        ),
+        *(
+            (lambda n=n: group_baseline(ONES, MASK, n), f"2 completions, .* not full groups of `num_generations`={n}")
+            for n in (3, -2)
+        ),
+        *(
+            (lambda v=v: group_baseline(ONES, MASK, 2, valid=v), "`valid` is .*must be bool, with one entry")
+            for v in (torch.tensor([True]), torch.ones(2))
+        ),
+        (lambda: sum_by_segment(ONES, ONES, MASK), "`segment_ids` is torch.float32"),
+        (lambda: sum_by_segment(ONES, IDS - 1, MASK), "`segment_ids` contains -1"),
+        (lambda: pool_by_segment(ONES, IDS[:1], MASK), r"`segment_ids` is torch.int64 of shape \(1, 3\)"),
+        (lambda: pool_by_segment(ONES, IDS, MASK, at="first"), "`at` is 'first'"),
+        (lambda: spread_over_segments(torch.ones(2, 1), IDS + 4, MASK), "`segment_values` .*"),
+        (lambda: spread_over_segments(torch.ones(3, 1), IDS, MASK), "`segment_values` .*"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_examples_in_docstrings():

@@ -56,4 +56,3 @@ def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert Path(capsys.readouterr().out.strip()).is_file()
     assert main(["recipes", "smollm2-135m", "--copy", str(tmp_path)]) == 0
     assert (tmp_path / "smollm2-135m" / "grpo.yaml").is_file()
-    assert main(["recipes", "--copy", str(tmp_path)]) == 2

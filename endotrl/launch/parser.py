@@ -19,7 +19,7 @@ class RecipeParser(TrlParser):
     """
     TRL's parser of a command line and a YAML file (`--config`), of which the command line wins; unknown settings,
     abbreviations, and values of another type or out of range are errors, each a `ValueError` of one line. `settle` is
-    called with all settings, to change them, and the names of those that are given, before they are checked.
+    called with all settings, each of which is checked, to change them, and the names of those that are given.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
@@ -59,13 +59,13 @@ class RecipeParser(TrlParser):
         namespace, unknown = super().parse_known_args(*args, **kwargs)
         options = {word.partition("=")[0] for word in (args[0] if args else kwargs["args"]) or ()}
         on_line = {a.dest for a in self._actions if options.intersection(a.option_strings)}
-        if self.settle is not None:
-            self.settle(namespace, self._in_file | on_line)
         settings = vars(namespace)
         for action in self._actions:
             name = action.dest
             if name in self._hints and name in self._in_file | on_line:
                 settings[name] = check_value(name, settings[name], self._hints[name], action.choices)
+        if self.settle is not None:
+            self.settle(namespace, self._in_file | on_line)
         check_together(settings)
         return namespace, unknown
 

@@ -31,10 +31,15 @@ def dtype_of(
     write(tmp_path / "in.jsonl", ROWS)
     write(tmp_path / "rows.jsonl", [{"prompt": row["prompt"], "completion": row["completions"][0]} for row in ROWS])
     write(tmp_path / "bench.jsonl", BENCH)
+    write(tmp_path / "q.jsonl", [{"prompt": "a", "answer": "b"}] * 2)
     commands = {
         "score": (["score", "rows.jsonl"], "rows.scores.jsonl.meta.json"),
         "pairs": (["pairs", "in.jsonl"], "in.pairs.jsonl.scores/settings.json"),
         "eval": (["eval", "reward-bench", "--data", "bench.jsonl"], "eval-reward-bench/settings.json"),
+        "forecast": (
+            "forecast --data q.jsonl --grader exact --samples 4 --max-new-tokens 3".split(),
+            "forecast/settings.json",
+        ),
     }
 
     def run(name: str, faster: str, *options: str, narrow: int = 1) -> tuple[int, str | None]:
@@ -49,7 +54,7 @@ def dtype_of(
     return run
 
 
-@pytest.mark.parametrize("command", ["score", "pairs", "eval"])
+@pytest.mark.parametrize("command", ["score", "pairs", "eval", "forecast"])
 def test_the_faster_one_and_a_resumed_run_keeps_it(
     command: str, dtype_of: Callable[..., tuple[int, str | None]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,24 +70,6 @@ def test_the_faster_one_and_a_resumed_run_keeps_it(
     assert dtype_of(command, "float32", "--overwrite", "--dtype", "bfloat16") == (0, "bfloat16")
     assert dtype_of(command, "bfloat16", "--overwrite", narrow=10_000) == (0, "float32")  # not worth a measurement
     assert "Runs in" not in capsys.readouterr().err
-
-
-def test_forecasts_too(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, "NARROW", 1)
-    monkeypatch.setattr(cpu_dtype, "matmul_seconds", lambda: {"bfloat16": 1.0, "float32": 3.0})
-    (tmp_path / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n' * 2)
-    options = ["--grader", "exact", "--samples", "4", "--max-new-tokens", "3", "--device", "cpu", "--quiet"]
-    assert main(["forecast", "--model", tiny_model_path, "--data", "q.jsonl", *options]) == 0
-    assert json.loads((tmp_path / "forecast" / "settings.json").read_text())["dtype"] == "bfloat16"
-
-
-def test_a_device_that_is_none_is_refused_first(
-    tiny_model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "bench.jsonl", BENCH)
-    words = ["--data", "bench.jsonl", "--model", tiny_model_path, "--device", "gpu:x"]
-    assert main(["eval", "reward-bench", *words]) == 2
-    assert "--device gpu:x cannot be used" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -10,12 +10,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from endotrl import SentenceReward
 from endotrl.commands.evaluate_options import BENCHMARK_HELP, NEEDS_DATA
-from endotrl.commands.main import main, make_parser
+from endotrl.commands.main import main
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.dsp import DOMAINS
 from endotrl.evaluation.examples_page import answer_example
@@ -24,7 +22,6 @@ from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
 
 from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, write
-from ..support.reference import chatml
 
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m"
@@ -55,19 +52,6 @@ class TestParser:
     def test_benchmarks_are_those_there_are(self):
         assert list(BENCHMARK_HELP) == list(BENCHMARKS)
         assert set(NEEDS_DATA) == {name for name, benchmark in BENCHMARKS.items() if benchmark.hub is None}
-
-    def test_help_in_80_columns(self, capsys):
-        for name in [*BENCHMARK_HELP, "generation", "best-of-n", "compare"]:
-            with pytest.raises(SystemExit) as stop:
-                make_parser().parse_args(["eval", name, "--help"])
-            assert stop.value.code == 0
-            assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-
-    def test_did_you_mean(self, capsys):
-        for words, meant in ((["eval", "rmbench"], "rm-bench"), (["evla", "rm-bench"], "eval")):
-            with pytest.raises(SystemExit):
-                make_parser().parse_args(words)
-            assert capsys.readouterr().err.rstrip().endswith(f"Did you mean {meant}?")
 
 
 def browser_data(path):
@@ -214,9 +198,8 @@ class TestBenchmark:
         better, worse = results["examples"][0]["scores"][names[1]]
         assert better == pytest.approx(worse, abs=1e-5)
 
-    @pytest.mark.parametrize("chat", [False, True])
     def test_explicit_reward_models_beside_the_intrinsic_ones(
-        self, evaluate, reward_model_path, sentence_model_path, tmp_path, capsys, chat
+        self, evaluate, reward_model_path, sentence_model_path, tmp_path
     ):
         rows = [
             {"prompt": f"What is {i}+2?", "chosen": f"It is {i + 2}. I am sure of it.", "rejected": "No idea, sorry."}
@@ -224,26 +207,14 @@ class TestBenchmark:
         ]
         classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
         names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
-        options = ["--scorers", *names, *(["--chat"] if chat else [])]
-        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), *options)
+        results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), "--scorers", *names)
         assert list(results["metrics"]) == names
         answers = [row[key] for row in rows for key in ("chosen", "rejected")]
-        questions = [row["prompt"] for row in rows for _ in range(2)]
-        prompts = [[{"role": "user", "content": question}] for question in questions] if chat else questions
-        scores = {name: sum((example["scores"][name] for example in results["examples"]), []) for name in names}
-        expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
-        assert scores[sentence] == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
-        model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
-        tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
-        for question, answer, score in zip(questions, answers, scores[classifier], strict=True):
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            ids = tokenizer(chatml(messages) if chat else question + answer, add_special_tokens=not chat)["input_ids"]
-            if not chat:
-                ids = [*ids, tokenizer.eos_token_id]
-            with torch.no_grad():
-                hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
-            last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
-            assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
+        scores = sum((example["scores"][sentence] for example in results["examples"]), [])
+        expected = SentenceReward(sentence_model_path, device="cpu")(
+            [row["prompt"] for row in rows for _ in "ab"], answers
+        )
+        assert scores == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
         assert results["verdict"].startswith("5 items are too few") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
@@ -266,26 +237,6 @@ class TestBenchmark:
         results = evaluate("dsp", path, "--scorers", "bellman.sum")
         assert len(results["examples"]) == 5
         assert "Criterion by domain" in (tmp_path / "out" / "report.html").read_text()
-
-
-class TestErrors:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (["--scorers", "loss.sum"], "There is no scorer 'loss.sum'"),
-            (["--data", "none.json"], "there is no such file or folder"),
-            (["--device", "cuda:77"], "--device cuda:77 cannot be used"),
-            (["--scorers", "reward_model:no-such-model"], "'no-such-model' cannot be loaded"),
-            (["--scorers", "reward_model:{tiny}"], "has 2 outputs, but a reward model has one"),
-            (["--model", "endotrl/no-such-model"], "cannot be loaded"),
-        ],
-    )
-    def test_before_anything_is_written(self, tiny_model_path, rm_bench, tmp_path, capsys, options, message):
-        given = {"--model": tiny_model_path, "--data": rm_bench, "--output": str(tmp_path / "out")}
-        given[options[0]] = options[1].format(tiny=tiny_model_path)
-        assert main(["eval", "rm-bench", *[word for pair in given.items() for word in pair]]) == 2
-        assert message in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
 
 
 class TestCompare:
@@ -325,7 +276,6 @@ class TestCompare:
         assert max(map(len, out.splitlines()[:10])) <= 80
         table = (tmp_path / "c.md").read_text()
         assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
-        assert main(["eval", "compare", "a"]) == 2
 
     def test_needs_no_torch(self, evaluate, tmp_path):
         evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length")
@@ -354,14 +304,6 @@ class TestCompare:
         assert "of s: A 0.667" in compare([{**a, "main_metric": "greedy"}, b])["verdict"]  # which none has
         assert compare([a, b, run(("y", 0), ("z", 0))])["rows"][0]["values"] == pytest.approx([0.5, 1.0, 0.0])
 
-    def test_not_comparable(self, evaluate, tmp_path, rm_bench, capsys):
-        evaluate("rm-bench", rm_bench, "--scorers", "length", output="a")
-        evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length", output="b")
-        assert main(["eval", "compare", "a", "b"]) == 2
-        assert "different benchmarks: rm-bench and preference" in capsys.readouterr().err
-        assert main(["eval", "compare", "a", "none"]) == 2
-        assert "is no run of endotrl eval" in capsys.readouterr().err
-
 
 class TestGeneration:
     def questions(self, tmp_path):
@@ -380,14 +322,6 @@ class TestGeneration:
         assert again["metrics"] == results["metrics"]
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
-
-    def test_a_question_too_long_ends_the_run_before_it_begins(self, tmp_path, tiny_model_path, capsys):
-        rows = [{"question": f"{i}+{i}?", "answer": str(2 * i)} for i in range(20)]
-        path = write(tmp_path / "q.jsonl", [*rows, {"question": "long " * 300, "answer": "1"}])
-        command = ["eval", "generation", "--model", tiny_model_path, "--data", path, "--output", str(tmp_path / "out")]
-        assert main([*command, "--max-new-tokens", "6", "--instruction=", "--quiet"]) == 2
-        assert "the model's context has 256. Lower --max-new-tokens." in capsys.readouterr().err
-        assert not (tmp_path / "out" / "answers.jsonl").exists()
 
     def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
         # A grader that a random model can satisfy: an answer is right if it has an even number of characters.

@@ -75,15 +75,3 @@ class TestCommand:
             completion_ids=[[34, 35]],
         )
         assert record["rewards"] == pytest.approx([expected] * 9, abs=1e-4)
-
-    def test_errors(self, tiny_policy_path, data, tmp_path, capsys):
-        command = ["forecast", "--model", tiny_policy_path, "--data", data, "--output", str(tmp_path / "e")]
-        for options, words in (
-            (["--temperatures", "0.5"], "1 among them"),
-            (["--samples", "2"], "too few for the temperatures"),
-            (["--max-new-tokens", "600"], "the model's context has 64"),
-            (["--power-sampling", "2", "--alpha", "0.5"], "default settings alone"),
-            (["--grader", "best"], "The grader is 'best'"),
-        ):
-            assert main([*command, *options]) == 2
-            assert words in capsys.readouterr().err

@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from endotrl import EndogenousReward, __version__
+from endotrl.commands.evaluate_options import BENCHMARK_HELP
 from endotrl.commands.main import main, make_parser
 from endotrl.reporting import correlation_in_words
 
 from ..evaluation.rows import write
+from ..monitoring.diagnosis.runs import healthy, write_state
 
 
 ROWS = [
@@ -41,7 +43,8 @@ def score(tiny_model_path, source):
 
 
 class TestParser:
-    def test_heavy_libraries_are_not_imported(self):
+    def test_heavy_libraries_are_not_imported(self, tmp_path):
+        log = write_state(tmp_path / "run" / "trainer_state.json", healthy()).parent
         code = (
             "import sys; from endotrl.commands.main import main\n"
             "eval_kinds = ['eval rm-bench', 'eval compare', 'eval generation', 'eval best-of-n']\n"
@@ -49,14 +52,21 @@ class TestParser:
             "for words in [*commands, *eval_kinds]:\n"
             "    try: main([*words.split(), '--help'])\n"
             "    except SystemExit as stop: assert stop.code == 0\n"
-            "heavy = {'torch', 'transformers', 'trl', 'numpy', 'rich', 'tqdm'} & set(sys.modules)\n"
-            "assert not heavy, heavy"
+            "heavy = {'torch', 'transformers', 'trl', 'accelerate'}\n"
+            "assert not (heavy | {'numpy', 'rich', 'tqdm'}) & set(sys.modules)\n"
+            "assert main(['diagnose', sys.argv[1]]) == 0\n"
+            "assert not heavy & set(sys.modules)"
         )
-        subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", code, str(log)], check=True, stdout=subprocess.DEVNULL)
 
-    @pytest.mark.parametrize("words", ["demo", "score", "pairs", "eval generation", "forecast", "plan"])
-    def test_help(self, words, capsys, monkeypatch):
-        monkeypatch.setenv("COLUMNS", "80")
+    @pytest.mark.parametrize(
+        "words",
+        [
+            *("demo", "score", "pairs", "eval generation", "forecast", "plan", "eval best-of-n", "eval compare"),
+            *(f"eval {name}" for name in BENCHMARK_HELP),
+        ],
+    )
+    def test_help(self, words, capsys):
         with pytest.raises(SystemExit):
             main([*words.split(), "--help"])
         lines = capsys.readouterr().out.splitlines()
@@ -70,24 +80,6 @@ class TestParser:
         with pytest.raises(SystemExit) as stop:
             main(["--version"])
         assert stop.value.code == 0 and capsys.readouterr().out == f"endotrl {__version__}\n"
-
-    @pytest.mark.parametrize(
-        ("options", "reason"),
-        [
-            ([], "required: COMMAND"),
-            (["score", "f"], "required: --model"),
-            (["score", "f", "--model", "m", "--limit", "0"], "'0' is not a whole number of at least 1"),
-            (["score", "f", "--model", "m", "--block-size", "x"], "'x' is not a whole number of at least 1"),
-            (["score", "f", "--model", "m", "--truncation", "max"], "invalid choice: 'max'"),
-            (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]' is not a JSON object"),
-            (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "one message, as text, for each domain"),
-            (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
-        ],
-    )
-    def test_usage_errors(self, options, reason, capsys):
-        with pytest.raises(SystemExit) as stop:
-            main(options)
-        assert stop.value.code == 2 and reason in capsys.readouterr().err
 
     def test_criterion(self):
         parse = lambda text: make_parser().parse_args(["score", "f", "--model", "m", "--criterion", text]).criterion  # noqa: E731
@@ -174,48 +166,6 @@ class TestScore:
         done = subprocess.run(command, stdin=source.open("rb"), capture_output=True, check=True)
         assert [json.loads(line)["line"] for line in done.stdout.splitlines()] == [1, 2, 3, 4]
         assert b"First rows" in done.stderr and b"Traceback" not in done.stderr
-
-    @pytest.mark.parametrize(
-        ("options", "reason"),
-        [
-            (["FILE", "--model", "no/such-model"], "The frozen model 'no/such-model' cannot be loaded"),
-            (["no.jsonl", "--model", "MODEL"], "no.jsonl: there is no such file or folder"),
-            (["FILE", "--model", "MODEL", "--alpha", "0"], "`alpha` is 0.0, but the temperature"),
-            (["FILE", "--model", "MODEL", "--device", "cuda:99"], "--device cuda:99 cannot be used"),
-            (["FILE", "--model", "MODEL", "--device", "toaster"], "--device toaster cannot be used"),
-            (["FILE", "--model", "MODEL", "--output", "no/out.jsonl"], "The folder of the output, no, does not exist"),
-            (["FILE", "--model", "MODEL", "--html", "no/page.html"], "The folder of the page, no, does not exist"),
-            (["FILE", "--model", "MODEL", "--html", "FILE"], "is also the input or the output"),
-            (["FILE", "--model", "MODEL", "--output", "FILE"], "would be written over the input"),
-        ],
-    )
-    def test_errors_are_one_message(self, options, reason, source, tiny_model_path, tmp_path, capsys):
-        before = source.read_bytes()
-        names = {"FILE": str(source), "MODEL": tiny_model_path}
-        assert main(["score", *(names.get(option, option) for option in options)]) == 2
-        err = capsys.readouterr().err
-        assert reason in err and "Traceback" not in err
-        assert source.read_bytes() == before and list(tmp_path.iterdir()) == [source]
-
-    @pytest.mark.parametrize(
-        ("words", "reason"),
-        [
-            ("score t.csv --model MODEL", "t.csv: .csv files are not read, but .json, .jsonl,"),
-            ("forecast --data nan.jsonl --model MODEL", 'nan.jsonl, line 1: "answer" is nan, which is no answer'),
-            ("eval generation --data nan.jsonl --model MODEL --seeds 1 1", "--seeds 1 1 has a seed twice"),
-            ("plan none.yaml", "There is no file none.yaml. `endotrl recipes` lists what endotrl://NAME can be."),
-            ("recipes smollm2-135m --copy t.csv", "t.csv is a file, and no folder."),
-            ("demo --task arithmetic --output t.csv", "t.csv is a file, and no folder."),
-        ],
-    )
-    def test_mistakes_end_in_one_line(self, words, reason, tiny_model_path, tmp_path, monkeypatch, capsys):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("endotrl.demo.demo.quiet_libraries", lambda: None)
-        Path("t.csv").write_text("prompt,completion\nHi,there\n")
-        Path("nan.jsonl").write_text('{"question": "2 + 2?", "answer": NaN}\n')
-        assert main(words.replace("MODEL", tiny_model_path).split()) == 2
-        err = capsys.readouterr().err
-        assert reason in err and err.count("\n") == 1
 
     def test_interruption_in_process(self, score, monkeypatch, capsys):
         monkeypatch.setattr(EndogenousReward, "score", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))

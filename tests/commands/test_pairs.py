@@ -111,28 +111,6 @@ def test_bad_rows_are_named(pairs, tmp_path, capsys):
     assert "Left out: 2 responses without a reward." in captured.out
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--margin", "-1"], "`margin` is -1.0"),
-        (["--fraction", "0"], "`fraction` is 0.0"),
-        (["--margin", "1e9"], "There is nothing to write. Left out: 30 prompts whose responses do not differ"),
-        (["--form", "gain.sum"], "--form gain.sum needs a second pass"),
-        (["--form", "length"], "There is no scorer 'length'"),
-        (["--form", "bellman.sum", "--aggregate", "mean"], "--form bellman.sum and --aggregate were given"),
-        (["--output", "data/in.jsonl"], "would be written over the input"),
-        (["--output", "data/other.jsonl"], "data/other.jsonl exists, and no other.jsonl.scores tells what made it"),
-        (["--output", "no/out.jsonl"], "The folder of the output, no, does not exist"),
-    ],
-)  # fmt: skip
-def test_errors_are_one_message(pairs, options, reason, tmp_path, capsys):
-    (tmp_path / "data" / "other.jsonl").write_text("{}\n")
-    assert pairs(*options) == 2
-    err = capsys.readouterr().err
-    assert reason in err and "Traceback" not in err
-    assert (tmp_path / "data" / "other.jsonl").read_text() == "{}\n"
-
-
 def test_form_is_that_of_the_settings(tiny_model_path, tmp_path):
     write(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": " b c"}])
     command = ["score", "rows.jsonl", "--model", tiny_model_path, "--device", "cpu", "--quiet", "--output"]

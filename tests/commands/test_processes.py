@@ -2,9 +2,6 @@
 """Commands in two processes, as `accelerate launch` starts them: the results are those of one, also after a kill."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +9,10 @@ import pytest
 from endotrl.commands.main import main
 
 from ..evaluation.rows import write
+from ..support.accelerate_server import torchrun
 
 
-ROOT = Path(__file__).parents[2]
+WORKER = "tests/support/commands_worker.py"
 
 
 def commands(model: str, folder: Path, data: Path) -> list[list[str]]:
@@ -34,19 +32,6 @@ def commands(model: str, folder: Path, data: Path) -> list[list[str]]:
             *("--max-new-tokens", "3", "--samples", "4", "--grader", "text"),
         ],
     ]  # fmt: skip
-
-
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As `accelerate launch` does it."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [sys.executable, *launcher, "tests/support/commands_worker.py", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture
@@ -71,11 +56,11 @@ def test_two_processes_make_what_one_makes(tiny_model_path: str, data: Path) -> 
         assert main(words) == 0
     todo = data / "commands.json"
     todo.write_text(json.dumps(commands(tiny_model_path, two, data)))
-    killed = launch(str(todo), "3")
+    killed = torchrun(2, WORKER, str(todo), "3")
     assert killed.returncode != 0 and "Signal 9 (SIGKILL)" in killed.stderr
     assert not (two / "scores.jsonl").exists()  # but what was scored is there
     assert sum(path.read_bytes().count(b"\n") for path in (two / "scores.jsonl.shards").glob("*.jsonl")) > 0
-    done = launch(str(todo))
+    done = torchrun(2, WORKER, str(todo))
     assert done.returncode == 0, done.stderr
     for name in ("scores.jsonl", "form.jsonl", "pairs.jsonl"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name

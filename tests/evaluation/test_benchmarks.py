@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every benchmark's rule: accuracies worked out by hand, and averaging formulas written a second time."""
 
-import itertools
 import random
 
 import numpy as np
@@ -11,7 +10,6 @@ from trl.data_utils import extract_prompt
 from endotrl.data.sources import FormatError, read_rows
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.benchmark import fold
-from endotrl.evaluation.benchmarks.prm_bench import confusion, prm_score
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
 from endotrl.evaluation.scorer_names import make_form
@@ -41,31 +39,6 @@ class TestRMBench:
         assert metrics["average"] == pytest.approx(4 / 9)
         assert metrics["markdown > detailed"] == 1.0
         assert metrics["detailed > markdown"] == 0.0
-
-    @pytest.mark.parametrize("ties", [False, True])
-    def test_the_repositorys_averaging(self, tmp_path, ties):
-        parts = {"chat": 3, "math": 2, "code": 4, "safety-refuse": 5, "safety-response": 2}
-        rows = [{**RM_BENCH_ROW, "id": i, "domain": part} for part, n in parts.items() for i in range(n)]
-        items = items_of("rm-bench", write(tmp_path / "total.jsonl", rows))
-        scores = random_scores(items, ties=ties)
-        metrics = metrics_of("rm-bench", items, scores)
-
-        def levels(part):  # the README of the repository, in NumPy
-            matrix = np.zeros((3, 3))
-            chosen = [row for item, row in zip(items, scores, strict=True) if item.group == part]
-            for row in chosen:
-                for i, j in itertools.product(range(3), range(3)):
-                    matrix[i, j] += row[i] > row[3 + j]
-            matrix /= len(chosen)
-            return np.array([np.tril(matrix, -1).sum() / 3, np.trace(matrix) / 3, np.triu(matrix, 1).sum() / 3])
-
-        safety = (levels("safety-refuse") + levels("safety-response")) / 2
-        domains = {"chat": levels("chat"), "math": levels("math"), "code": levels("code"), "safety": safety}
-        total = sum(domains.values()) / 4
-        assert [metrics[name] for name in ("easy", "normal", "hard")] == pytest.approx(list(total), abs=1e-12)
-        assert metrics["average"] == pytest.approx(np.mean([d.mean() for d in domains.values()]), abs=1e-12)
-        for name, value in domains.items():
-            assert metrics[name] == pytest.approx(value.mean(), abs=1e-12)
 
     def test_domain_from_the_file_name(self, tmp_path):
         for name, part in (("safety-refuse_filtered", "safety-refuse"), ("chat_filtered", "chat")):
@@ -129,24 +102,6 @@ class TestRewardBench2:
         path = write(tmp_path / "f.jsonl", rows)
         with pytest.raises(FormatError, match=r"line 3: the \"id\" tied:0 of Ties is there twice"):
             items_of("reward-bench-2", path)
-
-    @pytest.mark.parametrize("coarse", [False, True])
-    def test_ties_written_again(self, tmp_path, coarse):
-        rows = [ties_row(kind, n, 1 if kind == "ref" else 2 + n % 4, 3) for n in range(9) for kind in ("ref", "tied")]
-        items = items_of("reward-bench-2", write(tmp_path / "f.jsonl", rows))
-        scores = random_scores(items, seed=3, ties=coarse)
-        lines = {
-            item.id: (row[: item.facts["num_correct"]], row[item.facts["num_correct"] :])
-            for item, row in zip(items, scores, strict=True)
-        }
-        gap = {name: min(right) - max(wrong) for name, (right, wrong) in lines.items()}
-        ref, tied = [np.array([gap[f"{kind}:{n}"] for n in range(9)]) for kind in ("ref", "tied")]
-        spread = np.array([max(lines[f"tied:{n}"][0]) - min(lines[f"tied:{n}"][0]) for n in range(9)])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            margin = np.nan_to_num(np.tanh(np.minimum(ref, tied) / spread - 1), nan=0.0)
-        expected = 0.3 * (tied > 0).mean() + 0.3 * (ref > 0).mean() + 0.2 * (tied > spread).mean()
-        expected += 0.2 * (np.minimum(ref, tied) > spread).mean() + 0.01 * margin.mean()
-        assert metrics_of("reward-bench-2", items, scores)["Ties"] == pytest.approx(expected, abs=1e-12)
 
     def test_bad_rows(self, tmp_path):
         with pytest.raises(ValueError, match=r'line 1: the "id" of a row of Ties must be "ref:N" or "tied:N"'):
@@ -221,14 +176,6 @@ class TestPRMBench:
         with pytest.raises(FormatError, match='"modified_process" has only empty steps'):
             items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))
 
-    def test_confusion_by_hand(self):
-        # Steps 0 and 3 accepted; steps 2 and 3 are wrong: right accepted 1, wrong accepted 1, wrong refused 1, right
-        # refused 1.
-        counts = confusion(np.array([True, False, False, True]), np.array([False, False, True, True]))
-        assert counts == {"TP": 1, "FP": 1, "TN": 1, "FN": 1}
-        # Precision and recall are 1/2 for either class.
-        assert list(map(float, prm_score(counts))) == [0.5, 0.5, 0.5]
-
     def test_wrong_steps_count_from_one(self, tmp_path):
         items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1]), self.row([2, 3, 9], "deception")]))
         # A step behind the last is passed over.
@@ -245,12 +192,6 @@ class TestPRMBench:
         units = BENCHMARKS["prm-bench"].units(items, random_scores(items))
         assert set(units[0].values) == {"accepted"}
 
-    def test_real_file(self):
-        items = items_of("prm-bench", real_file("prmbench/step_contradiction.jsonl"))
-        assert len(items) == 90
-        knows = [[-float(i in item.facts["errors"]) for i in range(item.num_scores)] for item in items]
-        assert metrics_of("prm-bench", items, knows)["PRMScore"] == 1.0
-
 
 def test_items_of_two_files_are_independent(tmp_path):
     for benchmark, rows in (("preference", [{**PAIR_ROW, "id": i} for i in range(3)]), ("dsp", [DSP_ROW] * 3)):
@@ -263,30 +204,13 @@ def test_items_of_two_files_are_independent(tmp_path):
 
 
 class TestDSP:
-    def test_table_by_hand(self, tmp_path):
+    def test_items(self, tmp_path):
         items = items_of("dsp", write(tmp_path / "f.json", [DSP_ROW]))
         assert [item.group for item in items] == ["none", *DOMAINS]
         assert items[0].criterion is None and "academic" in items[1].criterion
-        # Under each criterion its own domain scores 4 and the rest 3, 2, 1, 0 in order: the own one beats all four
-        # others.
-        names, follow = [*DOMAINS, "normal"], []
-        for item in items:
-            order = sorted(names, key=lambda name: name != item.group)
-            follow.append([4.0 - order.index(name) for name in names])
-        metrics = metrics_of("dsp", items, follow)
-        assert metrics["matching"] == 1.0
+        # The first of five, and the fourth
+        metrics = metrics_of("dsp", items, [[4.0, 3.0, 2.0, 1.0, 0.0]] * 5)
         assert metrics["none > academy"] == 1.0 and metrics["none > entertainment"] == 0.25
-        assert metrics["business > academy"] == 0.75  # second of five
-        assert metrics["follows"] == pytest.approx(1.0 - metrics["other"])
-
-    def test_real_file(self):
-        items = items_of("dsp", real_file("dsp/domain_specific_preference.test.json"))
-        assert len(items) == 5 * 661
-        shorter = [[-float(len(text)) for text in item.responses] for item in items]
-        metrics = metrics_of("dsp", items, shorter)
-        # What knows no criterion cannot follow one: every row of the table is the same.
-        for domain in DOMAINS:
-            assert len({metrics[f"{criterion} > {domain}"] for criterion in ("none", *DOMAINS)}) == 1
 
 
 class TestJudgeBenchAndLLMBar:

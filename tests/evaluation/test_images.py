@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`endotrl eval preference` on rows with images, against the model's own logits of each row alone."""
+"""Files of rows with images, against the model's own logits of each row alone."""
 
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,24 @@ def path(tiny_model_path: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_vision_model("llava", tiny_model_path, tmp_path_factory.mktemp("model"))
 
 
-def test_scores(path: str, tmp_path: Path) -> None:
-    first, second = picture(0), picture(1)
+def log_probs_of(path: str, prompt: Any, pictures: list[Image.Image]) -> list[float]:
+    """Of the two answers, each row alone."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(path), AutoProcessor.from_pretrained(path)
+    end = processor.tokenizer.eos_token_id
+    rows = [
+        [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], end]
+        for text in ("A cat.", "No dog at all")
+    ]
+    return [reference_log_prob(model, processor, prompt, pictures, ids).sum().item() for ids in rows]
+
+
+def shown_on(page: str) -> list[bytes]:
+    return [base64.b64decode(data) for data in re.findall(r'src="data:image/png;base64,([^"]+)"', page)]
+
+
+def test_paths_and_base64_in_both_commands(path: str, tmp_path: Path) -> None:
+    """`endotrl eval preference` and `endotrl score` on the same file."""
+    first, second = picture(0, 640, 400), picture(1)
     first.save(tmp_path / "first.png")
     encoded = base64.b64encode(png(second)).decode()
     inline = [{"role": "user", "content": [{"type": "image", "base64": encoded}, {"type": "text", "text": "What?"}]}]
@@ -54,36 +71,46 @@ def test_scores(path: str, tmp_path: Path) -> None:
         {"id": "none", "prompt": TEXT, **PAIR},
     ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shown = [(PLACED, [first]), (PLACED, [second]), (PLACED, [second]), (TEXT, [])]
+    expected = [log_probs_of(path, prompt, pictures) for prompt, pictures in shown]
     command = ["eval", "preference", "--model", path, "--device", "cpu", "--data", str(tmp_path / "pairs.jsonl")]
     options = ["--output", str(tmp_path / "out"), "--scorers", "log_prob.sum", "gain.sum", "--quiet"]
     assert main([*command, *options]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    model, processor = AutoModelForImageTextToText.from_pretrained(path), AutoProcessor.from_pretrained(path)
-
-    def expected(prompt: Any, pictures: list[Image.Image], text: str) -> float:
-        ids = [*processor.tokenizer(text, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id]
-        return reference_log_prob(model, processor, prompt, pictures, ids).sum().item()
-
-    shown = [(PLACED, [first]), (PLACED, [second]), (PLACED, [second]), (TEXT, [])]
-    for example, (prompt, pictures) in zip(results["examples"], shown, strict=True):
-        wanted = [expected(prompt, pictures, text) for text in ("A cat.", "No dog at all")]
+    for example, wanted in zip(results["examples"], expected, strict=True):
         assert example["scores"]["log_prob.sum"] == pytest.approx(wanted, abs=1e-3)
     page = (tmp_path / "out" / "report.html").read_text()
-    wrong = [e["scores"]["log_prob.sum"] for e in results["examples"][:3]]
-    assert page.count('alt="Image 1 of the prompt"') == sum(chosen < rejected for chosen, rejected in wrong)
-
+    assert page.count('alt="Image 1 of the prompt"') == sum(chosen < rejected for chosen, rejected in expected[:3])
     data = (tmp_path / "out" / "examples.html").read_text().partition('id="data">')[2].partition("</script>")[0]
-    images = [example["images"] for example in json.loads(data)["examples"]]
-    shown_in_browser = [
-        [base64.b64decode(image.partition("data:image/png;base64,")[2]) for image in row] for row in images
+    in_browser = [example["images"] for example in json.loads(data)["examples"]]
+    decoded = [[base64.b64decode(image.partition("base64,")[2]) for image in row] for row in in_browser]
+    assert [[Image.open(io.BytesIO(image)).size for image in row] for row in decoded] == [
+        [(320, 200)],
+        *[[(16, 16)]] * 2,
+        [],
     ]
-    assert shown_in_browser == [[png(first)], [png(second)], [png(second)], []]
-
+    assert decoded[1:3] == [[png(second)]] * 2
     # What was scored is known again by what the picture shows.
     picture(2).save(tmp_path / "first.png")
     before = len((tmp_path / "out" / "scores.jsonl").read_text().splitlines())
     assert main([*command, *options]) == 0
     assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == before + 1
+
+    first.save(tmp_path / "first.png")
+    bad = [
+        {"prompt": PLACED, "image": "https://example.com/cat.png", "completion": PAIR["chosen"]},
+        {"prompt": PLACED, "completion": PAIR["chosen"]},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, [*rows, *bad])))
+    command = ["score", str(tmp_path / "rows.jsonl"), "--model", path, "--device", "cpu", "--quiet"]
+    assert main([*command, "--output", str(tmp_path / "o.jsonl"), "--html", str(tmp_path / "page.html")]) == 1
+    written = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["reward"] for row in written[:8]] == pytest.approx(sum(expected, []), abs=1e-3)
+    assert "is the URL" in written[8]["error"] and "1 of them without a picture" in written[9]["error"]
+    page = (tmp_path / "page.html").read_text()
+    sizes = [Image.open(io.BytesIO(image)).size for image in shown_on(page)]
+    assert sizes == [(320, 200)] * 2 + [(16, 16)] * 4
+    assert encoded not in re.sub(r'src="[^"]+"', "", page)  # nor does it stand in the text
 
 
 def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

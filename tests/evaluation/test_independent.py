@@ -7,13 +7,14 @@ files are the real ones where they are, and else hand-made ones of the same form
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
 from collections import defaultdict
-from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from endotrl.commands.main import main
@@ -34,14 +35,13 @@ def coarse(text: str, criterion: str | None = None) -> float:
     return digest(text, criterion) // 1e6
 
 
-SCORES = pytest.mark.parametrize("score", [digest, coarse])
-
-
 def real_or_made(tmp_path, name, rows):
     """The real file, or one of the same format."""
     if (DATA / name).exists():
         return str(DATA / name)
-    return write(tmp_path / Path(name).name.removesuffix(".gz"), rows)
+    path = tmp_path / Path(name).with_suffix("" if name.endswith(".gz") else Path(name).suffix)
+    path.parent.mkdir(exist_ok=True)
+    return write(path, rows)
 
 
 def raw(path):
@@ -51,106 +51,133 @@ def raw(path):
     return [json.loads(line) for line in data.split(b"\n") if line.strip()]
 
 
-def ours(benchmark, path, score):
-    items = items_of(benchmark, path)
-    scores = [[score(text, item.criterion) for text in item.steps or item.responses] for item in items]
-    return metrics_of(benchmark, items, scores)
-
-
 def words(count, seed=0):
     draws = random.Random(seed)
     return [" ".join(draws.choices("abcdefgh", k=draws.randint(1, 9))) for _ in range(count)]
 
 
-@SCORES
-@pytest.mark.parametrize("part", ["chat", "safety-response"])
-def test_rm_bench(tmp_path, part, score):
-    made = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
-    path = real_or_made(tmp_path, f"rm_bench/{part}_filtered.json", made)
-    wins = defaultdict(int)
-    rows = raw(path)
+def share(wins):
+    return sum(wins) / len(wins)
+
+
+def rm_bench(rows, score):
+    """The README of the repository: the mean of the domains, of which safety is the mean of two parts."""
+
+    def levels(part):
+        found = {"easy": [], "normal": [], "hard": []}
+        for row in rows:
+            if row.get("domain", "chat") == part:
+                for i, j in itertools.product(range(3), range(3)):
+                    level = "hard" if i < j else "easy" if i > j else "normal"
+                    found[level].append(score(row["chosen"][i]) > score(row["rejected"][j]))
+        return {level: share(wins) for level, wins in found.items() if wins}
+
+    parts = {part: levels(part) for part in ("chat", "math", "code", "safety-refuse", "safety-response")}
+    safety = [parts.pop(f"safety-{part}") for part in ("refuse", "response")]
+    if safety[0]:
+        parts["safety"] = {level: (safety[0][level] + safety[1][level]) / 2 for level in safety[0]}
+    parts = {part: found for part, found in parts.items() if found}
+    expected = {level: share([found[level] for found in parts.values()]) for level in ("easy", "normal", "hard")}
+    expected |= {part: share(found.values()) for part, found in parts.items()} if len(parts) > 1 else {}
+    return expected | {"average": share([share(found.values()) for found in parts.values()])}
+
+
+def judge_bench(rows, score):
+    right = [score(row[f"response_{row['label'][0]}"]) > score(row[f"response_{row['label'][2]}"]) for row in rows]
+    return {"accuracy": share(right)}
+
+
+def llmbar(rows, score):
+    return {
+        "average": share(
+            [score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows]
+        )
+    }
+
+
+def preference(rows, score):
+    right = []
     for row in rows:
-        for i, chosen in enumerate(row["chosen"]):
-            for j, rejected in enumerate(row["rejected"]):
-                level = "hard" if i < j else "easy" if i > j else "normal"
-                wins[level] += score(chosen) > score(rejected)
-    expected = {level: Fraction(count, 3 * len(rows)) for level, count in wins.items()}
-    found = ours("rm-bench", path, score)
-    for level, value in expected.items():
-        assert found[level] == pytest.approx(float(value), abs=1e-12)
-    assert found["average"] == pytest.approx(float(sum(expected.values()) / 3), abs=1e-12)
+        if row["chosen"] != row["rejected"]:
+            start = len(os.path.commonprefix([row["chosen"], row["rejected"]]))
+            start -= row["chosen"][start - 1] == " "
+            right.append(score(row["chosen"][start:]) > score(row["rejected"][start:]))
+    return {"accuracy": share(right)}
 
 
-@SCORES
-def test_judge_bench(tmp_path, score):
-    made = [
-        {"pair_id": str(i), "source": source, "question": "q", "response_A": a, "response_B": b, "label": label}
-        for i, (a, b) in enumerate(zip(words(40), words(40, 1), strict=True))
-        for source, label in [(("mmlu-pro-law", "livebench-math", "livecodebench")[i % 3], ("A>B", "B>A")[i % 2])]
-    ]
-    path = real_or_made(tmp_path, "judgebench/claude-3-5-sonnet.jsonl", made)
-    right = [
-        score(row[f"response_{row['label'][0]}"]) > score(row[f"response_{row['label'][2]}"]) for row in raw(path)
-    ]
-    assert ours("judge-bench", path, score)["accuracy"] == pytest.approx(sum(right) / len(right), abs=1e-12)
-
-
-@SCORES
-def test_llmbar(tmp_path, score):
-    made = [
-        {"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2}
-        for i, (a, b) in enumerate(zip(words(40), words(40, 1), strict=True))
-    ]
-    path = real_or_made(tmp_path, "llmbar/natural.json", made)
-    rows = raw(path)
-    right = sum(score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows)
-    assert ours("llmbar", path, score)["average"] == pytest.approx(right / len(rows), abs=1e-12)
-
-
-@SCORES
-def test_preference(tmp_path, score):
-    made = [
-        {"chosen": f"\n\nHuman: Hi\n\nAssistant: {a}", "rejected": f"\n\nHuman: Hi\n\nAssistant: {b}"}
-        for a, b in zip(words(40), words(40, 1), strict=True)
-    ]
-    path = real_or_made(tmp_path, "hh_rlhf/harmless-base.test.jsonl.gz", made)
-    right = total = 0
-    for row in raw(path):
-        if row["chosen"] == row["rejected"]:
-            continue
-        start = len(os.path.commonprefix([row["chosen"], row["rejected"]]))
-        if row["chosen"][start - 1] == " ":
-            start -= 1
-        total += 1
-        right += score(row["chosen"][start:]) > score(row["rejected"][start:])
-    assert ours("preference", path, score) == {"accuracy": pytest.approx(right / total, abs=1e-12)}
-
-
-@SCORES
-def test_dsp(tmp_path, score):
-    made = [
-        {"query": f"q{i}", "responses": dict(zip((*DOMAINS, "normal"), words(5, i), strict=True))} for i in range(30)
-    ]
-    path = real_or_made(tmp_path, "dsp/domain_specific_preference.test.json", made)
-    rows, found = raw(path), ours("dsp", path, score)
+def dsp(rows, score):
     table = {}
-    for criterion in DOMAINS:
-        for domain in DOMAINS:
-            wins = [
+    for criterion, domain in itertools.product(DOMAINS, DOMAINS):
+        table[criterion, domain] = share(
+            [
                 score(row["responses"][domain], CRITERIA[criterion]) > score(text, CRITERIA[criterion])
                 for row in rows
                 for name, text in row["responses"].items()
                 if name != domain
             ]
-            table[criterion, domain] = sum(wins) / len(wins)
-            assert found[f"{criterion} > {domain}"] == pytest.approx(table[criterion, domain], abs=1e-12)
-    matching = sum(table[domain, domain] for domain in DOMAINS) / 4
-    other = sum(value for (a, b), value in table.items() if a != b) / 12
-    assert found["matching"] == pytest.approx(matching, abs=1e-12)
-    assert found["follows"] == pytest.approx(matching - other, abs=1e-12)
+        )
+    matching = share([table[domain, domain] for domain in DOMAINS])
+    other = share([value for (a, b), value in table.items() if a != b])
+    expected = {f"{criterion} > {domain}": value for (criterion, domain), value in table.items()}
+    return expected | {"matching": matching, "follows": matching - other}
 
 
-@SCORES
+def ties(rows, score):
+    """RewardBench 2: weights and margins of its Ties subset."""
+    of_row = {row["id"]: [list(map(score, row[key])) for key in ("chosen", "rejected")] for row in rows}
+    gap = {name: min(right) - max(wrong) for name, (right, wrong) in of_row.items()}
+    pairs = [(gap[f"ref:{n}"], gap[f"tied:{n}"], np.ptp(of_row[f"tied:{n}"][0])) for n in range(len(rows) // 2)]
+    ref, tied, spread = map(np.array, zip(*pairs, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        margin = np.nan_to_num(np.tanh(np.minimum(ref, tied) / spread - 1), nan=0.0)
+    expected = 0.3 * share(tied > 0) + 0.3 * share(ref > 0) + 0.2 * share(tied > spread)
+    return {"Ties": expected + 0.2 * share(np.minimum(ref, tied) > spread) + 0.01 * margin.mean()}
+
+
+PARTS = {"chat": 3, "math": 2, "code": 4, "safety-refuse": 5, "safety-response": 2}
+SOURCES, LABELS = ("mmlu-pro-law", "livebench-math", "livecodebench"), ("A>B", "B>A")
+PAIRS = list(enumerate(zip(words(40), words(40, 1), strict=True)))
+RM_BENCH = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
+TOTAL = [{**RM_BENCH[i], "domain": part} for i, part in enumerate(sum(([part] * n for part, n in PARTS.items()), []))]
+JUDGE_BENCH = [
+    {"pair_id": str(i), "source": SOURCES[i % 3], "question": "q", "label": LABELS[i % 2]}
+    | {"response_A": a, "response_B": b}
+    for i, (a, b) in PAIRS
+]
+LLMBAR = [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in PAIRS]
+TALK = "\n\nHuman: Hi\n\nAssistant: "
+PREFERENCE = [{"chosen": TALK + a, "rejected": TALK + b} for _, (a, b) in PAIRS]
+NAMES = (*DOMAINS, "normal")
+DSP = [{"query": f"q{i}", "responses": dict(zip(NAMES, words(5, i), strict=True))} for i in range(30)]
+TIES = [
+    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, n), "rejected": words(3, 99 + n)}
+    for n in range(9)
+    for kind, k in (("ref", 1), ("tied", 2 + n % 4))
+]
+# Name of the benchmark; its real file; rows of the same format; and what it makes of them
+CASES = [
+    ("rm-bench", "rm_bench/chat_filtered.json", RM_BENCH, rm_bench),
+    ("rm-bench", "rm_bench/safety-response_filtered.json", RM_BENCH, rm_bench),
+    ("rm-bench", "no real file/total.jsonl", TOTAL, rm_bench),
+    ("judge-bench", "judgebench/claude-3-5-sonnet.jsonl", JUDGE_BENCH, judge_bench),
+    ("llmbar", "llmbar/natural.json", LLMBAR, llmbar),
+    ("preference", "hh_rlhf/harmless-base.test.jsonl.gz", PREFERENCE, preference),
+    ("dsp", "dsp/domain_specific_preference.test.json", DSP, dsp),
+    ("reward-bench-2", "no real file/ties.jsonl", TIES, ties),
+]
+
+
+@pytest.mark.parametrize("score", [digest, coarse])
+@pytest.mark.parametrize(("benchmark", "file", "made", "figures"), CASES, ids=lambda value: str(value)[:40])
+def test_figures(benchmark, file, made, figures, score, tmp_path):
+    path = real_or_made(tmp_path, file, made)
+    items = items_of(benchmark, path)
+    scores = [[score(text, item.criterion) for text in item.responses] for item in items]
+    found, expected = metrics_of(benchmark, items, scores), figures(raw(path), score)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("score", [digest, coarse])
 def test_prm_bench(tmp_path, score):
     made = [
         {
@@ -179,8 +206,7 @@ def test_prm_bench(tmp_path, score):
 
 def test_of_the_scores_that_a_run_keeps(tmp_path, tiny_model_path):
     """What `results.json` says is what its own scores give, joined with the raw file by id."""
-    made = [{"id": i, "prompt": f"p{i}", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(6)]
-    path = real_or_made(tmp_path, "rm_bench/chat_filtered.json", made)
+    path = real_or_made(tmp_path, "rm_bench/chat_filtered.json", RM_BENCH[:6])
     command = ["eval", "rm-bench", "--model", tiny_model_path, "--device", "cpu", "--data", path, "--limit", "6"]
     names = ["bellman.sum", "log_prob.discounted=0.95", "length", "random"]
     options = ["--max-response-tokens", "40", "--output", str(tmp_path / "out"), "--quiet", "--scorers", *names]

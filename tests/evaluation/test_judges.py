@@ -129,21 +129,23 @@ class TestJudge:
 
 
 class TestRewardModel:
-    def test_last_token_of_the_conversation(self, engine, reward_model_path, items):
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_last_token(self, chat, placement, reward_model_path, items):
         model = AutoModelForSequenceClassification.from_pretrained(reward_model_path).eval()
         tokenizer = AutoTokenizer.from_pretrained(reward_model_path)
+        items = items if chat else items[:1]  # a criterion is a message
         expected = []
-        for item in items:
-            for response in item.responses:
-                messages = [{"role": "system", "content": item.criterion}] if item.criterion else []
-                messages += [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": response}]
-                ids = tokenizer(chatml(messages), add_special_tokens=False)["input_ids"]
-                with torch.no_grad():
-                    hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
-                # transformers reads the last token that is not padding; here padding is the token that ends turns.
-                last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
-                expected.append(model.score(hidden[last]).item())
-        scores = RewardModel(reward_model_path, engine, device="cpu").score_items(items)
+        for item, response in [(each, response) for each in items for response in each.responses]:
+            messages = [{"role": "system", "content": item.criterion}] if item.criterion else []
+            messages += [{"role": "user", "content": item.prompt}, {"role": "assistant", "content": response}]
+            text = chatml(messages) if chat else item.prompt + response + "<|im_end|>"
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
+            # transformers reads the last token that is not padding; here padding is the token that ends turns.
+            last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
+            expected.append(model.score(hidden[last]).item())
+        scores = RewardModel(reward_model_path, Engine(placement, chat=chat), device="cpu").score_items(items)
         assert [score for row in scores for score in row] == pytest.approx(expected, abs=1e-4)
 
     def test_more_outputs_than_one(self, engine, tiny_model_path, tmp_path):

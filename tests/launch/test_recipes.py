@@ -210,6 +210,104 @@ class TestRanges:
                 assert all(f'"{choice}"' in source or f"'{choice}'" in source for choice in choices), name
 
 
+ASKED = [{"role": "user", "content": "d e f ?"}]
+MISTAKES: dict[str, list[tuple[Any, str]]] = {
+    # By recipe: on the command line (a list), in its YAML (a mapping), or in place of it (text), and what is said; "…"
+    # stands for anything.
+    "grpo": [
+        # Names
+        (["--reward_alfa", "2"], "There is no setting --reward_alfa (did you mean --reward_alpha?). `--help` lists"),
+        ({"reward_alfa": 2.0}, "no setting --reward_alfa (did you mean --reward_alpha?)"),
+        (["--max_step", "2"], "(did you mean --max_steps?)"),
+        (["--xyz123", "2"], "There is no setting --xyz123. `--help` lists all settings."),
+        (["--config"], "must come after it"),
+        ("beta: [1\nb: }", "no YAML: while parsing a flow sequence…line 1"),
+        ("- beta", "must contain a YAML mapping"),
+        ("beta: much", "argument --beta: invalid float value: 'much'"),
+        (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
+        # Data, models and rewards
+        (["--dataset_name", "other.jsonl"], "no such file"),
+        (["--eval_strategy", "steps"], "no split 'test', only 'train'"),
+        (["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
+        (["--answer_column", "gold"], "no column gold"),
+        (["--reward_model", "/nowhere"], "The frozen model '/nowhere' cannot be loaded"),
+        (["--model_name_or_path", "nowhere/at", "--reward", "random"], "The model 'nowhere/at' cannot be loaded"),
+        (["--reward_alpha", "-1"], "`reward_...`: `alpha` is -1"),
+        (["--reward_aggregate", "summ"], "`aggregate` is 'summ', but it must be one of 'sum', 'mean'"),
+        (["--reward_pattern", "("], "no regular expression"),
+        (["--reward_truncation", "skip"], "normalize_then_sum"),
+        (["--reward", "randon"], "`reward` has 'randon'"),
+        (["--reward", "sentence"], "`reward_sentence_model`"),
+        (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
+        (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
+        (["--reward", "json.JSONDecoder"], "which is a class"),
+        (["--reward", "math.pi"], "which is a float"),
+        (["--reward", "random", "length", "--reward_weights", "1"], "has 1 numbers…2 rewards"),
+        ({"reward_criterion": {"h": "Be kind.", "x": "Be brief."}}, "no column 'domain'"),
+        (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
+        (["--output_dir", __file__ + "/output"], "where nothing can be written"),
+        (["--output_dir", ""], "a run needs a folder of its own"),
+        (["--num_generations", "7"], "divisible by"),
+        (["--use_vllm", "True"], "`use_vllm: true` needs vllm, which is not installed: pip install 'endotrl[vllm]"),
+        # What trains nothing
+        (["--num_iterations", "0"], "`num_iterations` is 0, but it must be at least 1"),
+        (["--max_steps", "0"], "`max_steps` is 0, but it must be at least 1, or -1"),
+        (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing would be trained"),
+        (["--learning_rate", "0"], "`learning_rate` is 0.0, but it must be greater than 0"),
+        (["--num_generations", "0"], "`num_generations` is 0"),
+        (["--num_generations", "1"], "at least 2 generations"),
+        (["--reward_weights", "0"], "there is nothing to train on"),
+        (["--eval_on_start", "True"], "`eval_on_start: true` needs rows to evaluate on"),
+        (["--remove_unused_columns", "True"], "takes away the columns that rewards read"),
+        # Ranges
+        (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
+        (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
+        (["--max_completion_length", "0"], "`max_completion_length` is 0"),
+        (["--top_p", "1.5"], "greater than 0 and at most 1"),
+        (["--lora_dropout", "1"], "at least 0 and less than 1"),
+        (["--loss_type", "gpro"], "`loss_type` is 'gpro', but it must be one of 'grpo'"),
+        # What libraries need
+        (["--use_liger_kernel", "True"], "`use_liger_kernel: true` needs liger-kernel"),
+        (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` needs a package"),
+        (["--optim", "galore_adamw"], "`optim: galore_adamw` needs a package"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "`lr_scheduler_type: cosine_with_min_lr` cannot be made"),
+        (["--attn_implementation", "flash_attention_2"], "`attn_implementation` is 'flash_attention_2'"),
+        (["--attn_implementation", "flash"], "`attn_implementation` is 'flash'"),
+        (["--report_to", "mlflow"], "`report_to: mlflow` needs a package"),
+        (["--report_to", "mlfow"], "mlfow is not supported"),
+        (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
+        (["--lora_target_modules", "nope"], "The adapter (`lora_...`) does not go with"),
+        (["--lora_task_type", "LM"], "Invalid task type: 'LM'"),
+        (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
+        (["--generation_kwargs", '{"temperature": 0}'], "`temperature` is 0, but it must be greater than 0"),
+        (["--cache_implementation", "none"], "cache_implementation"),
+        (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is 'nowhere'"),
+        # What YAML reads
+        ({"temperature": None}, "`temperature` is null, but it must be a number"),
+        ({"max_completion_length": None}, "`max_completion_length` is null"),
+        ({"num_iterations": 1.5}, "`num_iterations` is 1.5, but it must be a whole number"),
+        ({"num_generations": [2]}, "`num_generations` is [2]"),
+        ({"eval_strategy": False}, "YAML reads no, off"),
+        ({"output_dir": 7}, "`output_dir` is 7, but it must be text"),
+        ({"reward_weights": ["much"]}, "`reward_weights` is"),
+        ({"chat_template_kwargs": "thinking"}, "must be a mapping"),
+        ({"model_init_kwargs": ["a"]}, "`model_init_kwargs` is"),
+        ({"datasets": [1]}, "`datasets` is"),
+        ({"on_collapse": "ignore"}, "`on_collapse` is 'ignore'"),
+        ({"accuracy": "exact"}, "`accuracy` is 'exact'"),
+        ({"parallelism_config": {"a": 1}}, "Settings do not go together"),
+    ],
+    "dense_grpo": [(["--reward_aggregate", "mean"], "cannot be credited to single tokens")],
+    "ppo": [
+        (["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
+        (["--dataset_prompt_column", "text"], "no column 'text'…'prompt', 'answer', 'question'"),
+        (["--per_device_train_batch_size", "17"], "16 prompts, but one generation batch has 17"),
+        (["--reward_truncation", "skip"], 'Set `reward_truncation="terminal"`'),
+    ],
+    "sentence_reward": [(["--eval_strategy", "no"], "preferences need 'chosen' and 'rejected'")],
+}
+
+
 class TestMistakes:
     """Found before any model is loaded."""
 
@@ -220,161 +318,69 @@ class TestMistakes:
 
         monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", load)
 
-    def test_misspelt_key_in_yaml(self, tmp_path):
-        path = tmp_path / "grpo.yaml"
-        path.write_text(recipe("grpo").read_text() + "reward_alfa: 2.0\n")
-        with pytest.raises(ValueError, match=r"no setting --reward_alfa \(did you mean --reward_alpha\?\)"):
-            parse(path)
-
     @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("beta: [1\nb: }", "no YAML: while parsing a flow sequence.*line 1"),
-            ("- beta", "must contain a YAML mapping"),
-            ("beta: much", "argument --beta: invalid float value: 'much'"),
-        ],
+        ("name", "given", "message"),
+        [(name, *case) for name, cases in MISTAKES.items() for case in cases],
+        ids=lambda value: str(value)[:60],
     )
-    def test_file_that_cannot_be_read(self, text, message, tmp_path):
-        path = tmp_path / "grpo.yaml"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message):
-            parse(path)
-        with pytest.raises(ValueError, match="must come after it"):
-            make_parser(DenseGRPOConfig).parse_args_and_config(["--config"])
-
-    @pytest.mark.parametrize(
-        ("name", "arguments", "message"),
-        [
-            ("grpo", ["--reward_alpha", "-1"], r"`reward_...`: `alpha` is -1"),
-            ("grpo", ["--reward", "randon"], "`reward` has 'randon'"),
-            ("grpo", ["--reward_pattern", "("], "no regular expression"),
-            ("ppo", ["--dataset_prompt_column", "text"], "no column 'text'.*'prompt', 'answer', 'question'"),
-            ("grpo", ["--eval_strategy", "steps"], "no split 'test', only 'train'"),
-            ("ppo", ["--per_device_train_batch_size", "17"], "16 prompts, but one generation batch has 17"),
-            ("grpo", ["--answer_column", "gold"], "no column gold"),
-            ("grpo", ["--reward", "random", "length", "--reward_weights", "1"], "has 1 numbers.*2 rewards"),
-            ("grpo", ["--reward_truncation", "skip"], "normalize_then_sum"),
-            ("ppo", ["--reward_truncation", "skip"], r'Set `reward_truncation="terminal"`'),
-            ("dense_grpo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
-            ("ppo", ["--reward_aggregate", "mean"], "cannot be credited to single tokens"),
-        ],
-    )
-    def test_settings(self, name, arguments, message, small):
-        with pytest.raises(ValueError, match=message):
-            prepare(small, *arguments, name=name)
-
-    @pytest.mark.parametrize(
-        ("criterion", "message"),
-        [
-            ({"h": "Be kind.", "x": "Be brief."}, "no column 'domain'"),
-            ({"g": "Be kind."}, r"the dataset also \['h'\]"),
-        ],
-    )
-    def test_criterion_without_domain(self, criterion, message, small, prompts, tmp_path):
-        path = tmp_path / "grpo.yaml"
-        path.write_text(yaml.safe_dump({**yaml.safe_load(recipe("grpo").read_text()), "reward_criterion": criterion}))
-        if "also" in message:
-            prompts.write_text(prompts.read_text().replace("answer", "domain"))
-        with pytest.raises(ValueError, match=message):
-            recipes.prepare(*parse(path, *small))
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (
-                ["--reward_alfa", "2"],
-                "There is no setting --reward_alfa (did you mean --reward_alpha?). `--help` lists",
-            ),
-            (["--max_step", "2"], "(did you mean --max_steps?)"),
-            (["--xyz123", "2"], "There is no setting --xyz123. `--help` lists all settings."),
-            (["--dataset_name", "other.jsonl"], "no such file"),
-            (["--reward_model", "/nowhere"], "The frozen model '/nowhere' cannot be loaded"),
-            (["--dataset_prompt_column", "text"], "no column 'text'"),
-            (["--num_generations", "7"], "divisible by"),
-            (["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
-            (
-                ["--use_vllm", "True"],
-                "`use_vllm: true` needs vllm, which is not installed: pip install 'endotrl[vllm]",
-            ),
-            (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
-            (["--reward", "sentence"], "`reward_sentence_model`"),
-            (["--beta", "much"], "argument --beta: invalid float value: 'much'"),
-            (["--reward_aggregate", "summ"], "`aggregate` is 'summ', but it must be one of 'sum', 'mean'"),
-            (["--model_name_or_path", "nowhere/at", "--reward", "random"], "The model 'nowhere/at' cannot be loaded"),
-            (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all', but there is no module 'nowhere'"),
-            (["--reward", "json.at_all"], "the module 'json' has no 'at_all'"),
-            (["--output_dir", __file__ + "/output"], "where nothing can be written"),
-            (["--output_dir", ""], "a run needs a folder of its own"),
-            # What trains nothing
-            (["--num_iterations", "0"], "`num_iterations` is 0, but it must be at least 1"),
-            (["--max_steps", "0"], "`max_steps` is 0, but it must be at least 1, or -1"),
-            (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing would be trained"),
-            (["--learning_rate", "0"], "`learning_rate` is 0.0, but it must be greater than 0"),
-            (["--num_generations", "0"], "`num_generations` is 0"),
-            (["--num_generations", "1"], "at least 2 generations"),
-            (["--reward_weights", "0"], "there is nothing to train on"),
-            (["--eval_on_start", "True"], "`eval_on_start: true` needs rows to evaluate on"),
-            (["--remove_unused_columns", "True"], "takes away the columns that rewards read"),
-            # Ranges
-            (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
-            (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
-            (["--max_completion_length", "0"], "`max_completion_length` is 0"),
-            (["--top_p", "1.5"], "greater than 0 and at most 1"),
-            (["--lora_dropout", "1"], "at least 0 and less than 1"),
-            (["--loss_type", "gpro"], "`loss_type` is 'gpro', but it must be one of 'grpo'"),
-            # What libraries need
-            (["--use_liger_kernel", "True"], "`use_liger_kernel: true` needs liger-kernel"),
-            (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` needs a package"),
-            (["--optim", "galore_adamw"], "`optim: galore_adamw` needs a package"),
-            (["--lr_scheduler_type", "cosine_with_min_lr"], "`lr_scheduler_type: cosine_with_min_lr` cannot be made"),
-            (["--attn_implementation", "flash_attention_2"], "`attn_implementation` is 'flash_attention_2'"),
-            (["--attn_implementation", "flash"], "`attn_implementation` is 'flash'"),
-            (["--report_to", "mlflow"], "`report_to: mlflow` needs a package"),
-            (["--report_to", "mlfow"], "mlfow is not supported"),
-            (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
-            (["--lora_target_modules", "nope"], "The adapter (`lora_...`) does not go with"),
-            (["--lora_task_type", "LM"], "Invalid task type: 'LM'"),
-            (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
-            (["--generation_kwargs", '{"temperature": 0}'], "`temperature` is 0, but it must be greater than 0"),
-            (["--cache_implementation", "none"], "cache_implementation"),
-            (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is 'nowhere'"),
-            (["--reward", "json.JSONDecoder"], "which is a class"),
-            (["--reward", "math.pi"], "which is a float"),
-        ],
-    )
-    def test_said_in_one_line(self, arguments, message, small, monkeypatch, capsys):
+    def test_said_in_one_line(self, name, given, message, small, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("endotrl.launch.preflight.find_spec", lambda name: name not in ("vllm", "liger_kernel"))
         monkeypatch.setattr("endotrl.launch.preflight.get_available_reporting_integrations", lambda: ["wandb"])
         monkeypatch.setattr("endotrl.launch.preflight.get_token", lambda: None)
         monkeypatch.setattr(sys, "argv", ["recipes/grpo.py"])
-        words = ["--config", str(recipe("grpo")), *small, *arguments]
-        said = refusal(capsys, DenseGRPOTrainer, DenseGRPOConfig, words)
+        path, words = recipe(name), list(zip(small[::2], small[1::2], strict=True))
+        if not isinstance(given, list):
+            path = tmp_path / path.name
+            of_yaml = {**yaml.safe_load(recipe(name).read_text()), **given} if isinstance(given, dict) else None
+            path.write_text(yaml.safe_dump(of_yaml) if of_yaml else given)
+            words = [(key, value) for key, value in words if key[2:] not in given]
+        if name == "sentence_reward":
+            words = [(key, value) for key, value in words if key == "--dataset_name"]
+        more = given if isinstance(given, list) else []
+        classes = (trainer_class(path), config_class(path))
+        if name == "sentence_reward":
+            classes = (SentenceRewardTrainer, SentenceRewardTrainerConfig)
+        said = refusal(capsys, *classes, ["--config", str(path), *sum(words, ()), *more])
         assert said.count("grpo.py: error:") == 1 and "Traceback" not in said and "usage:" not in said
-        assert message in said
+        assert re.search(".*".join(map(re.escape, message.split("…"))), said), said
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        ("rows", "settings", "message"),
         [
-            ({"temperature": None}, "`temperature` is null, but it must be a number"),
-            ({"max_completion_length": None}, "`max_completion_length` is null"),
-            ({"num_iterations": 1.5}, "`num_iterations` is 1.5, but it must be a whole number"),
-            ({"num_generations": [2]}, r"`num_generations` is \[2\]"),
-            ({"eval_strategy": False}, "YAML reads no, off"),
-            ({"output_dir": 7}, "`output_dir` is 7, but it must be text"),
-            ({"reward_weights": ["much"]}, "`reward_weights` is"),
-            ({"chat_template_kwargs": "thinking"}, "must be a mapping"),
-            ({"model_init_kwargs": ["a"]}, "`model_init_kwargs` is"),
-            ({"datasets": [1]}, "`datasets` is"),
-            ({"on_collapse": "ignore"}, "`on_collapse` is 'ignore'"),
-            ({"accuracy": "exact"}, "`accuracy` is 'exact'"),
-            ({"parallelism_config": {"a": 1}}, "`parallelism_config`|Settings do not go together"),
+            *(
+                ([{"prompt": ASKED}] * 15 + [{"prompt": bad}], {}, f"Row 15 of the dataset cannot be used: {message}")
+                for bad, message in (
+                    (None, "The prompt must be text or a list of messages"),
+                    ([], ".*empty list"),
+                    ([{"content": "a"}], ".*role"),
+                    ([{"role": "user"}], ".*no content"),
+                )
+            ),
+            ("", {}, "prompts.jsonl', but that file cannot be read as jsonl: .*there is no row"),
+            ('{"prompt": "a"}\n{"prompt": "a', {}, "cannot be read as jsonl: .*line 2: not valid JSON"),
+            (
+                [{"prompt": ASKED, "domain": "h"}] * 16,
+                {"reward_criterion": {"g": "Be kind."}},
+                r"the dataset also \['h'\]",
+            ),
+            # TRL gives prompts to the policy's template as they are, and ChatML concatenates content.
+            (
+                [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}] * 16,
+                {"model_name_or_path": "tiny_model_path"},
+                "^Row 0 of the dataset cannot be used: The content of a message is a",
+            ),
         ],
+        ids=lambda value: str(value)[-60:],
     )
-    def test_values_of_yaml(self, settings, message, tmp_path):
-        given = {**yaml.safe_load(recipe("grpo").read_text()), "output_dir": str(tmp_path), **settings}
-        (tmp_path / "grpo.yaml").write_text(yaml.safe_dump(given))
+    def test_rows(self, rows, settings, message, small, prompts, tmp_path, request):
+        prompts.write_text(rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows)))
+        path = tmp_path / "grpo.yaml"
+        path.write_text(yaml.safe_dump({**yaml.safe_load(recipe("grpo").read_text()), **settings}))
+        words = list(small)
+        if "model_name_or_path" in settings:
+            words += ["--model_name_or_path", request.getfixturevalue("tiny_model_path")]
         with pytest.raises(ValueError, match=message):
-            parse(tmp_path / "grpo.yaml")
+            recipes.prepare(*parse(path, *words))
 
     def test_whole_numbers_stand_for_others(self, tmp_path):
         given = yaml.safe_load(recipe("grpo").read_text())
@@ -385,41 +391,11 @@ class TestMistakes:
         assert (args.adam_beta1, type(args.adam_beta1), type(args.top_p)) == (0.0, float, float)
         assert type(args.num_generations) is int
 
-    @pytest.mark.parametrize(
-        ("bad", "message"),
-        [
-            (None, "Row 15 of the dataset cannot be used: The prompt must be text or a list of messages"),
-            ([], "Row 15.*empty list"),
-            ([{"content": "a"}], "Row 15.*role"),
-            ([{"role": "user"}], "Row 15.*no content"),
-        ],
-    )
-    def test_rows(self, bad, message, small, prompts):
-        rows = [json.loads(line) for line in prompts.read_text().splitlines()]
-        rows[15]["prompt"] = bad
-        prompts.write_text("\n".join(map(json.dumps, rows)))
-        with pytest.raises(ValueError, match=message):
-            prepare(small)
-
     def test_prompts_without_chat_template(self, small, tiny_policy_path, tmp_path):
         model = shutil.copytree(tiny_policy_path, tmp_path / "model")
         (model / "chat_template.jinja").unlink()
         with pytest.raises(ValueError, match="chat"):
             prepare(small, "--model_name_or_path", str(model), "--reward", "random")
-
-    def test_preferences_without_columns(self, small, monkeypatch, capsys):
-        data = small[small.index("--dataset_name") + 1]
-        words = ["--config", str(recipe("sentence_reward")), "--dataset_name", data, "--eval_strategy", "no"]
-        said = refusal(capsys, SentenceRewardTrainer, SentenceRewardTrainerConfig, words)
-        assert "preferences need 'chosen' and 'rejected'" in said
-
-    @pytest.mark.parametrize(
-        ("text", "reason"), [("", "there is no row"), ('{"prompt": "a"}\n{"prompt": "a', "line 2: not valid JSON")]
-    )
-    def test_file_without_rows(self, text, reason, small, prompts):
-        prompts.write_text(text)
-        with pytest.raises(ValueError, match=f"prompts.jsonl', but that file cannot be read as jsonl: .*{reason}"):
-            prepare(small)
 
     def test_what_a_reward_module_imports(self, small, tmp_path, monkeypatch):
         (tmp_path / "own_reward_of_a_test.py").write_text("import nowhere_at_all\n")
@@ -495,9 +471,6 @@ class TestRewards:
         assert reward.overlong_prompt == "truncate_left"
 
 
-ASKED = [{"role": "user", "content": "d e f ?"}]
-
-
 class TestPrompts:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
@@ -536,13 +509,6 @@ class TestPrompts:
         prompts.write_text("\n".join([json.dumps({"prompt": [{"role": "user", "content": given}]})] * 16))
         train, _ = read_prompts(*small, "--dataset_prompt_suffix", " ?")
         assert train[3]["prompt"] == [{"role": "user", "content": expected}]
-
-    def test_parts_that_the_policy_cannot_read(self, prompts, small, tiny_model_path):
-        """TRL gives prompts to the policy's template as they are, and ChatML concatenates content."""
-        content = [{"type": "text", "text": "a"}]
-        prompts.write_text("\n".join([json.dumps({"prompt": [{"role": "user", "content": content}]})] * 16))
-        with pytest.raises(ValueError, match="^Row 0 of the dataset cannot be used: The content of a message is a"):
-            prepare(small, "--model_name_or_path", tiny_model_path)
 
     @pytest.mark.parametrize("streaming", ["False", "True"])
     def test_compressed(self, streaming, prompts, small):

@@ -23,18 +23,23 @@ PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
 # Name of the launcher's file, and what runs then.
 ENGINES = {"multi_gpu": "DistributedDataParallel", "fsdp2": "FSDP"}
 ENGINES |= dict.fromkeys(("zero1", "zero2", "zero3"), "DeepSpeedEngine")
+PPO = ["ppo", "--max_steps", "6", "--value_learning_rate", "1e-2"]
 RUNS: dict[str, list[str]] = {
     # The frozen model is the reference model, the policy without its adapter, and a copy.
     "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
     "adapter": "ppo --use_peft True --lora_target_modules q_proj v_proj --lora_dropout 0 --num_iterations 1".split(),
     "own": ["grpo", "--beta", "0", "--num_generations", "2", "--credit", "outcome"],
+    # PPO. Step 2 of 6 is in the middle of a generation batch.
+    "whole": [*PPO, "--save_strategy", "steps", "--save_steps", "2"],
+    "resumed": [*PPO, "--resume_from_checkpoint", "FOLDER/whole/checkpoint-2"],
+    "value_model": [*PPO, "--critic", "value_model"],
+    "moving reference": [*PPO, "--sync_ref_model", "True", "--ref_model_sync_steps", "1"],
 }
-WHERE = {
-    "shared": "the trainer's reference model",
-    "adapter": "the policy's frozen base (adapter disabled)",
-    "own": "own copy of",
-}
-COMPARED = ("loss", "grad_norm", "reward", "endogenous_reward/reward_per_token")
+WHERE = dict.fromkeys(RUNS, "the trainer's reference model")
+WHERE |= {"adapter": "the policy's frozen base (adapter disabled)"}
+WHERE |= dict.fromkeys(("own", "moving reference"), "own copy of")
+COMPARED = ["loss", "grad_norm", "reward", "endogenous_reward/reward_per_token"]
+OF_PPO = ["kl", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_std", "ppo/approx_kl"]
 
 
 def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
@@ -46,11 +51,12 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     settings |= {"logging_steps": 1, "save_strategy": "no", "scale_rewards": "none", **ON_CPU}
     settings |= {"reward_dtype": "float32"}
     files = []
-    for name, (kind, *arguments) in RUNS.items():
+    for name in runs_of(launcher):
+        kind, *arguments = RUNS[name]
         given = {**settings, "output_dir": folder / name}
         if kind == "ppo":
             del given["scale_rewards"]
-        words = [kind, *as_arguments(given), *arguments]
+        words = [kind, *as_arguments(given), *(word.replace("FOLDER", str(folder)) for word in arguments)]
         files.append(folder / f"{name}.json")
         files[-1].write_text(json.dumps(words))
     extensions = folder / "extensions"
@@ -62,15 +68,29 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     return folder
 
 
+def runs_of(launcher: str) -> list[str]:
+    """All, or the first ones: ZeRO-1 and 2 hold whole weights, as DDP does."""
+    return list(RUNS)[:3] if launcher in ("zero1", "zero2") else list(RUNS)
+
+
 @pytest.fixture(scope="module")
 def alone(tiny_policy_path, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("alone"), tiny_policy_path, "cpu", 1)
 
 
+def assert_same_weights(found: Path, expected: Path, **tolerance: float) -> None:
+    files = sorted(path.name for path in expected.glob("*.safetensors") if path.name != "frozen.safetensors")
+    assert len(files) == (2 if RUNS[expected.name][0] == "ppo" else 1)  # a critic, too
+    for file in files:
+        theirs = load_file(found / file)
+        for name, tensor in load_file(expected / file).items():
+            torch.testing.assert_close(theirs[name], tensor, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("launcher", ENGINES)
 def test_two_processes_agree_with_one(launcher, alone, tiny_policy_path, tmp_path):
     launch(tmp_path, tiny_policy_path, launcher, 2)
-    for name in RUNS:
+    for name in runs_of(launcher):
         found: dict[str, Any] = json.loads((tmp_path / name / "result.json").read_text())
         expected = json.loads((alone / name / "result.json").read_text())
         # What ran is what was asked for.
@@ -79,18 +99,25 @@ def test_two_processes_agree_with_one(launcher, alone, tiny_policy_path, tmp_pat
         stage = int(launcher[-1]) if launcher.startswith("zero") else 0
         assert (found["zero_stage"], found["fsdp_version"]) == (stage, 2 if launcher == "fsdp2" else None)
         assert WHERE[name] in found["reward"] and WHERE[name] in expected["reward"]
-        assert (", sharded" in found["reward"]) == (name == "own" and launcher in ("zero3", "fsdp2"))
-        for key in COMPARED:
+        sharded = WHERE[name] == "own copy of" and launcher in ("zero3", "fsdp2")
+        assert (", sharded" in found["reward"]) == sharded
+        for key in [*COMPARED, *(OF_PPO if RUNS[name][0] == "ppo" else [])]:
             values = [[entry[key] for entry in result["history"] if key in entry] for result in (found, expected)]
-            assert len(values[1]) == 3, key
+            assert values[1], key
             assert values[0] == pytest.approx(values[1], rel=1e-3, abs=1e-4), (name, key)
         frozen = load_file(tmp_path / name / "frozen.safetensors")
         for key, tensor in load_file(Path(tiny_policy_path) / "model.safetensors").items():
             assert torch.equal(frozen[key], tensor), (name, key)
-        file = "adapter_model.safetensors" if name == "adapter" else "model.safetensors"
-        theirs = load_file(tmp_path / name / file)
-        for key, tensor in load_file(alone / name / file).items():
-            torch.testing.assert_close(theirs[key], tensor, atol=2e-4, rtol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+        assert_same_weights(tmp_path / name, alone / name, atol=2e-4, rtol=1e-3)
+    if "whole" in runs_of(launcher):
+        # A checkpoint holds what is left of the generation batch, for each process,
+        names = {path.name for path in (tmp_path / "whole" / "checkpoint-2").glob("rollout_*")}
+        assert names == {"rollout_state.json", "rollout_0.pt", "rollout_1.pt"}
+        # so that a resumed run is the uninterrupted one,
+        assert_same_weights(tmp_path / "resumed", tmp_path / "whole", atol=1e-6, rtol=0)
+        # and what is saved at the end is a plain model.
+        _, info = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", output_loading_info=True)
+        assert not any(info.values()), info
 
 
 def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path, tmp_path):

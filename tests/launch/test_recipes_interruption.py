@@ -285,30 +285,25 @@ def test_a_checkpoint_is_on_the_disk_before_it_counts(launch, tmp_path, monkeypa
     assert len(seen) == 1 and len(seen[0]) > 5
 
 
-def test_nan(launch, tmp_path):
+# Also as with DeepSpeed, whose gradients are its own, and between two logs.
+@pytest.mark.parametrize(
+    ("method", "step", "words", "said"),
+    [("compute_loss", 3, [], "gradients are NaN"), ("training_step", 2, ["--logging_steps", "5"], "loss is NaN")],
+)
+def test_nan(method, step, words, said, launch, tmp_path):
     class Exploding(DenseGRPOTrainer):
-        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
-            return super().compute_loss(*args, **kwargs) * (float("nan") if self.state.global_step == 3 else 1.0)
+        pass
 
-    with pytest.raises(
-        FloatingPointError, match="gradients are NaN.*at step 4.*checkpoint-2 is from before, and is kept"
-    ):
-        launch("grpo", "run", trainer_class=Exploding)
+    def explode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        found = getattr(DenseGRPOTrainer, method)(self, *args, **kwargs)
+        return found * (float("nan") if self.state.global_step == step else 1.0)
+
+    setattr(Exploding, method, explode)
+    with pytest.raises(FloatingPointError, match=f"{said}.*at step 4.*checkpoint-2 is from before, and is kept"):
+        launch("grpo", "run", *words, trainer_class=Exploding)
     checkpoint = last_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-2"
     assert all(tensor.isfinite().all() for tensor in load_file(checkpoint / "model.safetensors").values())
-
-
-def test_nan_that_the_gradients_do_not_show(launch, tmp_path):
-    """As with DeepSpeed, whose gradients are its own, and between two logs."""
-
-    class Exploding(DenseGRPOTrainer):
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            return super().training_step(*args, **kwargs) * (float("nan") if self.state.global_step == 2 else 1.0)
-
-    with pytest.raises(FloatingPointError, match="loss is NaN.*at step 4.*checkpoint-2 is from before, and is kept"):
-        launch("grpo", "run", "--logging_steps", "5", trainer_class=Exploding)
-    assert last_complete_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
 
 
 def test_full_disk(launch, whole, tmp_path):

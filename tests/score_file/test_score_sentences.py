@@ -72,12 +72,6 @@ def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:
     assert "sentence_scores" not in (tmp_path / "rows.scores.jsonl").read_text()
 
 
-def test_options_of_the_endogenous_reward_are_refused(score: Any) -> None:
-    code, printed = score("--token-reward", "log_prob")
-    assert code == 2
-    assert "--token-reward is a setting of the endogenous reward" in printed.err
-
-
 def test_another_model_does_not_go_on(score: Any, sentence_model_path: str, tmp_path: Path) -> None:
     score("--limit", "1")
     other = tmp_path / "other"

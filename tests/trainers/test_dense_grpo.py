@@ -4,26 +4,19 @@
 advantages where they differ. The policy is tiny and random; completions have 1 to 8 tokens.
 """
 
-import importlib
 import json
-import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import trl
-from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from trl import GRPOTrainer
 
-import endotrl.trainers
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
+from endotrl import DenseGRPOTrainer, EndogenousReward
 
 from ..support import trainers
-from ..support.helpers import QUIET, assert_same_to_the_bit, weights
 from ..support.tiny_policy import WORDS
 from ..support.trainers import PROMPTS
 
@@ -51,12 +44,10 @@ def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [-0.1 * len(ids) for ids in completion_ids]
 
 
-def make_trainer(
-    kind: type, model: str, rewards: Any, folder: Path, dataset: Dataset = PROMPTS, **settings: Any
-) -> Any:
+def make_trainer(kind: type, model: str, rewards: Any, folder: Path, **settings: Any) -> Any:
     # The policy moves far in a few steps, and without Adam, which makes steps of gradients that are only rounding.
     defaults = {"max_steps": 3, "learning_rate": 0.1, "optim": "sgd", "logging_steps": 1}
-    return trainers.make_trainer(kind, model, folder, rewards, train_dataset=dataset, **{**defaults, **settings})
+    return trainers.make_trainer(kind, model, folder, rewards, **{**defaults, **settings})
 
 
 class Watched(DenseGRPOTrainer):
@@ -72,18 +63,16 @@ class Watched(DenseGRPOTrainer):
         return output
 
 
-def train(*args: Any, resume: Any = None, **settings: Any) -> Any:
-    trainer = make_trainer(*args, **settings)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer
-
-
 @pytest.fixture
 def run(tiny_policy_path, tmp_path):
-    """[`train`] with the tiny policy, in the test's folder."""
-    return lambda trainer_class, rewards, *args, **kwargs: train(
-        trainer_class, tiny_policy_path, rewards, tmp_path, *args, **kwargs
-    )
+    """Trains the tiny policy, in the test's folder."""
+
+    def train(kind: type, rewards: Any, **settings: Any) -> Any:
+        trainer = make_trainer(kind, tiny_policy_path, rewards, tmp_path, **settings)
+        trainer.train()
+        return trainer
+
+    return train
 
 
 def logged(trainer: Any, key: str) -> list[float]:
@@ -101,37 +90,47 @@ def assert_same_training(dense: Any, scalar: Any, atol: float = 1e-6) -> None:
     assert {key.removeprefix("eval_").split("/")[0] for key in keys[0] - keys[1]} <= {"advantage", "token_rewards"}
 
 
+AT_THE_END = [vowels_at_the_end, length]
+# `num_iterations` and `beta` so that importance ratios, clipping and the KL take part.
+RATIOS = {"num_iterations": 2, "beta": 0.1, "max_steps": 4}
+TWO_OF = {"reward_weights": [1.0, 0.3], "max_steps": 2}
+EVALUATED = {"eval_dataset": PROMPTS.select(range(4)), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+
+
 class TestSameAsGrpo:
     """Credit that is the same for all tokens is TRL's: same completions, losses and weights."""
 
-    @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-    def test_all_losses(self, loss_type, run):
-        # `num_iterations` and `beta` so that importance ratios, clipping and the KL take part.
-        kwargs = {"loss_type": loss_type, "num_iterations": 2, "beta": 0.1, "max_steps": 4}
-        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
-        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            *({"loss_type": loss_type, **RATIOS} for loss_type in LOSS_TYPES),
+            *(
+                {"scale_rewards": scale, "multi_objective_aggregation": aggregation, **TWO_OF}
+                for scale in ("group", "batch", "none")
+                for aggregation in ("sum_then_normalize", "normalize_then_sum")
+            ),
+            {"mask_truncated_completions": True},  # they still count in the baseline
+            {"num_generations_eval": 2, **EVALUATED},
+        ],
+        ids=lambda settings: " ".join(map(str, settings.values()))[:60],
+    )
+    def test_rewards_with_the_last_token(self, settings, run):
+        scalar = run(GRPOTrainer, [vowels, length], **settings)
+        dense = run(Watched, AT_THE_END, **settings)
         assert_same_training(dense, scalar)
-        assert logged(dense, "advantage/within_completion") == pytest.approx([0.0] * 2, abs=1e-5)
-
-    @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
-    @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    def test_all_scalings(self, scale_rewards, aggregation, run):
-        kwargs = {
-            "scale_rewards": scale_rewards,
-            "multi_objective_aggregation": aggregation,
-            "reward_weights": [1.0, 0.3],
-            "max_steps": 2,
-        }
-        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
-        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
-        assert_same_training(dense, scalar)
+        assert logged(dense, "advantage/within_completion") == pytest.approx([0.0] * len(dense.outputs), abs=1e-5)
+        if "eval_dataset" in settings:
+            assert logged(dense, "eval_loss") == pytest.approx(logged(scalar, "eval_loss"), abs=1e-6)
+            assert len(logged(dense, "eval_advantage/std")) == 2
+        if "mask_truncated_completions" in settings:
+            dropped = [row.sum() == 0 for output in dense.outputs for row in output["completion_mask"]]
+            assert any(dropped) and not all(dropped)
 
     def test_outcome_credit(self, tiny_policy_path, run):
         kwargs = {"beta": 0.1, "max_steps": 2}
         endogenous = EndogenousReward(tiny_policy_path)
         scalar = run(GRPOTrainer, [endogenous, vowels], **kwargs)
-        rewards = [endogenous, vowels_at_the_end]
-        dense = run(DenseGRPOTrainer, rewards, credit="outcome", **kwargs)
+        dense = run(DenseGRPOTrainer, [endogenous, vowels_at_the_end], credit="outcome", **kwargs)
         assert_same_training(dense, scalar)
         assert "token_rewards/vowels/mean" not in dense.state.log_history[0]
 
@@ -149,11 +148,8 @@ class TestSameAsGrpo:
             return [float(ids[0]) if ids[0] % 2 else None for ids in completion_ids]
 
         def dense_often_none(completion_ids: list[list[int]], **kwargs: Any) -> list[Any]:
-            rows = often_none(completion_ids)
-            return [
-                None if row is None else [0.0] * (len(ids) - 1) + [row]
-                for ids, row in zip(completion_ids, rows, strict=True)
-            ]
+            rows = zip(completion_ids, often_none(completion_ids), strict=True)
+            return [None if row is None else [0.0] * (len(ids) - 1) + [row] for ids, row in rows]
 
         def sometimes(completion_ids: list[list[int]], **kwargs: Any) -> list[Any]:
             return [float(ids[0]) if ids[0] % 3 else None for ids in completion_ids]
@@ -167,42 +163,21 @@ class TestSameAsGrpo:
         zero = [row.abs().max().item() == 0 for output in dense.outputs for row in output["advantages"]]
         assert any(unscorable) and all(z for z, u in zip(zero, unscorable, strict=True) if u)
 
-    def test_masked_truncated_completions_still_count_in_the_baseline(self, run):
-        kwargs = {"mask_truncated_completions": True}
-        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
-        dense = run(Watched, [vowels_at_the_end, length], **kwargs)
-        assert_same_training(dense, scalar)
-        dropped = [row.sum() == 0 for output in dense.outputs for row in output["completion_mask"]]
-        assert any(dropped) and not all(dropped)
-
     def test_async_functions_and_reward_models(self, tiny_policy_path, tmp_path, run):
-        from transformers import LlamaConfig, LlamaForSequenceClassification
-
         classifier = str(tmp_path / "classifier")
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        tokenizer.save_pretrained(classifier)
-        config = LlamaConfig.from_pretrained(tiny_policy_path, num_labels=1)
+        AutoTokenizer.from_pretrained(tiny_policy_path).save_pretrained(classifier)
         torch.manual_seed(0)
-        LlamaForSequenceClassification(config).save_pretrained(classifier)
+        LlamaForSequenceClassification(LlamaConfig.from_pretrained(tiny_policy_path, num_labels=1)).save_pretrained(
+            classifier
+        )
 
         async def later(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
             return vowels(completion_ids)
 
-        scalar, dense = (
-            run(trainer_class, [classifier, later, last], max_steps=2)
-            for trainer_class, last in ((GRPOTrainer, length), (DenseGRPOTrainer, length))
-        )
+        kinds = (GRPOTrainer, DenseGRPOTrainer)
+        scalar, dense = (run(kind, [classifier, later, length], max_steps=2) for kind in kinds)
         assert_same_training(dense, scalar)
         assert "rewards/classifier/mean" in dense.state.log_history[0]
-
-    def test_evaluation(self, run):
-        kwargs: dict[str, Any] = {"eval_dataset": PROMPTS.select(range(4)), "eval_strategy": "steps"}
-        kwargs |= {"eval_steps": 1, "max_steps": 2, "num_generations_eval": 2}
-        scalar = run(GRPOTrainer, [vowels, length], **kwargs)
-        dense = run(DenseGRPOTrainer, [vowels_at_the_end, length], **kwargs)
-        assert_same_training(dense, scalar)
-        assert logged(dense, "eval_loss") == pytest.approx(logged(scalar, "eval_loss"), abs=1e-6)
-        assert len(logged(dense, "eval_advantage/std")) == 2
 
 
 class TestAdvantages:
@@ -317,105 +292,15 @@ class TestAdvantages:
         torch.testing.assert_close(*advantages, atol=1e-4, rtol=1e-4)
 
 
-class TestBatches:
-    @pytest.mark.parametrize("num_iterations", [1, 2])
-    def test_eight_at_once_or_one_at_a_time(self, num_iterations, tiny_policy_path, run):
-        kwargs = {"num_generations": 4, "loss_type": "dapo", "num_iterations": num_iterations, "max_steps": 2}
-        rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
-        at_once = run(Watched, list(rewards), **kwargs)
-        single = run(Watched, list(rewards), per_device_train_batch_size=1,
-            gradient_accumulation_steps=8, **kwargs)  # fmt: skip
-        assert logged(single, "loss") == pytest.approx(logged(at_once, "loss"), abs=1e-5)
-        for name, tensor in single.model.state_dict().items():
-            torch.testing.assert_close(tensor, at_once.model.state_dict()[name], rtol=1e-3, atol=1e-4, msg=name)
+def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(tiny_policy_path, tmp_path):
+    def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
+        return [[1.0] * (len(ids) + 1) for ids in completion_ids]
 
-    def test_checkpoint_and_resume(self, tiny_policy_path, tmp_path):
-        rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
-        kwargs = {"max_steps": 4, "beta": 0.1, "save_strategy": "steps", "save_steps": 2}
-        whole = train(DenseGRPOTrainer, tiny_policy_path, list(rewards), tmp_path / "whole", **kwargs)
-        checkpoint = str(tmp_path / "whole" / "checkpoint-2")
-        resumed = train(DenseGRPOTrainer, tiny_policy_path, rewards, tmp_path / "resumed", resume=checkpoint, **kwargs)
-        assert logged(resumed, "loss") == logged(whole, "loss")
-        assert_same_to_the_bit(weights(whole.model), weights(resumed.model))
-        saved = AutoModelForCausalLM.from_pretrained(tmp_path / "whole" / "checkpoint-4")
-        assert_same_to_the_bit(weights(whole.model), weights(saved))
-        args = torch.load(tmp_path / "whole" / "checkpoint-4" / "training_args.bin", weights_only=False)
-        assert (type(args), args.credit) == (DenseGRPOConfig, "token")
-
-    def test_resumed_within_a_generation_batch_and_in_a_later_epoch(self, tiny_policy_path, tmp_path, run):
-        # An epoch has two generation batches of 8 prompts, each of which serves 4 steps.
-        prompts = PROMPTS.select(range(16))
-        kwargs: dict[str, Any] = {"num_iterations": 2, "steps_per_generation": 2, "num_generations": 2}
-        kwargs |= {"max_steps": 14, "save_strategy": "steps", "save_steps": 1}
-        rewards = [EndogenousReward(tiny_policy_path), dense_vowels]
-        whole = run(DenseGRPOTrainer, list(rewards), prompts, **kwargs)
-        for step in (3, 8, 12, 13):
-            again = {**kwargs, "save_strategy": "no", "resume": str(tmp_path / f"checkpoint-{step}")}
-            resumed = train(DenseGRPOTrainer, tiny_policy_path, rewards, tmp_path / "resumed", prompts, **again)
-            assert_same_to_the_bit(weights(whole.model), weights(resumed.model))
-            assert logged(resumed, "loss") == logged(whole, "loss")
-
-
-class TestConfig:
-    def test_old_trl(self, monkeypatch):
-        monkeypatch.setattr(trl, "__version__", "1.14.2")
-        with pytest.raises(ImportError, match=r"need TRL 1\.15 or newer, and TRL 1\.14\.2 is installed"):
-            importlib.reload(endotrl.trainers)
-
-    @pytest.mark.parametrize(
-        "settings", [{"credit": "word"}, {"baseline": "mean"}, {"gamma": 0.0}, {"gamma": 1.5}], ids=str
-    )
-    def test_bad_values(self, settings, tmp_path):
-        ((name, value),) = settings.items()
-        with pytest.raises(ValueError, match=f"`{name}` is '?{value}"):
-            DenseGRPOConfig(str(tmp_path), **settings, **QUIET)
-
-    def test_defaults_are_those_of_trl(self, tmp_path):
-        ours, theirs = (config(str(tmp_path), **QUIET).to_dict() for config in (DenseGRPOConfig, GRPOConfig))
-        assert {key: ours[key] for key in theirs if key != "logging_dir"} == {
-            key: theirs[key] for key in theirs if key != "logging_dir"
-        }
-        assert {key: ours[key] for key in ours.keys() - theirs.keys()} == {
-            "credit": "token",
-            "gamma": 1.0,
-            "baseline": "group",
-            "segmenter": "rules",
-        }
-        json.dumps(ours)
-
-    def test_command_line(self, tmp_path):
-        from trl import TrlParser
-
-        (args,) = TrlParser(DenseGRPOConfig).parse_args_and_config(
-            ["--output_dir", str(tmp_path), "--credit", "sentence", "--gamma", "0.9", "--baseline", "leave_one_out"]
-            + ["--use_cpu", "true", "--bf16", "false"]
-        )
-        assert (args.credit, args.gamma, args.baseline) == ("sentence", 0.9, "leave_one_out")
-
-    def test_other_config(self, tiny_policy_path, tmp_path):
-        with pytest.raises(TypeError, match="`args` is a GRPOConfig, but DenseGRPOTrainer needs a `DenseGRPOConfig`"):
-            DenseGRPOTrainer(tiny_policy_path, vowels, GRPOConfig(str(tmp_path), **QUIET), PROMPTS)
-
-    def test_no_config(self, tiny_policy_path, tmp_path, monkeypatch):
-        @dataclass
-        class OnCpu(DenseGRPOConfig):
-            use_cpu: bool = True
-            bf16: bool | None = False
-
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("endotrl.trainers.dense_grpo_trainer.DenseGRPOConfig", OnCpu)
-        trainer = DenseGRPOTrainer(tiny_policy_path, vowels, train_dataset=PROMPTS)
-        assert trainer.args.output_dir.endswith("-DenseGRPO")
-
-    def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(self, tiny_policy_path, tmp_path):
-        def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
-            return [[1.0] * (len(ids) + 1) for ids in completion_ids]
-
-        trainer = make_trainer(DenseGRPOTrainer, tiny_policy_path, broken, tmp_path)
-        with pytest.raises(ValueError, match=r"'broken' returned token_rewards of shape .* for row 0"):
-            trainer.train()
-        assert trainer.reward_funcs == [broken]
-        assert not math.isnan(sum(p.sum().item() for p in trainer.model.parameters()))
+    trainer = make_trainer(DenseGRPOTrainer, tiny_policy_path, broken, tmp_path)
+    with pytest.raises(ValueError, match=r"'broken' returned token_rewards of shape .* for row 0"):
+        trainer.train()
+    assert trainer.reward_funcs == [broken]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 class TestModelCard:

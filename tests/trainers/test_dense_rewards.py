@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from endotrl import EndogenousReward
-from endotrl.rewards import DenseReward, DenseScores, LengthReward
+from endotrl.rewards import DenseReward, LengthReward
 from endotrl.sentence import RuleSegmenter
 from endotrl.sentence.tokens import token_segments
 from endotrl.trainers.scored_batch import RewardRecorder, ScoredBatch
@@ -20,11 +20,8 @@ from ..support.reference import scores_from_logits, state_logits, token_rewards
 
 IDS = [[5, 6, 7], [8], [9, 9]]
 BATCH: dict[str, Any] = {"prompts": ["p"] * 3, "completions": ["c"] * 3, "completion_ids": IDS}
-
-
-def record(output: Any, **kwargs: Any) -> tuple[Any, DenseScores | None]:
-    recorder = RewardRecorder(lambda **columns: output, "mine", **kwargs)
-    return recorder(**BATCH), recorder.scores
+ROWS = [torch.ones(3), torch.ones(1), torch.ones(2)]
+NAN = torch.tensor([math.nan])
 
 
 class Dense:
@@ -42,87 +39,103 @@ class Dense:
         return self.scores
 
 
-class TestPlainCallables:
-    def test_numbers_go_through(self):
-        for output in ([1.0, None, 2], [torch.tensor(1.0), np.float32(2), None], [None, None, None]):
-            assert record(output) == (output, None)
+def returning(output: Any) -> Any:
+    return lambda **columns: output
 
-    @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-    def test_lists_are_summed(self, kind):
-        totals, scores = record([kind([1.0, 2.0, 4.0]), None, kind([0.5, 0.25])])
-        assert totals == [7.0, None, 0.75]
-        assert scores is not None and scores.state_values is None
-        assert [row.tolist() for row in scores.token_rewards] == [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]]
-        assert all(row.dtype == torch.float32 for row in scores.token_rewards)
 
-    def test_one_tensor_for_all_rows_of_equal_length(self):
-        recorder = RewardRecorder(lambda **columns: torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "mine")
-        assert recorder(completion_ids=[[1, 2], [3, 4]]) == [3.0, 7.0]
+class TestRecorder:
+    @pytest.mark.parametrize("keep", [True, False])
+    @pytest.mark.parametrize(
+        ("reward", "outcomes", "token_rewards", "state_values"),
+        [
+            # Numbers go through,
+            *(
+                (returning(output), output, None, None)
+                for output in ([1.0, None, 2], [torch.tensor(1.0), np.float32(2), None], [None] * 3)
+            ),
+            # lists are summed,
+            *(
+                (
+                    returning([kind([1.0, 2.0, 4.0]), None, kind([0.5, 0.25])]),
+                    [7.0, None, 0.75],
+                    [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]],
+                    None,
+                )
+                for kind in (list, tuple, np.array, torch.tensor)
+            ),
+            # and of dense rewards TRL gets the outcomes; where there is none, anything may come with it.
+            (Dense([10.0, None, 30.0], ROWS, ROWS), [10.0, None, 30.0], [[1.0] * 3, [0.0], [1.0] * 2], True),
+            (Dense([1.0] * 3, ROWS), [1.0] * 3, [[1.0] * 3, [1.0], [1.0] * 2], None),
+            (Dense([1.0, None, 1.0], [ROWS[0], NAN, ROWS[2]]), [1.0, None, 1.0], [[1.0] * 3, [0.0], [1.0] * 2], None),
+        ],
+    )
+    def test_what_is_kept(self, reward, outcomes, token_rewards, state_values, keep):
+        recorder = RewardRecorder(reward, "mine", keep_token_rewards=keep)
+        found = recorder(**BATCH)
+        if not keep:  # the credit of outcomes calls as TRL does
+            assert found == ([-1.0, -2.0, -3.0] if isinstance(reward, Dense) else outcomes)
+            assert recorder.scores is None
+        else:
+            assert found == outcomes and (recorder.scores is None) == (token_rewards is None)
+        if recorder.scores is not None:
+            assert [row.tolist() for row in recorder.scores.token_rewards] == token_rewards
+            assert all(row.dtype == torch.float32 for row in recorder.scores.token_rewards)
+            values = recorder.scores.state_values
+            assert (values and [row.tolist() for row in values]) == (token_rewards if state_values else None)
 
-    def test_arguments_arrive(self):
+    @pytest.mark.parametrize(
+        ("reward", "error", "message"),
+        [
+            (
+                returning([[1.0] * 4, [1.0], [1.0] * 2]),
+                ValueError,
+                r"'mine'.*\(4,\) for row 0.* 3 tokens.*completion_ids\[0\]",
+            ),
+            (returning([[1.0] * 3, [1.0]]), ValueError, "3 completions"),
+            (
+                returning([[1.0] * 3, 0.5, None]),
+                TypeError,
+                r"'mine' gave one number a token for some completions, and for row 1 0\.5",
+            ),
+            *(
+                (
+                    returning([[1.0] * 3, [1.0], [0.0, value]]),
+                    ValueError,
+                    f"'mine' returned token_rewards of {value} for token 1 of row 2",
+                )
+                for value in (math.nan, math.inf)
+            ),
+            *(
+                (
+                    Dense([1.0] * 3, *scores),
+                    ValueError,
+                    rf"'mine' returned {field} of shape \(5,\) for row 1.* 1 tokens",
+                )
+                for field, scores in (
+                    ("token_rewards", [[ROWS[0], torch.ones(5), ROWS[2]]]),
+                    ("state_values", [ROWS, [ROWS[0], torch.ones(5), ROWS[2]]]),
+                )
+            ),
+        ],
+    )
+    def test_what_is_refused(self, reward, error, message):
+        with pytest.raises(error, match=message):
+            RewardRecorder(reward, "mine")(**BATCH)
+
+    def test_one_tensor_for_all_rows_and_arguments_that_arrive(self):
         seen: dict[str, Any] = {}
-        RewardRecorder(lambda **columns: seen.update(columns) or [0.0] * 3, "mine")(**BATCH, answer=["x"] * 3)
-        assert seen == {**BATCH, "answer": ["x"] * 3}
 
-    def test_wrong_length(self):
-        with pytest.raises(ValueError, match=r"'mine'.*\(4,\) for row 0.* 3 tokens.*completion_ids\[0\]"):
-            record([[1.0] * 4, [1.0], [1.0] * 2])
-        with pytest.raises(ValueError, match="3 completions"):
-            record([[1.0] * 3, [1.0]])
+        def reward(**columns: Any) -> torch.Tensor:
+            seen.update(columns)
+            return torch.tensor([[1.0, 2.0], [3.0, 4.0]])
 
-    def test_numbers_among_lists(self):
-        with pytest.raises(
-            TypeError, match=r"'mine' gave one number a token for some completions, and for row 1 0\.5"
-        ):
-            record([[1.0] * 3, 0.5, None])
-
-    @pytest.mark.parametrize("value", [math.nan, math.inf])
-    def test_not_finite(self, value):
-        with pytest.raises(ValueError, match=f"'mine' returned token_rewards of {value} for token 1 of row 2"):
-            record([[1.0] * 3, [1.0], [0.0, value]])
-
-    def test_outcome_credit_keeps_nothing(self):
-        assert record([[1.0] * 3, [1.0], None], keep_token_rewards=False) == ([3.0, 1.0, None], None)
-
-
-class TestDenseRewards:
-    ROWS = [torch.ones(3), torch.ones(1), torch.ones(2)]
+        columns = {"prompts": ["p"] * 2, "completion_ids": [[1, 2], [3, 4]], "answer": ["x"] * 2}
+        assert RewardRecorder(reward, "mine")(**columns) == [3.0, 7.0]
+        assert seen == columns
 
     def test_protocol(self):
-        assert isinstance(Dense(), DenseReward)
-        assert isinstance(EndogenousReward(model=None), DenseReward)
+        assert isinstance(Dense(), DenseReward) and isinstance(EndogenousReward(model=None), DenseReward)
         assert not isinstance(LengthReward(), DenseReward)
-
-    def test_outcomes_are_what_trl_gets(self):
-        recorder = RewardRecorder(Dense([10.0, None, 30.0], self.ROWS, self.ROWS), "mine")
-        assert recorder(**BATCH) == [10.0, None, 30.0]
-        assert recorder.scores is not None and recorder.scores.state_values is not None
-        for rows in (recorder.scores.token_rewards, recorder.scores.state_values):
-            assert [row.tolist() for row in rows] == [[1.0] * 3, [0.0], [1.0] * 2]
-
-    def test_state_values_are_optional(self):
-        recorder = RewardRecorder(Dense([1.0] * 3, self.ROWS), "mine")
-        recorder(**BATCH)
-        assert recorder.scores is not None and recorder.scores.state_values is None
-
-    def test_no_outcome_may_come_with_anything(self):
-        recorder = RewardRecorder(
-            Dense([1.0, None, 1.0], [*self.ROWS[:1], torch.tensor([math.nan]), self.ROWS[2]]), "m"
-        )
-        recorder(**BATCH)
-        assert recorder.scores is not None and recorder.scores.token_rewards[1].tolist() == [0.0]
-
-    @pytest.mark.parametrize("field", ["token_rewards", "state_values"])
-    def test_wrong_shape(self, field):
-        wrong = [self.ROWS[0], torch.ones(5), self.ROWS[2]]
-        scores = (self.ROWS, wrong) if field == "state_values" else (wrong,)
-        with pytest.raises(ValueError, match=rf"'mine' returned {field} of shape \(5,\) for row 1.* 1 tokens"):
-            RewardRecorder(Dense([1.0] * 3, *scores), "mine")(**BATCH)
-
-    def test_outcome_credit_calls_it_as_trl_does(self):
-        recorder = RewardRecorder(Dense([1.0] * 3, self.ROWS), "mine", keep_token_rewards=False)
-        assert recorder(**BATCH) == [-1.0, -2.0, -3.0]
-        assert recorder.scores is None
 
 
 def test_scored_batch_sums_by_weight():
@@ -213,32 +226,26 @@ class TestEndogenousReward:
 
 
 class TestSentences:
-    def segments(self, tiny_model_path: str, text: str, ends: int = 1) -> list[tuple[str, int]]:
+    @pytest.mark.parametrize(
+        ("parts", "expected"),  # texts, and `None` for the end-of-sequence token
+        [
+            (["It is. The capital is Paris. Yes!", None], ["It is. ", "The capital is Paris. ", "Yes!<|im_end|>"]),
+            (["One \N{GRINNING FACE}. Two \N{GRINNING FACE}."], ["One \N{GRINNING FACE}. ", "Two \N{GRINNING FACE}."]),
+            ([None, "It is.", None, " Paris is."], ["<|im_end|>It is.<|im_end|>", " Paris is."]),
+            ([""], []),
+            (["", None], ["<|im_end|>"]),
+            (["", None, None, None], ["<|im_end|>" * 3]),
+        ],
+    )
+    def test_tokens_belong_to_their_sentence(self, parts, expected, tiny_model_path):
         tokenizer = EndogenousReward(tiny_model_path)._tokenizer
-        ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] * ends
+        ids: list[int] = []
+        for part in parts:
+            ids += [tokenizer.eos_token_id] if part is None else tokenizer(part)["input_ids"]
         numbers = token_segments(tokenizer, ids, RuleSegmenter()).tolist()
-        return list(zip((tokenizer.decode([token_id]) for token_id in ids), numbers, strict=True))
-
-    def test_words_belong_to_their_sentence(self, tiny_model_path):
-        rows = self.segments(tiny_model_path, "It is. The capital is Paris. Yes!")
-        sentences = ["".join(token for token, number in rows if number == k).strip() for k in range(3)]
-        assert sentences == ["It is.", "The capital is Paris.", "Yes!<|im_end|>"]
-
-    def test_tokens_inside_a_character(self, tiny_model_path):
-        rows = self.segments(tiny_model_path, "\N{GRINNING FACE}. \N{GRINNING FACE} is.", ends=0)
-        assert [number for _, number in rows] == sorted(number for _, number in rows)
-        assert rows[-1][1] == len(RuleSegmenter()("\N{GRINNING FACE}. \N{GRINNING FACE} is.")) - 1
-
-    @pytest.mark.parametrize("ends", [0, 1, 3])
-    def test_nothing_written(self, ends, tiny_model_path):
-        assert [number for _, number in self.segments(tiny_model_path, "", ends)] == [0] * ends
-
-    def test_special_tokens_within(self, tiny_model_path):
-        tokenizer = EndogenousReward(tiny_model_path)._tokenizer
-        eos = tokenizer.eos_token_id
-        first, second = (tokenizer(text)["input_ids"] for text in ("It is.", " Paris is."))
-        numbers = token_segments(tokenizer, [eos, *first, eos, *second], RuleSegmenter()).tolist()
-        assert numbers == [0] * (len(first) + 2) + [1] * len(second)
+        assert len(numbers) == len(ids) and numbers == sorted(numbers)
+        found = [[i for i, n in zip(ids, numbers, strict=True) if n == k] for k in range(max(numbers, default=-1) + 1)]
+        assert [tokenizer.decode(sentence) for sentence in found] == expected
 
     def test_spans_must_tile(self, tiny_model_path):
         tokenizer = EndogenousReward(tiny_model_path)._tokenizer

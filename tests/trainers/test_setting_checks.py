@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import TrainingArguments
 from trl import GRPOConfig
@@ -122,19 +121,12 @@ def test_refused(kind, settings, message, tmp_path):
 class TestDense:
     """Where all tokens of a completion are credited alike, TRL's settings mean what they mean in TRL."""
 
-    @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
-    def test_outcome_credit(self, settings, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(tiny_policy_path)
-        make_trainer("dense", tiny_policy_path, tmp_path, reward, credit="outcome", **settings).train()
-
-    @pytest.mark.parametrize("settings", [case for case, _ in REFUSED.values()], ids=str)
-    def test_rewards_of_completions(self, settings, tiny_policy_path, tmp_path):
-        make_trainer("dense", tiny_policy_path, tmp_path, length, **settings).train()
-
     @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
-    def test_function_that_turns_out_dense(self, settings, message, tiny_policy_path, tmp_path):
+    def test_credit_of_whole_completions(self, settings, message, tiny_policy_path, tmp_path):
+        for rewards, credit in ((EndogenousReward(tiny_policy_path), "outcome"), (length, "token")):
+            make_trainer("dense", tiny_policy_path, tmp_path, rewards, credit=credit, **settings).train()
         trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
-        with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):
+        with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):  # it turns out to be dense
             trainer.train()
 
     def test_normalize_then_sum(self, tmp_path):
@@ -201,21 +193,3 @@ def test_synchronised_reference_has_no_critic(mixup, tiny_policy_path, tmp_path)
         torch.testing.assert_close(tensor, (1 - mixup) * before[name] + mixup * policy[name])
         assert not torch.equal(tensor, before[name])
     assert critic_of(trainer._base_policy).head.bias.abs() > 0  # and the critic is still there, and was trained
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
-@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
-def test_tokenized_dataset(kind, name, tmp_path):
-    tokenized = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
-    for dataset in (tokenized, tokenized.to_iterable_dataset()):
-        with pytest.raises(ValueError, match=f"`{name}` has a column `input_ids` and none called `prompt`"):
-            make_trainer(kind, "/nowhere", tmp_path, length, **{name: dataset})
-    if name == "eval_dataset":
-        with pytest.raises(ValueError, match="it is tokenized"):
-            make_trainer(kind, "/nowhere", tmp_path, length, eval_dataset=DatasetDict({"a": tokenized}))
-
-
-@pytest.mark.parametrize("kind", TRAINERS)
-def test_mean_is_refused_before_any_model_is_loaded(kind, tmp_path):
-    with pytest.raises(ValueError, match="cannot be credited to single tokens"):
-        make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart", aggregate="mean"))

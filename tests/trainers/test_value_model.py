@@ -77,18 +77,9 @@ class TestImages:
         blind = {**output, "pixel_values": output["pixel_values"][:1].expand_as(output["pixel_values"])}
         assert set(names) <= blind.keys()
         assert trainer._values_and_log_probs(blind)[0][:, 0].std() < 1e-6
-
-    @pytest.mark.parametrize("critic", ["value_head", "value_model"])
-    def test_trains(self, critic, tiny_vlm_path, tmp_path):
-        trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic=critic)
-        critic_before = {n: p.detach().clone() for n, p in critic_of(trainer._base_policy).named_parameters()}
+        before = critic.head.bias.clone()
         trainer.train()
-        moved = {
-            name
-            for name, parameter in critic_of(trainer._base_policy).named_parameters()
-            if not torch.equal(parameter, critic_before[name])
-        }
-        assert "head.bias" in moved
+        assert not torch.equal(critic.head.bias, before)
 
     def test_value_model_without_eyes(self, tiny_vlm_path, tmp_path):
         blind = LlamaForCausalLM(

@@ -43,7 +43,7 @@ def shard(path: str, folder: Path) -> dict[str, Any]:
     """One step by an own copy that is sharded as the policy is."""
     reward = EndogenousReward(path)
     seen = watched(path, reward)
-    # accelerate shards on accelerators only: see `ppo_run`.
+    # accelerate shards on accelerators only. What it runs works over gloo on CPUs too, if it believes to be on one.
     PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
     settings = {"accelerator_config": {"use_configured_state": True}, "use_cpu": False}
     settings |= {"fsdp": True, "fsdp_config": FSDP2, "max_steps": 1, "beta": 0.0}

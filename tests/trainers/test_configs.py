@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Configurations and arguments of both trainers: what TRL's parser makes of them, errors before a model is loaded, and,
+for who comes from TRL's own PPO, what to use instead.
+"""
+
+import copy
+import dataclasses
+import importlib
+import inspect
+import json
+import pickle
+import re
+from typing import Any
+
+import pytest
+import torch
+import trl
+from datasets import Dataset, DatasetDict
+from transformers import AutoModelForCausalLM
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+
+import endotrl.trainers
+from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl.launch.arguments import make_parser
+from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
+
+from ..support import trainers
+from ..support.helpers import QUIET
+from ..support.trainers import PROMPTS
+
+
+TOKENIZED = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
+NEW = {
+    PPOConfig: {"lam": 0.8, "critic": "none", "kl_target": 6.0, "gamma": 0.9},
+    DenseGRPOConfig: {"credit": "sentence", "gamma": 0.9, "baseline": "leave_one_out"},
+}
+
+
+def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    return [float(len(ids)) for ids in completion_ids]
+
+
+class TestConfigs:
+    @pytest.mark.parametrize(("config", "settings"), NEW.items())
+    def test_command_line_and_yaml(self, config, settings, tmp_path):
+        first, *others = settings.items()
+        words = [word for name, value in others for word in (f"--{name}", str(value))]
+        (tmp_path / "run.yaml").write_text(
+            f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n{first[0]}: {first[1]}\n"
+        )
+        (args,) = TrlParser(config).parse_args_and_config(["--config", str(tmp_path / "run.yaml"), *words])
+        assert {name: getattr(args, name) for name in settings} == settings
+        for other in (copy.copy(args), copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
+            assert other == args
+
+    @pytest.mark.parametrize(("config", "count"), [(PPOConfig, 17), (DenseGRPOConfig, 4)])
+    def test_the_rest_is_trls_and_what_is_new_is_documented(self, config, count, tmp_path):
+        inherited = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}
+        new = [field for field in dataclasses.fields(config) if inherited.get(field.name, ...) != field.default]
+        assert len(new) == count
+        for field in new:
+            assert field.metadata["help"] and f"{field.name} (`" in (config.__doc__ or ""), field.name
+        args = config(str(tmp_path), **QUIET)
+        json.dumps(args.to_dict())
+        if config is DenseGRPOConfig:
+            assert (args.credit, args.gamma, args.baseline, args.segmenter) == ("token", 1.0, "group", "rules")
+
+    @pytest.mark.parametrize(
+        ("config", "settings", "message"),
+        [
+            (PPOConfig, {"gamma": 0.0}, "`gamma` is 0.0"),
+            (PPOConfig, {"gamma": 1.1}, "`gamma` is 1.1"),
+            (PPOConfig, {"lam": -0.1}, "`lam` is -0.1"),
+            (PPOConfig, {"lam": 1.5}, "`lam` is 1.5"),
+            (PPOConfig, {"beta": -1.0}, "`beta` is -1.0"),
+            (PPOConfig, {"beta": float("nan")}, "`beta` is nan"),
+            (PPOConfig, {"vf_coef": -0.1}, "`vf_coef` is -0.1"),
+            (PPOConfig, {"cliprange_value": 0.0}, "`cliprange_value` is 0.0"),
+            (PPOConfig, {"value_learning_rate": 0.0}, "`value_learning_rate` is 0.0"),
+            (PPOConfig, {"critic": "head"}, "`critic` is 'head', .* one of 'value_head', 'value_model', 'none'"),
+            (PPOConfig, {"truncation": "skip"}, "`truncation` is 'skip'"),
+            (PPOConfig, {"kl_placement": "both"}, "`kl_placement` is 'both'"),
+            (PPOConfig, {"critic": "none", "truncation": "bootstrap"}, "from the critic"),
+            (PPOConfig, {"critic": "none", "detach_value": False}, "`detach_value=False`"),
+            (PPOConfig, {"critic": "value_model", "detach_value": False}, "`detach_value=False`"),
+            (PPOConfig, {"kl_target": 0.0}, "`kl_target` is 0.0"),
+            (PPOConfig, {"kl_target": 6.0, "beta": 0.0}, "`beta` is 0"),
+            (PPOConfig, {"kl_target": 6.0, "sync_ref_model": True}, "moves that model"),
+            (PPOConfig, {"kl_horizon": 0}, "`kl_horizon` is 0"),
+            (PPOConfig, {"num_generations": 0}, "at least 1 completion"),
+            (PPOConfig, {"num_generations": 3}, "must be divisible by num_generations"),
+            (
+                PPOConfig,
+                {
+                    "eval_strategy": "steps",
+                    "eval_steps": 1,
+                    "per_device_eval_batch_size": 3,
+                    "num_generations_eval": 2,
+                },
+                "generations used for evaluation",
+            ),
+            (DenseGRPOConfig, {"credit": "word"}, "`credit` is 'word"),
+            (DenseGRPOConfig, {"baseline": "mean"}, "`baseline` is 'mean"),
+            (DenseGRPOConfig, {"gamma": 0.0}, "`gamma` is 0.0"),
+            (DenseGRPOConfig, {"gamma": 1.5}, "`gamma` is 1.5"),
+        ],
+        ids=str,
+    )
+    def test_errors(self, config, settings, message, tmp_path):
+        with pytest.raises(ValueError, match=message):
+            config(str(tmp_path), per_device_train_batch_size=8, **{**QUIET, **settings})
+
+    @pytest.mark.parametrize(
+        ("settings", "generations", "batch"),
+        [
+            *(
+                ({"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}, 1, size * steps)
+                for size, steps in ((1, 1), (1, 3), (7, 1), (8, 4))
+            ),
+            ({"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 3}, 1, 8),
+            ({"num_generations": 4, "per_device_train_batch_size": 8}, 4, 8),
+        ],
+        ids=str,
+    )
+    def test_ppo_needs_one_completion_only(self, settings, generations, batch, tmp_path):
+        args = PPOConfig(str(tmp_path), **QUIET, **settings)
+        assert type(args.num_generations) is int
+        assert (args.num_generations, args.generation_batch_size) == (generations, batch)
+        # As TRL's scripts and sweeps do; the derived batch size must be given up for that.
+        assert dataclasses.replace(args, lam=0.5, generation_batch_size=None).num_generations == generations
+
+
+class TestArguments:
+    """Before any model is loaded: the model's path leads nowhere."""
+
+    @pytest.mark.parametrize(
+        ("kinds", "settings", "error", "message"),
+        [
+            ([PPOTrainer], {"value_model": "path"}, ValueError, "`critic` is 'value_head', which does not use it"),
+            ([PPOTrainer], {"critic": "value_model", "value_model": 3}, TypeError, "`value_model` is a int"),
+            (
+                [PPOTrainer],
+                {"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)},
+                ValueError,
+                "`optimizers` was given",
+            ),
+            *(
+                (
+                    [DenseGRPOTrainer, PPOTrainer],
+                    {name: dataset},
+                    ValueError,
+                    f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized",
+                )
+                for name in ("train_dataset", "eval_dataset")
+                for dataset in (TOKENIZED, TOKENIZED.to_iterable_dataset())
+            ),
+            (
+                [DenseGRPOTrainer, PPOTrainer],
+                {"eval_dataset": DatasetDict({"a": TOKENIZED})},
+                ValueError,
+                "it is tokenized",
+            ),
+            (
+                [DenseGRPOTrainer, PPOTrainer],
+                {"rewards": EndogenousReward("quickstart", aggregate="mean")},
+                ValueError,
+                "cannot be credited to single tokens",
+            ),
+        ],
+        ids=str,
+    )
+    def test_errors(self, kinds, settings, error, message, tmp_path):
+        settings = dict(settings)
+        rewards = settings.pop("rewards", length)
+        for kind in kinds:
+            with pytest.raises(error, match=message):
+                trainers.make_trainer(kind, "/nowhere", tmp_path, rewards, **settings)
+
+    @pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+    def test_other_config(self, kind, tmp_path):
+        needed = trainers.CONFIGS[kind].__name__
+        with pytest.raises(TypeError, match=f"`args` is a GRPOConfig, but {kind.__name__} needs a `{needed}`"):
+            kind("/nowhere", length, GRPOConfig(str(tmp_path), **QUIET), PROMPTS)
+
+    @pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+    def test_no_config(self, kind, tiny_policy_path, tmp_path, monkeypatch):
+        config = trainers.CONFIGS[kind]
+        on_cpu = dataclasses.make_dataclass("OnCpu", [("use_cpu", bool, True), ("bf16", Any, False)], bases=(config,))
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(f"{kind.__module__}.{config.__name__}", on_cpu)
+        trainer = kind(tiny_policy_path, length, train_dataset=PROMPTS)
+        assert trainer.args.output_dir.endswith({DenseGRPOTrainer: "-DenseGRPO", PPOTrainer: "-PPO"}[kind])
+
+    def test_value_models_that_do_not_go_with_the_policy(self, tiny_policy_path, tiny_model_path, tmp_path):
+        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+        for model, value_model, message in (
+            (policy, policy, "is the policy itself"),
+            (tiny_model_path, tiny_policy_path, "has an embedding of 19 tokens, but the policy's tokenizer has 3"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                settings = {"critic": "value_model", "value_model": value_model}
+                trainers.make_trainer(PPOTrainer, model, tmp_path, length, **settings)
+
+    def test_old_trl(self, monkeypatch):
+        monkeypatch.setattr(trl, "__version__", "1.14.2")
+        with pytest.raises(ImportError, match=r"need TRL 1\.15 or newer, and TRL 1\.14\.2 is installed"):
+            importlib.reload(endotrl.trainers)
+
+
+# The fields that TRL 1.12's `PPOConfig` adds to transformers', and the arguments of its `PPOTrainer`.
+FIELDS = """
+    exp_name dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations
+    response_length stop_token stop_token_id temperature missing_eos_penalty sft_model_path world_size num_total_batches
+    micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size push_to_hub reward_model_path
+    model_adapter_name ref_adapter_name num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef
+    cliprange_value gamma lam ds3_gather_for_generation
+""".split()
+PARAMETERS = """
+    args processing_class model ref_model reward_model train_dataset value_model data_collator eval_dataset optimizers
+    callbacks peft_config
+""".split()
+NOW = {field.name for field in dataclasses.fields(PPOConfig)}
+ACCEPTED = set(inspect.signature(PPOTrainer).parameters) | set(inspect.signature(GRPOTrainer).parameters)
+
+
+class TestComingFromTrlsPPO:
+    """Each of its options and arguments works here, or the error says what to use instead."""
+
+    @pytest.mark.parametrize("name", FIELDS)
+    def test_options(self, name, tmp_path):
+        assert (name in NOW) != (name in CONFIG)
+        if name in CONFIG:
+            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {CONFIG[name]}.")):
+                PPOConfig(str(tmp_path), **QUIET, **{name: None})
+
+    @pytest.mark.parametrize("name", [*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"])
+    def test_arguments(self, name, tmp_path):
+        assert (name in ACCEPTED) != (name in ARGUMENTS)
+        if name in ARGUMENTS:
+            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {ARGUMENTS[name]}.")):
+                PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **QUIET), **{name: None})
+
+    def test_successors_exist(self):
+        assert CONFIG.keys() == set(FIELDS) - NOW
+        others = {"eos_token_id", "completion_ids", "PPOTrainer", "EndogenousReward", "PeftModel"}
+        for name, successor in {**CONFIG, **ARGUMENTS}.items():
+            for word in re.findall(r"`(\w+)", successor):
+                assert word in NOW | ACCEPTED | others, f"{name}: {word}"
+
+    def test_several_at_once_and_pythons_own_errors(self, tmp_path):
+        with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`: .* `beta`\. `cliprange`: now `epsilon`"):
+            PPOConfig(str(tmp_path), kl_coef=0.05, gamma=1.0, cliprange=0.1)
+        with pytest.raises(TypeError, match="unexpected keyword argument 'kl_coeff'"):
+            PPOConfig(str(tmp_path), kl_coeff=0.05)
+        with pytest.raises(TypeError, match="first argument of `PPOTrainer` is the policy"):
+            PPOTrainer(PPOConfig(str(tmp_path), **QUIET), None, "/nowhere", Dataset.from_dict({"prompt": ["a"]}))
+
+    def test_command_line(self):
+        words = ["--use_cpu", "True", "--bf16", "False", "--kl_coef", "0.05"]
+        with pytest.raises(ValueError, match=r"--kl_coef \(of TRL's own PPO: now `beta`\)"):
+            make_parser(PPOConfig).parse_args_and_config(words)
+        with pytest.raises(ValueError, match=r"no setting --kl_coef") as raised:
+            make_parser(DenseGRPOConfig).parse_args_and_config(words)
+        assert "PPO" not in str(raised.value)
