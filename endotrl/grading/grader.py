@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from .extraction import marked, visible
-from .numbers import NUMBER_WORDS, plain_math
-from .spelling import plain_text, same_words, tidy, without_markdown
-from .statements import MATH, after_corrections, first_line, is_denied, said, sentences
+from .numbers import NUMBER_WORDS, plain_math, read_number
+from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
+from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied, said, sentences
 from .symbolic import same_expression
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
@@ -16,18 +16,33 @@ from .words import states_words
 
 
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
-_YES_NO_WORD = re.compile(rf"\b(?:{'|'.join(_YES_NO)})\b", re.IGNORECASE)
+# "No idea" and "no such thing" say nothing, nor does "Yes?".
+_YES_NO_WORD = re.compile(
+    rf"\b(?:{'|'.join(_YES_NO)})\b(?!\?)(?!(?<=no) (?!it|he|she|they|the|because|since|as|in|but)[a-z])", re.IGNORECASE
+)
+_SO = re.compile(r"\b(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J])[).:]\s+(?!(?:or|and)\b|[/,])")
+_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])")
 _LETTER = re.compile(
-    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-])"
-    r"(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b|as\b)[a-z])"
+    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-]|\s*\?)(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b"
+    r"|as\b)[a-z])"
 )
 _ENDORSED = re.compile(
-    r"\b(?i:left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
-    r"|is)\s*,?\s*(?i:only |option |choice |answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as))"
-    r"|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true|answer)\b"
+    r"\b(?i:only|left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
+    r"|is)\s*,?\s*(?i:only |option |choice "
+    r"|answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as)(?<!remains)(?<!is)(?<!left)(?<!fits)"
+    r"(?<!works))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true"
+    r"|answer)\b"
 )
+_CUT_OFF = re.compile(
+    r"(?:\b(?:an?|the|is|are|was|and|or|of|to|get|gives?|us|equals?|by|that|then|so|with|for|in|we|which|plus|minus"
+    r"|times|has|have)|[=+*/,:(×-])\s*$",
+    re.IGNORECASE,
+)
+# A number alone, and behind it why.
+_HEADED = re.compile(r"(?P<value>[-$€£]{0,2}\d[\d,.]*(?: ?[%\w]+)?)\.?\n\s*(?P<rest>[^\n]*[A-Za-z]{2}.*)", re.DOTALL)
+# The value that stands before its rounded one.
+_ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 # Longer texts are no bare answers.
 _BARE = 80
 _FILLER = re.compile(
@@ -37,10 +52,15 @@ _FILLER = re.compile(
     r"|(?:\\approx|\\sim|≈|~)\s*)+",
     re.IGNORECASE,
 )
+# Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|makes?|gets?|left with|total(?:s|ing)?(?: of)?|comes? to"
-    r"|gives?|yields?|costs?|earns?|needs?|takes?|spends?|saves?|sold|bought|pays?|paid|made|becomes?|leaves|remains?"
-    r"|means?|get|find|obtain|there (?:are|is)|so|thus|hence|therefore)\b|[:=≈]",
+    r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
+    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|leav|remain|mean|find"
+    r"|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
+    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
+    r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
+    r"|other|over|page|per|plus|step|than|that|the|their|then|these|those|times|to|under|with|year)\b)"
+    r"[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -48,13 +68,32 @@ _CONNECTED = re.compile(
     r"|maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
     re.IGNORECASE,
 )
-_MONTH = (
-    r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
-    r"|nov(?:ember)?|dec(?:ember)?)\b"
+_RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
+_DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
+
+
+# Of a sentence: what stands in brackets or in a subordinate clause.
+_ASIDE = re.compile(
+    r"(?<=\w )\((?!or\b|maybe|perhaps|possibly)(?=[^()]*[A-Za-z]{2}|[^(),;]*\))[^()]*\)|^\W*(?:since|because|as|when"
+    r"|if|given|after|before|although|though|while|with|\w+ing)\b[^,]*(?:(?<=\d),(?=\s?\d)[^,]*)*,|[,;]?\s(?:since"
+    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds"
+    r"|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
+    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have|had)\b))\b"
+    r".*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she|it"
+    r"|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
+    re.IGNORECASE,
 )
-_DATE = re.compile(
-    rf"\b{_MONTH}\.?\s+\d{{1,2}}(?:st|nd|rd|th)?,?\s+(?=\d{{4}}\b)"
-    rf"|\b\d{{1,2}}(?:st|nd|rd|th)?\s+(?:of\s+)?(?={_MONTH})",
+# What comes before a number that is compared with, or was known.
+_GIVEN = re.compile(
+    r"\b(?:from|among|amongst|by|per|than|out of|over|times)\s+(?:the|all|these|those|his|her|its|their|our|only"
+    r"|about|just|other)?\s*[$(]*|\bto (?!about|exactly|only|just|approximately|roughly|nearly|an?\b|the\b|be\b"
+    r"|get\b)[a-z]+\s+(?:the )?|\b(?:in|for|on|at|to|into|of|between)\s+(?:the|these|those|all|all the|his|her|its"
+    r"|their|our|other)\s+|(?:[\d%]|half|third|quarter|each|some|most)\s+(?:\w+\s+)?of\s+(?:the|these|those|all|his"
+    r"|her|its|their|our)?\s*",
+    re.IGNORECASE,
+)
+_POSSIBLY = re.compile(
+    r"(?:\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: also| well| even)? be)|[.?!(] ?or)\W+(?:[a-z]+\W+){0,3}$",
     re.IGNORECASE,
 )
 
@@ -157,6 +196,10 @@ def _written(value: Value) -> str:
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
     text, boxed = marked(text) or (text, False)
+    if isinstance(value := read_value(right), Quantity) and 0 < value.number.value < 1:
+        text = re.sub(r"\b(\w+) (?:in|out of)(?: every)? (\w+)\b", _as_fraction, text)
+    if re.fullmatch(r"\W*\d+\.\d+\W*\w*", right):
+        text = _with_points(text)
     if not text or not right.strip():
         return False
     if boxed and (text == right or _equal(right, text, math)):
@@ -182,9 +225,21 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     return choice is None and states_words(text, answers)
 
 
+def _as_fraction(odds: re.Match[str]) -> str:
+    a, b = map(read_number, odds.groups())
+    return f"{a.value}/{b.value}" if a and b else odds[0]
+
+
+def _with_points(text: str) -> str:
+    """A text of a language with decimal commas, with decimal points."""
+    if not FOREIGN.search(text):
+        return text
+    return re.sub(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.]|,\d)", r"\1.\2", text)
+
+
 def _equal(right: str, given: str, math: bool) -> bool:
     """Whether two answers are the same, each alone."""
-    if same_words(right, given):
+    if same_words(right, given) or ("\\" in right and "".join(right.split()) == "".join(given.split())):
         return True
     plain = plain_text(given)
     choice = _CHOICE.match(right)
@@ -224,6 +279,8 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
 
     symbolic = not isinstance(value, Quantity)
     text = after_corrections(text, lambda rest: bool(_values(rest, symbolic)) or MATH.search(rest) is not None)
+    if (exact := _ROUNDED.sub(r"\1", text)) != text and _gives_value(exact, right, value, math):
+        return True
     for rest in said(text):
         if (found := _first_value(rest)) is not None:
             return fits(found, _written_first(rest))
@@ -233,6 +290,12 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
             return True
         if not isinstance(found, Symbols):
             return False
+    if _CUT_OFF.search(text):
+        return False
+    if (head := _HEADED.match(whole)) and isinstance(found := read_value(head["value"]), Quantity):
+        last = _last_value(head["rest"], symbolic)
+        explains = head["rest"][0] == "(" or not re.search(r"=|\b(?:so|thus|hence|therefore|total)\b", head["rest"])
+        return fits(found, head["value"]) and (explains or last is None or fits(last.value, last.written))
     last = _last_value(text, symbolic)
     return last is not None and fits(last.value, last.written)
 
@@ -254,7 +317,7 @@ def _first_value(rest: str) -> Value | None:
     whole = read_value(line.rstrip(" .!*"))
     if whole is not None and not (isinstance(whole, Quantity) and is_denied(first, 0, 0)):
         return whole
-    begins = MATH.match(line) or re.match(rf"[-+$€£¥₹.\d]|(?:{'|'.join(NUMBER_WORDS)})\b", line, re.IGNORECASE)
+    begins = MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line)
     if begins or "=" in line or len(rest.strip()) <= len(first.strip()) + 1:
         chosen = _chosen_value(line, symbolic=True, first=begins is not None)
         return None if chosen is None else chosen.value
@@ -277,18 +340,26 @@ def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
 def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | None:
     """The value that a sentence states: behind its last equation or its verb, or the first or last one."""
     line = plain_math(line)
-    found = _values(line, symbolic)
-    if not found:
-        return None
     prose = MATH.sub(lambda m: " " * len(m[0]), line)
-    equation = prose.rfind("=")
-    if first and re.search(r"[A-Za-z]{2,}", prose[found[0].end : max(0, equation)]):
-        equation = -1  # of what follows the statement
-    verb = max((m.end() for m in _COPULA.finditer(prose)), default=len(prose))
-    behind_equation = [i for i, item in enumerate(found) if item.start > equation >= 0]
-    behind_verb = [i for i, item in enumerate(found) if item.start >= verb]
-    low = high = (behind_equation or ([0] if first else behind_verb) or [len(found) - 1])[0]
+    found = _values(line, symbolic)
+    prose, found = _main_clause(prose, found)
+    if not found or _leaves_open(prose, found):
+        return None
+    verbs = [match.end() for match in _COPULA.finditer(prose)]
+    if first:  # what follows the statement is no part of it
+        equation = prose.rfind("=")
+        verbs = [equation] if not re.search(r"[A-Za-z]{2,}", prose[found[0].end : max(0, equation)]) else [0]
+    if " but " not in prose and re.match(
+        r"\s*(?:is|are|was|were|equals)\s+(?:the|what|our|my|how|correct|right|\d+(?:\.\d+)?% of)\b",
+        prose[found[0].end :],
+    ):
+        verbs = [0]  # "10 is the sum of 4 and 6"
+    # The last of them with a value behind it.
+    verb = max((end for end in verbs if end <= found[-1].start), default=0 if first else found[-1].start)
+    low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
+        if verb and _COPULA.match(prose[found[high + 1].end :].lstrip()):
+            break  # "She gets 10, and 2 are left"
         high += 1
     while low > 0 and _connected(line, found[low - 1], found[low]):
         low -= 1
@@ -297,6 +368,31 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | N
         if not any(same_value(item.value, other) for other in distinct):
             distinct.append(item.value)
     return found[low] if len(distinct) == 1 else _Stated(0, 0, Collection(tuple(distinct)))
+
+
+def _main_clause(prose: str, found: list[_Stated]) -> tuple[str, list[_Stated]]:
+    """A sentence without its asides, and the values that it states: those that are no part of what was given."""
+    given = {match.end() for match in _GIVEN.finditer(prose)}
+    spans = [match.span() for match in _ASIDE.finditer(prose)]
+    colon = prose.find(":", found[0].end) if found and found[0].start not in given else -1
+    number, behind = re.findall(r"\d[\d.,]*", prose[: max(0, colon)]), sum(item.start > colon for item in found)
+    if colon > 0 and (
+        (len(number) == 1 and re.search(rf"(?<![\d.]){re.escape(number[0])}(?![\d.]).*=", prose[colon:]))
+        or ("=" not in prose and behind > (1 if len(number) == 1 else 2))
+    ):
+        spans.append((colon, len(prose)))  # "There are 6: 2 * 6 = 12", "There are 6: 2 boys and 4 girls"
+    kept = [item for item in found if not any(a <= item.start < b for a, b in spans)]
+    if kept and len(kept) < len(found):
+        found = kept
+        for a, b in spans:
+            prose = prose[:a] + " " * (b - a) + prose[b:]
+    return prose, [item for item in found if item.start not in given] or found
+
+
+def _leaves_open(prose: str, found: list[_Stated]) -> bool:
+    """Whether one of several different values is only possible: "It is 42, or maybe 43."."""
+    several = any(not same_value(item.value, found[0].value) for item in found)
+    return several and any(_POSSIBLY.search(prose[: item.start]) for item in found)
 
 
 def _values(line: str, symbolic: bool) -> list[_Stated]:
@@ -313,12 +409,22 @@ def _values(line: str, symbolic: bool) -> list[_Stated]:
         if symbolic or is_numeric(value):
             found.append(_Stated(formula.start(), end, value, _inside(formula)))
         line = line[: formula.start()] + " " * (end - formula.start()) + line[end:]
+    if symbolic:
+        for ratio in _RATIO.finditer(line):
+            if isinstance(value := read_value(ratio[0]), Collection):
+                found.append(_Stated(*ratio.span(), value))
+                line = line[: ratio.start()] + " " * len(ratio[0]) + line[ratio.end() :]
     found += [_Stated(*quantity) for quantity in quantities(line)]
     return [item for item in sorted(found, key=lambda item: item.start) if not is_denied(line, item.start, item.end)]
 
 
 def _connected(line: str, one: _Stated, other: _Stated) -> bool:
     between = line[one.end : other.start]
+    units = [item.value.unit for item in (one, other) if isinstance(item.value, Quantity) and item.value.unit]
+    if len({unit.split()[0] for unit in units}) > 1 and re.match(r"[^,]*,\s*$", between):
+        return False  # "10 children, 5 boys and 5 girls"
+    if "=" in between and not re.search(r"(?<![\w)])[a-z]\w?\s*=\s*$", line[: one.start], re.IGNORECASE):
+        return False  # "2x = 6 and x = 3"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
 
@@ -344,7 +450,7 @@ def _chosen(text: str) -> str | None:
     if len(options) > 1:  # as in the question
         parts = [part for part in parts if not _OPTION.match(part)]
     elif options and _OPTION.match(parts[0]):
-        return options.pop()
+        return options.pop().upper()
     for part in reversed(parts):
         endorsed = {m["a"] or m["b"] for m in _ENDORSED.finditer(part) if not is_denied(part, m.start(), m.end())}
         if len(endorsed) == 1:
@@ -365,12 +471,19 @@ def _yes_or_no(text: str, of_truth: bool) -> bool | None:
         words = list(_YES_NO_WORD.finditer(line))
         if not words:
             continue
+        both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
+        if both and not _YES_NO_WORD.sub("", line).strip(" ,.;!?"):
+            return None  # "yes, no, yes"
+        if both:  # what follows "so", and is not denied
+            words = [match for match in words if _SO.search(line[: match.start()])] or words
+            words = [match for match in words if not is_denied(line, *match.span())] or words
+            both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
         start, word = words[0].start(), words[0][0].casefold()
         if re.match(r"\W*(?:and|or|/)\W*(?:yes|no|true|false)\b", line[words[0].end() :], re.IGNORECASE):
             return None
         if of_truth and word not in ("true", "false"):
             continue
         begins = part is not text or not line[:start].strip(" \"'*(")
-        if begins or (len({_YES_NO[m[0].casefold()] for m in words}) == 1 and len(line) <= _BARE):
+        if begins or (not both and len(line) <= _BARE):
             return _YES_NO[word] != is_denied(line, start, start)
     return None

@@ -11,24 +11,34 @@ from fractions import Fraction
 from typing import Any
 
 
-GROUPED = r"\d{1,3}(?:(?:,|\s|')\d{3})+(?!\d)"
-MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3}
-MULTIPLIERS |= {"million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Of 1.234 nobody knows what it is, of 1.234.567 everybody.
+GROUPED = r"(?:\d{1,3}(?:(?:,|\s|'|_)\d{3})+|\d{1,3}(?:\.\d{3}){2,})(?!\d)"
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-NUMBER_WORDS = {word: i for i, word in enumerate(_ONES.split())}
-NUMBER_WORDS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
-NUMBER_WORDS |= {
-    f"{ten}-{one}": NUMBER_WORDS[ten] + NUMBER_WORDS[one] for ten in _TENS.split() for one in _ONES.split()[1:10]
+MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "M": 10**6}
+MULTIPLIERS |= {"million": 10**6, "billion": 10**9, "bn": 10**9, "trillion": 10**12}
+_COUNTS = {word: i for i, word in enumerate(_ONES.split())}
+_COUNTS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
+_PARTS = {"half": 2, "halves": 2, "quarter": 4} | {
+    part: i for i, part in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), start=3)
 }
+_SCALE = "(?:dozen|hundred|thousand|million|billion|trillion)"
+_PART = rf"(?:{'|'.join(_PARTS)})s?"
+# A number in words: "three hundred and forty-two", "two thirds", "two and a half".
+NUMBER_WORDS = re.compile(
+    rf"(?<![\w-])(?:(?:an?\s+{_SCALE}|{'|'.join(_COUNTS)})\b(?:(?:[\s-]+|(?<=red|and|ion)\s+and\s+)(?:{_SCALE}"
+    rf"|{'|'.join(_COUNTS)})\b)*(?:[\s-]+{_PART}|\s+and\s+(?:an?|one|three)[\s-]+(?:half|quarters?))?|an?\s+(?:half"
+    rf"|third|quarter)|half\s+an?\s+{_SCALE})(?![\w-])",
+    re.IGNORECASE,
+)
 # What an exponent may have in exact arithmetic.
 _MAX_EXPONENT = 400
 _MAX_LENGTH = 200  # characters of an expression
 
-_MIXED = re.compile(r"(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\{(\d+)\}\{(\d+)\})")
+_MIXED = re.compile(r"(\d+)(?:\s+(?:and\s+)?(\d+)\s*/\s*(\d+)|\s*\\frac\{(\d+)\}\{(\d+)\})")
 # Innermost groups of LaTeX first, as Python writes them.
 _GROUPS = (
     (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
@@ -53,7 +63,7 @@ _LATEX = (
     (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree", "°"),
     (r"\\(%|\$|&|#)", r"\1"),
     (r"\{,\}", ","),
-    (r"\\(?:approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]", "="),
+    (r"\\(?:implies|[rR]ightarrow|to|longrightarrow|approx|simeq|sim|equiv)(?![A-Za-z])|[≈≃]", "="),
 )
 
 
@@ -80,10 +90,9 @@ def read_number(text: str) -> Number | None:
     a mixed number, in scientific notation, in words, or an expression of numbers with roots, powers and pi.
     """
     text = text.strip()
-    words = text.casefold()
-    if words.removeprefix("-") in NUMBER_WORDS:
-        count = NUMBER_WORDS[words.removeprefix("-")]
-        return Number(Fraction(-count if words.startswith("-") else count), 0)
+    if text.casefold() == "half" or NUMBER_WORDS.fullmatch(text.removeprefix("-")):
+        number = _of_words(text.removeprefix("-"))
+        return Number(-number.value, number.digits) if number and text.startswith("-") else number
     if not text or len(text) > _MAX_LENGTH or not re.search(r"\d|pi|inf|\\sqrt", text):
         return None
     try:
@@ -98,6 +107,36 @@ def read_number(text: str) -> Number | None:
     decimals = literal["decimals"] or ""
     significant = len((re.sub(r"\D", "", literal["whole"]) + decimals).lstrip("0"))
     return Number(value, len(decimals), significant)
+
+
+def _of_words(text: str) -> Number | None:
+    if (scale := re.fullmatch(r"half\s+an?\s+(\w+)", text, re.IGNORECASE)) is not None:
+        return Number(Fraction(MULTIPLIERS[scale[1].casefold()], 2), 0)
+    parts = re.fullmatch(rf"(?:(?P<whole>.+)\s+and\s+)?(?:(?P<count>.+)[\s-]+)?(?P<part>{_PART})", text.casefold())
+    if parts is None:
+        count = _count(text)
+        return None if count is None else Number(count, 0)
+    whole, count = _count(parts["whole"] or "zero"), _count(parts["count"] or "one")
+    if whole is None or count is None:
+        return None
+    return Number(whole + Fraction(count, _PARTS.get(parts["part"]) or _PARTS[parts["part"][:-1]]))
+
+
+def _count(text: str) -> Fraction | None:
+    total, count, room = 0, 0, 10**3
+    words = re.findall(r"[a-z]+", text.casefold())
+    if words in (["a"], ["an"]):
+        return Fraction(1)
+    for word in words:
+        if word in _COUNTS:
+            if _COUNTS[word] >= room:
+                return None  # "two three"
+            count, room = count + _COUNTS[word], 10 if _COUNTS[word] >= 20 else 0
+        elif word in MULTIPLIERS:
+            count, room = max(count, 1) * MULTIPLIERS[word], MULTIPLIERS[word]
+            if room >= 1000:
+                total, count = total + count, 0
+    return Fraction(total + count)
 
 
 def same_number(right: Number, given: Number) -> bool:
@@ -143,7 +182,8 @@ def _as_python(text: str) -> str:
 
 
 def _integers(literal: re.Match[str]) -> str:
-    whole, _, decimals = re.sub(r"[,\s']", "", literal[1]).partition(".")
+    plain = re.sub(r"[,\s'_]", "", literal[1])
+    whole, _, decimals = (plain.replace(".", "") if plain.count(".") > 1 else plain).partition(".")
     number = str(int(whole + decimals))
     if decimals:
         number += f"/10**{len(decimals)}"

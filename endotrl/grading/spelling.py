@@ -3,6 +3,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 
 
 _SUPERSCRIPTS = {ord(c): d for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True)}
@@ -14,7 +15,9 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("‘’ʼ`´", "'"),
         **dict.fromkeys("“”„«»", '"'),
         **dict.fromkeys("‐‑‒", "-"),
+        **dict.fromkeys("→⇒⟹⟶➜", "="),
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", None),
+        "。": ". ",
         "⁄": "/",
         "∕": "/",
     }
@@ -22,16 +25,49 @@ _CHARACTERS = str.maketrans(
 # Tokens that a tokenizer adds, should they be in the text.
 _SPECIAL = re.compile(r"<\|(?!(?:begin|end)_of_thought)[^<>|]{1,40}\|>|</?s>|<(?:end_of_turn|eos|pad|bos)>")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=[^\s*])([^*\n]*?[^\s*])\1(?![\w*])")
+_MONTH = (
+    r"(?P<month>Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?"
+    r"|Oct(?:ober)?|Nov(?:ember)?|Dec(?:ember)?)\b\.?"
+)
+MONTHS = "January February March April May June July August September October November December".split()
+_YEAR = r"(?:,?\s+(?P<year>\d{4})\b)?"
+_DATES = (
+    re.compile(rf"\b{_MONTH}\s+(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?(?![\w.:]\d|\w|,\d){_YEAR}"),
+    re.compile(rf"\b(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}{_YEAR}"),
+    re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
+)
+# Scripts that put no space between words.
+_CJK = re.compile(
+    r"(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[\w$\\])(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?<=\d)"
+    r"(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
+)
+_DIGIT = re.compile(r"\d")
 _CODE = re.compile(r"`([^`\n]+)`")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
 
 
+@lru_cache(maxsize=512)
 def tidy(text: str) -> str:
     """Text in which one character stands for all that look like it."""
     text = _SPECIAL.sub("", text)
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _FRACTION.sub(lambda m: (f"{m[1]} " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
-    return unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+    text = _CJK.sub(" ", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
+    text = re.sub(r"(?<![-<])[-=]>", "=", text)
+    text = re.sub(r"(?<=[A-Za-z])\$\s*(\^\{?[23]\}?)\s*\$", r"\1", text)  # m$^2$
+    if _DIGIT.search(text):
+        for pattern in _DATES:
+            text = pattern.sub(_date, text)
+    return text
+
+
+def _date(match: re.Match[str]) -> str:
+    """A date as "July 20, 1969"."""
+    month, year = match["month"], match["year"]
+    if month.isdigit() and not 1 <= int(month) <= 12:
+        return match[0]
+    name = MONTHS[int(month) - 1] if month.isdigit() else next(m for m in MONTHS if m.startswith(month[:3]))
+    return f"{name} {int(match['day'])}" + (f", {year}" if year else "")
 
 
 def without_markdown(text: str) -> str:
@@ -59,4 +95,5 @@ def _bare(text: str) -> str:
 def plain_text(text: str) -> str:
     r"""Text of `\text{}` and the like, without indices and Markdown."""
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\[ ,;!]|~", " ", text)
     return without_markdown(re.sub(r"(?<=[A-Z])_\{?(\d)\}?", r"\1", text)).strip(" $")

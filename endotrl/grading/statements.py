@@ -28,24 +28,43 @@ _DENIAL = re.compile(
     r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)"
     r"|eliminat(?:e[sd]?|ing)|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than"
     r"|except(?: for)?|unlike|far from|incorrect(?:ly)?|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)"
-    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly)\b|n't\b",
+    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|few|nobody|refus(?:e[sd]?|ing)|declin(?:e[sd]?|ing)"
+    r"|unknown|would(?: have|'ve)|gave up|quit|considered|replaced|(?:earlier|formerly|previously|originally),? (?:it"
+    r"|he|she|they) (?:was|were)|assum(?:e|ing)|suppos(?:e|ing)|unwise|foolish|premature|naive|aside from|apart from"
+    r"|contrary to"
+    # Whether it is so is asked, not said.
+    r"|whether|(?:know|sure|ask(?:s|ed)?|wonder(?:s|ing)?|see|check|verify|tell|say|confirm|determine) if|nicht"
+    r"|kein\w*|nie|pas|jamais|nunca|niet|geen|non è)\b|n't\b|(?<!\w)(?:não|не|不是|不)(?!\w)",
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:(?:is|was|are|were|does|did|do|has|had|can|could|would|will"
-    r"|should|must|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b)(?!\s+(?:only|just))|ha[sd] nothing to do with\b"
-    r"|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be|must be)\s+(?:\w+\s+){0,2}?(?:wrong"
-    r"|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too (?:large|small|big|high|low)|eliminated"
-    r"|excluded|a (?:common )?(?:mistake|misconception|trap))|(?:can|could|may|might|should|must) be (?:ruled out"
-    r"|excluded|eliminated|discarded|rejected)|(?:\w+\s+)?or\s+(?:more|less|fewer|greater|higher|lower|larger"
-    r"|smaller)\b)",
+    r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times|divided by"
+    r"|multiplied by|(?:more|less|fewer|greater) than)\s+[$€£]?(?:\d|one|two)|(?:plus|minus|times) the\b|would (?:be"
+    r"|have been)\b[^.]*\bif\b|(?:can't|won't|(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should|must"
+    r"|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b))(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
+    r"|ha[sd] nothing to do with\b|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be"
+    r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too \w+"
+    r"|eliminated|excluded|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake"
+    r"|misconception|trap))|until\b|for (?:a while|some time)\b|till\b|aside\b|(?:can|could|may|might|should"
+    r"|must) be (?:ruled out|excluded|eliminated|discarded|rejected)|(?:\w+\s+)?or\s+(?:more|less|fewer|greater"
+    r"|higher|lower|larger|smaller)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
-    r"(?:\b(?:less|more|greater|fewer|larger|smaller|higher|lower|bigger|older|younger|longer"
-    r"|shorter)\s+than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)|\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$"
-    r"|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$",
+    r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
+    r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|thrice|half"
+    r"|root of|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative|logarithm) of|close to"
+    r"|nearly|almost|over|above|below|under|exceeds|(?<!named )after|before|since|until|prior to)\s+[$€£(]*$"
+    r"|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+(?:option\s+)?\(?$|\b(?:page|step|chapter|figure|section|question"
+    r"|problem|part|line|exercise|example|equation|table)\s$|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but"
+    r"|except)\s+(?:the\s+)?$",
+    re.IGNORECASE,
+)
+# "It is 42, but I can't tell."
+_RETRACTED = re.compile(
+    r"\b(?:but|yet|though) (?:i|we)\b(?: (?:really|honestly|actually|just))? (?:have no|can't|cannot|don't|do not"
+    r"|doubt)|\bnot (?:have |given )?enough\b",
     re.IGNORECASE,
 )
 _DISTANCE = re.compile(
@@ -58,16 +77,19 @@ _DISTANCE = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:but|however|yet|actually|in fact|in reality|the truth|instead|whereas)\b(?=[^.]*\b(?:is|was|are|it's|be"
-    r"|say|think|answer|moved|correct|right|became|not)\b)|\bothers?\b",
+    r"\b(?:now|today|nowadays|these days)\b|\b(?:but|however|yet|actually|in fact|in reality|the truth|instead"
+    r"|whereas)\b\b|\bothers?\b",
     re.IGNORECASE,
 )
 # What takes back what was said before.
 CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?;:,\n—–])|(?<=\.\.)|(?<=- ))\s*(?:oh,? |hmm,? |oops,? |sorry,? |but )?(?:no,? )?(?:wait\b"
-    r"|actually,|actually (?=it|the|that|i)|correction\b|scratch that|on second thoughts?|on reflection"
-    r"|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct)|i (?:made|was) (?:a "
-    r"|an )?(?:mistake|error|wrong)|that(?:'s| is| was) (?:wrong|incorrect|not right)|no, )",
+    r"(?:^|(?<=[.!?;:,\n—–(])|(?<=\.\.)|(?<=- ))\s*(?:(?:oh|hmm+|ah|uh|but|and|no|ok(?:ay)?|well"
+    r"|so)[,.!]* )*(?:wait\b|hold on|oops|whoops|sorry|apologies|my (?:mistake|bad|apologies)|i (?:mean|meant|misread"
+    r"|miscount\w*|mis\w+ed|stand corrected)\b|(?:or )?rather,|make that|actually,|actually (?=it|the|that|i)"
+    r"|correction\b|(?:scratch|strike|forget) that|on (?:second thoughts?|reflection|closer inspection)|edit:"
+    r"|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct|try again|fix)|i (?:made"
+    r"|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was| can't be) (?:wrong|incorrect|not right|right)"
+    r"|no, )",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
@@ -80,21 +102,27 @@ _KIND = (
     r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired"
     r"|required|proper|only|valid|complete|short)"
 )
+# "Answer" or "result" in the languages that models slip into.
+_ANSWER = r"\b(?:antworte?n?|ergebnis|lösung|réponse|résultat|respuesta|resultado|resposta|ответ)|答案|答え|정답"
+FOREIGN = re.compile(rf"{_ANSWER}|\b(?:ist|beträgt|sind|est|sont|es|son|è|sono)\b|\d ?€", re.IGNORECASE)
 _LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?"
-    r"(?:\s+(?:is|are|below|here|choice))?\s*:\s*",
+    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here"
+    rf"|choice))?\s*(?::|=>|->)\s*|(?:{_ANSWER})\s*:\s*",
     re.IGNORECASE,
 )
 _SAID = re.compile(
     rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
-    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*"
-    r"(?:=|\b(?:(?:is|are|was|equals?|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b"
-    r"|(?:must|should|would|could|might|may|can|will|has to|have to|ought "
-    r"to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
-    r"(?:\s+(?:therefore|thus|then|hence|simply|just|clearly|indeed|definitely|certainly|now|also|equal to|given "
-    r"by|going to be))*"
-    r"\s*:?\s*",
+    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:(?:is|are|was|equals?"
+    r"|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b|(?:must|should|would|could|might|may"
+    r"|can|will|has to|have to|ought to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
+    rf"|(?:{_ANSWER})(?:\s+(?:final|finale|correcta?|richtige|est|es|è|é|e|ist|lautet|is|равен))*\s*(?:\b(?:ist"
+    r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
+)
+_GOES_ON = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.IGNORECASE)
+LIKELY = re.compile(r"\b(?:probably|likely|presumably)\b", re.IGNORECASE)
+POSSIBLY = re.compile(
+    r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
 )
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
@@ -104,14 +132,21 @@ MATH = re.compile(
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
     parts = [text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text)]
-    return [part for part in parts if part and not _asks(part)]
+    said = [part for part in parts if part and not _asks(part)]
+    joined = said[:1]
+    for part in said[1:]:
+        if _GOES_ON.match(part) or (POSSIBLY.search(part) and POSSIBLY.search(joined[-1])):
+            joined[-1] += " " + part
+        else:
+            joined.append(part)
+    return joined
 
 
 def _asks(sentence: str) -> bool:
     match = _QUESTION.match(sentence)
     return match is not None and (
         sentence.endswith("?")
-        or "ask" in match[0].lower()
+        or ("ask" in match[0].lower() and "=" not in sentence)
         or match[0].lower().strip(" :").startswith(("question", "q", "tell", "name"))
     )
 
@@ -119,8 +154,14 @@ def _asks(sentence: str) -> bool:
 def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
+    before = re.sub(r"\b(not|never),[^,.;]*,", r"\1", before)
     clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BOUNDARY.finditer(before)), default=0) :])
-    if _DENIAL.search(clause) or _DENIAL_BEFORE.search(before) or _DENIAL_BEHIND.match(after[:80]):
+    if (
+        _RETRACTED.search(before + after)
+        or _DENIAL.search(clause)
+        or _DENIAL_BEFORE.search(before)
+        or _DENIAL_BEHIND.match(after[:80])
+    ):
         return True
     whole = before[max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0) :]
     return _CONTRAST.search(after) is not None and _DISTANCE.search(whole) is not None

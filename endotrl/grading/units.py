@@ -50,7 +50,8 @@ _PLURALS = {"ies": "y", "sses": "ss", "xes": "x", "ches": "ch", "shes": "sh", "s
 STOP_WORDS = frozenset(
     "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
     "my not of on or our per remaining respectively she since so still than that the their there therefore they this "
-    "times to total was we were when where which while who will with you your apiece altogether only too now then "
+    "times to total was we were when where which while who will with you your apiece altogether only too now then can "
+    "cannot could may might must should would isn't "
     "after before old long tall high wide away".split()
 )
 

@@ -3,9 +3,10 @@
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from .spelling import fold, plain_text, tidy
-from .statements import after_corrections, first_line, is_denied, said, sentences
+from .statements import LIKELY, POSSIBLY, after_corrections, first_line, is_denied, said, sentences
 
 
 # Stands in a text for whatever is accepted. A capital letter, as segmenters look for.
@@ -13,67 +14,95 @@ _MARK = "Ꙭ"
 _NAME = r"(?:[Tt]he )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][\w.'-]*)){0,3}"
 # Capitalised at the start of a sentence, and no name.
 _LEAD = (
-    r"(?i:yes|no|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer|absolutely"
-    r"|correct|in|on|at|by|for|from|after|before|during|with|as|since|when|while|although|if|because|it|this|that|he"
-    r"|she|they|there|i|we|you|to|an?|let|note|first|finally|given|based|according|step|solution"
+    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer"
+    r"|absolutely|correct|in|on|at|by|for|from|after|before|during|with|as|since|when|while|although|if|because|it"
+    r"|this|that|he|she|they|there|i|we|you|to|an?|let|note|first|finally|given|based|according|step|solution"
     r"|explanation|reasoning)\b"
 )
 # Not the answer itself: New York is not York, and Jupiter's moon is not Jupiter.
 _PART = re.compile(
-    r"\b(?:(?:New|North|South|East|West|North(?:east|west)|South(?:east|west)|(?:North|South|East|West)ern|Papua"
-    rf"|Equatorial|Upper|Lower|Inner|Outer|Anti|Non)[\s-]{_MARK}|{_MARK}'s\s+\w)"
+    r"\b(?:(?:New|North|South|East|West|North(?:east|west)|South(?:east|west)|(?:North|South|East|West)ern|Papua|Real"
+    rf"|San|Santa|Los|Equatorial|Upper|Lower|Inner|Outer|Anti|Non)[\s-]{_MARK}|{_MARK}'s\s+\w)"
 )
 # What something is compared with, comes after, or belongs to; what others say.
 _ASIDE = re.compile(
-    rf"\b(?:than|followed|succeeded|preceded|after|before|beyond|like|such as|near|next to|behind|around|ahead of"
-    r"|close to|(?<!go )with|(?<!stands )for|(?!(?:city|state|country|name|republic|kingdom|word|number|island|river"
-    r"|planet|element|capital|province|county|town|year|consists?|composed|made|because|think)\b)\w+ of)\s+(?:the\s+"
-    rf"|in\s+)?{_MARK}"
+    r"\b(?:than|(?:followed|succeeded|preceded)(?: by)?|over|(?:as|so) (?:is|are|was|were)|(?:way|second(?: only)?"
+    r"|next|close|similar|compared|prior|adjacent|opposite|akin|superior|inferior|equivalent|thanks|according|heir"
+    r"|lost|wrote|married|related) to|\w+ed from|(?!being|including|meaning|becoming|remaining|speaking|naming"
+    r"|choosing|saying|picking)\w{3,}ing|after|before|beyond|like|such as|near|next to|behind|around|ahead of"
+    r"|close to|(?<!go )(?<!filled )(?<!starts )(?<!ends )(?<!made )with|(?<!stands )for|(?:suburbs?|outskirts|north"
+    r"|south|east|west|edge|vicinity|moons?|satellites?|sons?|daughters?|wife|husband|brothers?|sisters?|mother"
+    r"|father|friends?|rivals?|students?|pupils?|teachers?|work|contemporar(?:y|ies)|successors?|predecessors?"
+    r"|neighbou?rs?|instead|ahead|front|opponents?|followers?|compounds?|oxides?|isotopes?|mixtures?|hints?|traces?"
+    rf"|touch|shades?|descendants?|ancestors?|assistants?|colleagues?|members?) of)\s+(?:the\s+|in\s+)?{_MARK}"
     r"|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim"
     rf"|answer|guess|assume|call)\b[^,.;]*{_MARK}",
     re.IGNORECASE,
 )
+# Behind a name, what kind of thing it is.
+_KIND = (
+    r"(?:River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|Kingdom|Province|County|State|Lake|Canal"
+    r"|Valley|Peninsula|Bonaparte|[IVX]+|Jr|Sr|The|It|He|She|This|That|[A-Z])\b"
+)
+_NOT_SAID = r"(?<!\bis )(?<!\bwas )(?<!'s )(?<!\bby )(?<!\bis the )"
+_TOO = r"(?:also|too|merely|only|just|another|the second|second|its|even)\b"
 # What leaves another answer beside it, or in its place.
 _OTHERS = re.compile(
     "|".join(
         (
             # "Paris or Rome", "Paris/Rome", but not "Paris, or rather the city on the Seine"
-            rf"{_MARK}[\"'*_)]*\s*,?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply|just|about"
-            r"|as|in other words|better)\b)|/\s*|\bvs\.?\s+)\S",
-            rf"\w[\"'*_)]*,?\s+(?i:or|and/or)\s+(?i:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*{_MARK}",
-            rf"\w/{_MARK}",
+            rf"{_MARK}[\"'*_)]*(?:,? (?:perhaps|maybe|possibly))?\s*[,.?!]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less"
+            r"|fewer|at least|rather|simply|just|about|as|in other words|better)\b)|/\s*|\bvs\.?\s+)\S",
+            rf"\w[\"'*_)]*,?\s+\(?(?i:or|and/or)\s+(?i:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*{_MARK}",
             # "Paris and Rome", "red and Paris"
             rf"{_MARK}\s+(?:and|&)\s+{_NAME}",
             rf"{_NAME}\s+(?:and|&)\s+(?:the )?{_MARK}",
             rf"^\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+{_MARK}\W*$",
+            rf"{_MARK}\s+(?:is|was)\b[^.,{_MARK}]*,\s+(?!{_LEAD}){_NAME}\s+(?:is|was)\b",
             # Lists
             rf"{_MARK}(?:,\s*{_NAME})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]",
-            rf"{_MARK}(?:,\s*{_NAME}){{2,}}\s*(?:[.!]|$|,?\s*etc)",
-            rf"(?:{_NAME},\s*){{2,}}(?:(?:or|and|&)\s+)?(?:the )?{_MARK}",
-            rf"^\W*{_MARK}(?:\s+[A-Z][\w'-]+){{2,}}\W*$",
+            rf"{_MARK}(?:,\s*{_NAME}){{2,}}\s*(?:[.:!]|$|,?\s*etc)",
+            rf"{_MARK}\s+(?!{_KIND})(?:[A-Z][a-z'-]+)",
             # "Rome, the rival of Paris", "It is Rome (before, Paris was)", but not "Hamlet, a play, is by Shakespeare"
-            rf"^\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}){_NAME}"
-            rf"(?:[,;]|\s\((?!{_MARK}\))|\s[-–—>]\s|\s(?:is|was)\b[^;]*;)[^{_MARK}]*"
-            rf"(?<!\bis )(?<!\bwas )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's ){_MARK}",
+            rf"^\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}|The [^,]*, {_MARK}\W*$){_NAME}(?:[,;]"
+            rf"|\s\((?!{_MARK}\))|\s[-–—>]\s|\s(?:is|was)\b[^;]*;)[^{_MARK}]*"
+            r"(?<!\bis )(?<!\bwas )(?<!\bbeen )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's )(?<!\bi\.e\. )("
+            rf"?<!called )(?<!\bas ){_MARK}",
             # "It is Rome; Paris is larger", "Paris is larger, but Rome is the capital"
-            rf"\b(?:is|was)\b[^;.{_MARK}]*;\s*(?:the )?{_MARK}",
-            rf"{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+"
-            r"(?:is|was|are|were)\b",
+            rf"^(?![^;]*\b(?:not|no|n't)\b)[^;{_MARK}]*(?:\b(?:is|was)\b[^;.{_MARK}]*;\s*(?:the )?{_MARK}"
+            rf"|;\s*(?:the )?{_MARK}\s+[a-z])",
+            # "An alloy of Paris called Rome", "It is Rome, the opposite of Paris"
+            rf"{_MARK}(?!\s+(?:is|was|are|were|has|also|often|sometimes)\b)[^.,;{_MARK}]*\b(?:called|named)\s+\w",
+            rf"^[^,;{_MARK}]*(?:\b(?:is|was|are|were)|'s)\b\s[^,;{_MARK}]+,\s+(?:an?|the|another|one|his|her|its|once"
+            rf"|home)\s+(?:(?!(?:is|was|are|were|by|called|named)\b)[\w'-]+\s+)+{_MARK}",
+            rf"^\W*(?:(?i:while|although|though) )?{_MARK}\s[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however"
+            rf"|yet)\b)[^.{_MARK}]*\b(?:is|was)\s+(?:the |in )?[A-Z]",
+            rf"{_NOT_SAID}{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+(?:is"
+            rf"|was|are|were)\b(?!\s{_TOO})",
+            # "Rome is the capital, and Paris is merely its rival"
+            rf"^(?!.*\b(?:not|n't|no)\b)[^{_MARK}]*\b(?:is|was|are|were)\b[^{_MARK}]*(?:,? and"
+            rf"|, but) (?:the )?{_MARK}\s+(?:is|was|are|were)\b(?:\s(?!{_TOO})\w+)?\s{_TOO}",
             rf"{_MARK}[\"'*_)]*\?",
+            rf"^\W*(?=[^.]*{_MARK})(?:\w+(?:\s\w+)?,\s*){{3,}}\w+(?:\s\w+)?\W*$",
         )
     )
 )
+# "People from Paris call it Rome", "The opposite of Paris is Rome"
+_OF_SUBJECT = re.compile(
+    rf"^\W*(?:(?!is\b|was\b)[\w'-]+ ){{1,4}}(?<!city )(?<!name )(?<!word )(?:of|from|near"
+    rf"|like) (?:the )?{_MARK}(?= (?:is|was|are|were|calls?)\b)"
+)
 _SAME = re.compile(
-    rf"{_MARK}(?:[\"'*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called)\b|[,(/=:-])\s*(?:the |an? )?[\"'*_(]*"
-    rf"{_MARK}[\"'*_)]*)+"
+    rf"{_MARK}(?:[\"'*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called)\b|[,(/=:-](?:or )?)\s*(?:the "
+    rf"|an? )?[\"'*_(]*{_MARK}[\"'*_)]*)+"
 )
-_POSSIBLY = re.compile(
-    r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
+_RELATIVE = re.compile(
+    r"^\W*(?:[Ii]f|[Uu]nless)\b[^,]*,|,\s+(?:which|who|whose|whom|where|when|while|whereas|(?:al)?though|since|because"
+    rf"|if)\b(?!\s(?:is|was)\s+(?:the )?{_MARK})[^,;]*"
 )
-_UNKNOWN = re.compile(
-    rf"\b(?:hard to say|can(?:'t|not) (?:say|tell|decide)|don't know|unclear|unknown)\b[^.!?]*{_MARK}", re.IGNORECASE
-)
-_NAME_ALONE = re.compile(rf"\W*(?!{_LEAD}){_NAME}[.!]")
+_IN_THE_END = re.compile(rf"^(?P<before>[^{_MARK}]*{_MARK}.*?)[,;]?\s(?:but|yet|however|so)\b[:,]?\s(?P<main>.*)$")
+_SO_THEN = re.compile(r"\W*(?:so|therefore|thus|hence)\b[:,]?\s+(?:it is |it's )?[\w' -]{1,30}\W*$", re.IGNORECASE)
+_NAME_ALONE = re.compile(rf"\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}){_NAME}[.!]")
 _SUBJECT = re.compile(r"^(?P<what>[^.]{3,80}?)\s+(?:is|was|are|were)\s+(?:the |a )?[A-Z0-9].*$")
 
 
@@ -89,7 +118,9 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
             return bool(verdict)
     parts = sentences(text)
     verdicts = [verdict for verdict in map(_verdict, parts) if verdict is not None]
-    if not verdicts or not verdicts[-1] or _UNKNOWN.search(text) or _NAME_ALONE.fullmatch(parts[0]):
+    if not verdicts or not verdicts[-1] or _NAME_ALONE.fullmatch(parts[0]):
+        return False
+    if _SO_THEN.match(parts[-1]) and _MARK not in parts[-1]:
         return False
     return not (_lists_others(text) or _guesses_twice(parts) or _says_otherwise(parts))
 
@@ -97,12 +128,28 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
 def _with_marks(text: str, answers: Sequence[str]) -> str:
     text = fold(plain_text(text)).replace(_MARK, " ")
     for answer in sorted(answers, key=len, reverse=True):
-        text = _pattern(answer).sub(_MARK, text)
+        text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
     return _PART.sub(" ", _SAME.sub(_MARK, text))
 
 
+def _in_any_order(answer: str, text: str) -> str:
+    """A text in which the members of a list are marked, in whatever order they are."""
+    items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
+    if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
+        return text
+    item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + ")"
+    listed = re.compile(
+        rf"\b{item}(?:(?:\s*[,;/]\s*(?:and\s+)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}\b", re.IGNORECASE
+    )
+    return listed.sub(lambda m: _MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
+
+
+@lru_cache(maxsize=1024)
 def _pattern(answer: str) -> re.Pattern[str]:
     answer = re.sub(r"^(?:the|an?)\s+(?=\w)", "", fold(tidy(answer)).strip().rstrip(".").strip(), flags=re.IGNORECASE)
+    # Everest is Mount Everest, the Pacific the Pacific Ocean.
+    mount = r"(?:(?:Mount|Mt\.?) )?" if re.match(r"(?:Mount|Mt\.?) ", answer) else ""
+    answer = re.sub(r"^(?:Mount|Mt\.?) (?=[A-Z])|(?<=\w) (?:Ocean|River|Desert)$", "", answer)
     words = re.findall(r"\w+", answer)
     if not words or re.search(r"[^\w\s.,'()/:!?&-]", answer):
         return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE) if answer else re.compile("(?!)")
@@ -118,12 +165,20 @@ def _pattern(answer: str) -> re.Pattern[str]:
         else:
             joined += r"(?:[\s.,\-'()]+|\s*&\s*|\s+and\s+)"
         joined += word
-    return re.compile(rf"(?<![\w])(?<!\w-){joined}(?![\w+#])(?!-\w)(?!\.\d)", re.IGNORECASE)
+    return re.compile(rf"(?<![\w])(?<!\w-){mount}{joined}(?![\w+#])(?!-\w)(?!\.\d)", re.IGNORECASE)
 
 
 def _verdict(sentence: str) -> bool | None:
     """Whether a sentence affirms the answer; `None` if it does not speak of it."""
-    asides = {match.end() for match in _ASIDE.finditer(sentence)}
+    sentence = _RELATIVE.sub("", sentence)
+    if (
+        (end := _IN_THE_END.match(sentence))
+        and _MARK not in end["main"]
+        and not re.search(rf"\b(?:is|was|by|it's|are) (?:the )?{_MARK}", end["before"])
+    ):
+        if re.search(r"\b(?:is|was) (?:the )?[A-Z]|^\w+\W*$", end["main"]):
+            return False
+    asides = {match.end() for pattern in (_ASIDE, _OF_SUBJECT) for match in pattern.finditer(sentence)}
     mentions = [m.span() for m in re.finditer(_MARK, sentence) if m.end() not in asides]
     if not mentions:
         return None
@@ -139,9 +194,7 @@ def _lists_others(text: str) -> bool:
 
 def _guesses_twice(parts: Sequence[str]) -> bool:
     """Whether a text guesses more than once, and not always the same: "It may be Paris. It may be Rome."."""
-    guesses = [part for part in parts if _POSSIBLY.search(part)]
-    hedges = sum(len(_POSSIBLY.findall(part)) for part in guesses)
-    return hedges > 1 and (len(guesses) == 1 or not all(_MARK in part for part in guesses))
+    return any(POSSIBLY.search(part) and len([*POSSIBLY.finditer(part), *LIKELY.finditer(part)]) > 1 for part in parts)
 
 
 def _says_otherwise(parts: Sequence[str]) -> bool:

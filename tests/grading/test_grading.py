@@ -24,7 +24,8 @@ from endotrl.rendering.messages import text_of
 # math-verify can tell.
 CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").read_text(encoding="utf-8").splitlines()]
 # Where nothing but knowledge could tell ("Canberra, Sydney" from "Paris, France"), or a sentence has several numbers.
-KNOWN = {"integer-78", "fact-62", "fact-175", "fact-315", "fact-319", "interval-29", "percent-21"}
+KNOWN = {"integer-78", "fact-62", "fact-175", "fact-315", "fact-319", "interval-29", "percent-21", "unseen1-213"}
+KNOWN |= {f"unseen{case}" for case in ("3-96", "3-111", "3-148", "5-34", "7-20", "7-66", "7-91", "9-62", "9-79")}
 
 
 def graded(math: bool) -> list[tuple[dict[str, Any], bool]]:
@@ -56,7 +57,8 @@ class TestNumbers:
         [
             ("1,234.5", 1234.5), ("-7", -7), ("2 1/2", 2.5), ("1e-3", 0.001), ("3/4", 0.75), ("2^{10}", 1024), ("sqrt(16)", 4),
             ("\\frac{1}{2}", 0.5), ("2*3+4", 10), ("2(3)", 6), ("-2^2", -4), ("seven", 7), ("forty-two", 42), ("10^{-2}", 0.01),
-            ("1 000", 1000), (".5", 0.5), ("1.5 x 10^3", 1500), ("\\sqrt[3]{27}", 3), ("2pi", 6.283185307179586),
+            ("1 000", 1000), ("1.234.567", 1234567), ("1_000", 1000), ("three hundred and forty-two", 342),
+            ("two thirds", 2 / 3), ("two and a half", 2.5), ("half a dozen", 6), ("2 and 3/4", 2.75), (".5", 0.5), ("1.5 x 10^3", 1500), ("\\sqrt[3]{27}", 3), ("2pi", 6.283185307179586),
         ],
     )  # fmt: skip
     def test_read(self, text: str, value: float) -> None:
@@ -66,7 +68,7 @@ class TestNumbers:
     @pytest.mark.parametrize(
         "text",
         ["", "x", "1/0", "3 apples", "1 2", "10^{10^{10}}", "(1", "1)", "1,23", "--", "2x", "(-1)^{0.5}", "9" * 500,
-         "__import__('os')", "root.mro()", "1if 1else 2", "pi.real", "2e400000", "9**9**9"],
+         "__import__('os')", "root.mro()", "1if 1else 2", "pi.real", "2e400000", "9**9**9", "two three", "1.234.56"],
     )  # fmt: skip
     def test_not_a_number(self, text: str) -> None:
         assert read_number(text) is None
@@ -99,6 +101,9 @@ class TestNumbers:
         [
             ("(1, 2)", "(1,2)", True), ("(1, 2)", "[1, 2]", False), ("{1, 2}", "\\{2, 1\\}", True), ("(0,1) \\cup (2,3)", "(2,3)\\cup(0,1)", True),
             ("1, 2", "2 and 1", True), ("(1, 2)", "(2, 1)", False), ("\\pm 3", "3, -3", True), ("50%", "0.5", True), ("0.5", "0.5%", False),
+            ("3:45 PM", "15:45", True), ("3:45 PM", "3:45 AM", False), ("3:45 PM", "225", False), ("2:3", "4:6", True), ("2:3", "3:2", False),
+            ("10-20", "between 10 and 20", True), ("10-20", "-10", False), ("2 hours 15 minutes", "135 min", True), ("£2", "2 pounds", True),
+            ("x = 2, y = 5", "y = 5, x = 2", True), ("x = 2, y = 5", "x = 5, y = 2", False), ("(2, 5)", "x = 2, y = 5", True),
         ],
     )  # fmt: skip
     def test_values(self, right: str, given: str, same: bool) -> None:
@@ -174,7 +179,26 @@ class TestAnyText:
 
     @pytest.mark.parametrize(
         "unit",
-        ["1 ", "1, ", "wait, ", "The answer is 42. ", "Paris or ", "(", r"\boxed{", "<answer>", "not ", "9", "- a\n"],
+        [
+            "1 ",
+            "1, ",
+            "wait, ",
+            "The answer is 42. ",
+            "Paris or ",
+            "(",
+            r"\boxed{",
+            "<answer>",
+            "not ",
+            "9",
+            "- a\n",
+            "two ",
+            "5 of the ",
+            "after going 5, ",
+            "which is 5 ",
+            "May 5 ",
+            "maybe ",
+            "1.000.",
+        ],
     )
     @pytest.mark.parametrize("right", ["42", "Paris", "B"])
     def test_long_repetitions_are_read_in_time(self, unit: str, right: str) -> None:
