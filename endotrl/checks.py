@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of settings that several objects have."""
+"""Ranges of settings that several objects have, and names that may be meant."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` with the known word that has `word` in it or is near to it; empty if there is none."""
+    known = list(known)
+    similar = [name for name in known if word and word in name] or get_close_matches(word, known, n=1, cutoff=0.7)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapping[str, str] | None = None) -> None:
@@ -10,7 +18,8 @@ def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapp
     if isinstance(value, str) and reasons and value in reasons:
         raise ValueError(f"`{name}` is {value!r}, {reasons[value]}.")
     if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+        meant = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}{meant}.")
 
 
 def check_criterion(criterion: Any) -> Any:

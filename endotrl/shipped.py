@@ -2,8 +2,9 @@
 """Recipes and accelerate configs that come with the package: listing, paths, copies."""
 
 import shutil
-from difflib import get_close_matches
 from pathlib import Path
+
+from .checks import did_you_mean
 
 
 SCHEME = "endotrl://"
@@ -49,10 +50,9 @@ def shipped_path(name: str) -> Path:
     known |= dict.fromkeys(accelerate_configs(), "accelerate_configs")
     wanted = name.removeprefix(SCHEME)
     if wanted not in known:
-        similar = get_close_matches(wanted, known, n=1)
         raise ValueError(
-            f"No recipe or accelerate config {wanted!r} comes with endotrl"
-            f"{f' (did you mean {similar[0]}?)' if similar else ''}. `endotrl recipes` lists them."
+            f"No recipe or accelerate config {wanted!r} comes with endotrl{did_you_mean(wanted, known)}. `endotrl "
+            "recipes` lists them."
         )
     return ROOT / known[wanted] / wanted
 

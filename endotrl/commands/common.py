@@ -6,10 +6,10 @@ import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+from ..checks import did_you_mean
 from ..reporting import say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 from ..runs.processes import processes
@@ -47,8 +47,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        similar = get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1) if found else []
-        super().error(f"{message}. Did you mean {similar[0]}?" if similar else message)
+        super().error(message + (did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])) if found else ""))
 
 
 def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:

@@ -20,7 +20,7 @@ from ..forecasting.power import power_samples
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
 from ..grading import VERSION
-from ..reporting import terminal_table
+from ..reporting import counted, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     }
     path = folder.folder / "forecast.json"
     write_json(path, {**result.to_dict(), **more})
-    title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
+    title = f"Forecast: {objective.words}, {counted(len(records), 'question')}, {args.model}"
     replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:
         sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")

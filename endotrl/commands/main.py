@@ -30,7 +30,13 @@ __all__ = ["main", "make_parser"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if name != "instruction" and (value == "" or (isinstance(value, list) and "" in value)):
+            parser.error(
+                f"{name.upper()} is empty. Leave it out, or give it a value: is a variable of the shell unset?"
+            )
     ignore_upstream_warnings()
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     if getattr(args, "quiet", False):
@@ -46,7 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
-        told = f"{error.filename} is a file, and no folder." if isinstance(error, FileExistsError) else error
+        told: object = error
+        if isinstance(error, OSError) and error.filename is not None:
+            rule = (
+                "is a file, and no folder"
+                if isinstance(error, FileExistsError)
+                else f"cannot be used: {error.strerror}"
+            )
+            told = f"{error.filename} {rule}. Name another path."
         say(f"endotrl {args.command}: error: {told}")
         return EXIT_FAILED
     finally:
@@ -230,7 +243,13 @@ def run_workspace(args: argparse.Namespace) -> None:
     entity, _, project = args.project.partition("/")
     if not entity or not project or "/" in project:
         raise ValueError(f"{args.project!r} is not ENTITY/PROJECT: whose W&B project, and its name.")
-    sys.stdout.write(f"{make_workspace(entity, project).save().url}\n")
+    workspace = make_workspace(entity, project)
+    from wandb.errors import Error
+
+    try:
+        sys.stdout.write(f"{workspace.save().url}\n")
+    except Error as error:
+        raise ValueError(f"W&B does not save a workspace for {args.project}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ..planning.memory import (
     plan_time,
 )
 from ..planning.sizes import ModelSize, model_size
-from ..reporting import say, terminal_table, working
+from ..reporting import counted, say, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
 from ..shipped import SCHEME, local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
@@ -221,9 +221,10 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
+    lengths = f"{work.prompt_tokens} + {work.completion_tokens} tokens"
     console.print(
-        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; {work.micro_batch} sequences of "
-        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs of "
+        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; on each GPU "
+        f"{counted(work.micro_batch, 'sequence')} of {lengths} at a time; {counted(hardware.gpus, 'GPU')} of "
         f"{hardware.gpu_memory / GIB:g} GiB (--gpus and --gpu-memory plan for others)",
         markup=False,
     )
@@ -263,21 +264,26 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         lines += [f"  {name}  ({engine}: {total / GIB:.1f} GiB)" for name, engine, total in changes]
         if not changes:
             need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
-            lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
+            lines.append(
+                f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {counted(hardware.gpus, 'GPU')}"
+            )
     seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
     total = sum(seconds.values())
     sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.3g} s for {sequences} sequences ({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS "
-        f"and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are reached in training and "
-        f"{speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and communication is free."
+        f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), if a GPU has "
+        f"{speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
+        f"{speed.training_utilization:.0%} are reached in training and {speed.decoding_utilization:.0%} in decoding, "
+        "all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
-        lines.append(f"{recipe.max_steps} steps: about {_duration(recipe.max_steps * total / recipe.iterations)}.")
+        lines.append(
+            f"{counted(recipe.max_steps, 'step')}: about {_duration(recipe.max_steps * total / recipe.iterations)}."
+        )
     elif rows_of_data is not None:
         batches = recipe.num_epochs * rows_of_data / sequences
-        lines.append(f"All epochs over {rows_of_data:,} rows: about {_duration(batches * total)}.")
+        lines.append(f"All epochs over {counted(rows_of_data, 'row')}: about {_duration(batches * total)}.")
     else:
         lines.append("All epochs: pass --rows, the number of rows of the dataset, for the time in all.")
     for line in lines:

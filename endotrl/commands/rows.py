@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..data.sources import STREAM, Reader
-from ..reporting import number, say
+from ..reporting import counted, number, say
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.output_files import model_digest, only_run_on
@@ -174,8 +174,8 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
     console = Console(stderr=output == STREAM, highlight=False)
-    noun = "pairs" if choice.kind == "pairs" else "rows"
-    lines = [f"{counts.rows:,} {noun} from {counts.prompts:,} prompts with {counts.responses:,} responses."]
+    rows = counted(counts.rows, "pair" if choice.kind == "pairs" else "row")
+    lines = [f"{rows} from {counted(counts.prompts, 'prompt')} with {counted(counts.responses, 'response')}."]
     if choice.kind == "pairs":
         lines.append(f"The chosen response is better by {number(counts.margins / counts.rows)}{unit} on average.")
         pairs = counts.longer.total()

@@ -193,7 +193,9 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
         return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
     except RecursionError:
         return None, "The JSON is nested too deeply."
-    except ValueError as error:  # not JSON, not UTF-8
+    except UnicodeDecodeError as error:
+        return None, f"Not UTF-8 text: {error}. Save the file as UTF-8."
+    except ValueError as error:
         return None, f"Not valid JSON: {error}."
 
 
@@ -323,7 +325,7 @@ def _parquet_entries(path: Path) -> Iterator[_Entry]:
             for number, row in enumerate(rows, start=1):
                 yield _table_entry(number, row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as Parquet: {error}.") from error
+        raise FormatError(f"{path}: cannot be read as Parquet: {str(error).strip().rstrip('.')}.") from error
 
 
 def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.intervals import MIN_CLUSTERS, Estimate, is_noise
+from ..reporting import counted
 from .policies import Objective
 from .summary import MIN_ESS, Summary
 
@@ -28,7 +29,9 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    words = [] if num_questions >= MIN_CLUSTERS else [f"{num_questions} questions are too few to tell."]
+    words = (
+        [] if num_questions >= MIN_CLUSTERS else [f"With {counted(num_questions, 'question')}, nothing is certain."]
+    )
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
@@ -70,7 +73,7 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
         if summary.wrong_more_probable is not None:
             words.append(
                 f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-                f"{summary.num_mixed} questions with right and wrong answers."
+                f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
             )
     else:
         return [

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import check_choice
+from ..reporting import counted
 from ..score_file.rows import Row
 from ..score_file.sharded import Scored
 
@@ -107,12 +108,12 @@ class Counts:
     def why_not(self) -> str:
         """Why some prompts and responses are in no row, in words; empty if there are none."""
         reasons = [
-            (self.bad, "responses without a reward"),
-            (self.unfinished, "responses that were cut off"),
-            (self.alone, "prompts with fewer than two different responses"),
-            (self.close, "prompts whose responses do not differ by more than the margin"),
+            (self.bad, "response", "without a reward"),
+            (self.unfinished, "response", "cut off"),
+            (self.alone, "prompt", "with fewer than two different responses"),
+            (self.close, "prompt", "whose responses do not differ by more than the margin"),
         ]
-        found = "; ".join(f"{count:,} {what}" for count, what in reasons if count)
+        found = "; ".join(f"{counted(count, noun)} {what}" for count, noun, what in reasons if count)
         return f"Left out: {found}." if found else ""
 
     def add_pair(self, better: Scored, worse: Scored) -> None:

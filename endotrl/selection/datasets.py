@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 
 from ..checks import check_choice
 from ..rendering.messages import TEMPLATE_COLUMNS, Completion, Prompt
+from ..reporting import counted
 from ..rewards.corrections import LengthControl
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
@@ -267,7 +268,7 @@ def _chosen(
     counts = Counts()
     rows = [row for group in by_prompt(scored_rows(reward, dataset, residual)) for row in choice.rows(group, counts)]
     if not rows:
-        raise ValueError(f"Of {counts.prompts} prompts, none gives a row. {counts.why_not()}".strip())
+        raise ValueError(f"Of {counted(counts.prompts, 'prompt')}, none gives a row. {counts.why_not()}".strip())
     return Dataset.from_list(rows)
 
 

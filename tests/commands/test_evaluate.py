@@ -67,7 +67,7 @@ class TestParser:
         for words, meant in ((["eval", "rmbench"], "rm-bench"), (["evla", "rm-bench"], "eval")):
             with pytest.raises(SystemExit):
                 make_parser().parse_args(words)
-            assert capsys.readouterr().err.rstrip().endswith(f"Did you mean {meant}?")
+            assert capsys.readouterr().err.rstrip().endswith(f"(did you mean {meant}?)")
 
 
 def browser_data(path):
@@ -131,7 +131,7 @@ class TestBenchmark:
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines()[:16])) <= 80
         first, *lines = filter(None, map(str.strip, out.splitlines()))
-        assert first.startswith("3 items are too few for a verdict;") and "too few" not in "".join(lines)
+        assert first.startswith("No verdict from 3 distinct items;") and "No verdict" not in "".join(lines)
         values = [estimate["average"]["value"] for estimate in results["metrics"].values()]
         shown = [line.split()[1] for line in lines if line.split()[0] in names]
         assert shown == [f"{value:.3f}" for value in sorted(values, reverse=True)]
@@ -191,7 +191,7 @@ class TestBenchmark:
         evaluate("preference", path, "--scorers", "bellman.sum", "length")
         pages = [(tmp_path / "out" / name).read_text() for name in ("report.html", "results.md")]
         for text in (capsys.readouterr().out, *pages):
-            assert "With only 2 items, intervals are too narrow." in text
+            assert "With only 2 distinct items, intervals are too narrow." in text
 
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
@@ -299,7 +299,7 @@ class TestCompare:
         capsys.readouterr()
         assert main(["eval", "compare", "a", "b", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
-        assert "5 items that not all of the runs have are left out" in out
+        assert "Left out, as not all runs have them: 5 items." in out
         assert max(map(len, out.splitlines()[:8])) <= 80
         # Recomputed from the examples of the 25 items that both have.
         scores = [[e["scores"]["bellman.sum"] for e in results["examples"][:25]] for results in (a, b)]

@@ -242,7 +242,8 @@ class TestRunDemo:
         assert "Rewards that know nothing, on the same footing: random reward" in said
         forecast = json.loads((tmp_path / "metrics.json").read_text())["arithmetic"]["sampled_forecast"]
         assert (
-            f"at beta 0.1, it will answer {forecast:.0%} right." in said and f"{forecast:.0%} (forecast) -> " in said
+            f"at beta 0.1, it will answer {forecast:.0%} right." in said
+            and f"before its first step: {forecast:.0%}. After " in said
         )
         assert not (tmp_path / "partial").exists()
         wide = [line for line in out.splitlines() if len(line) > 80]

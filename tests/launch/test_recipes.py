@@ -223,7 +223,7 @@ class TestMistakes:
     def test_misspelt_key_in_yaml(self, tmp_path):
         path = tmp_path / "grpo.yaml"
         path.write_text(recipe("grpo").read_text() + "reward_alfa: 2.0\n")
-        with pytest.raises(ValueError, match=r"no setting --reward_alfa \(did you mean --reward_alpha\?\)"):
+        with pytest.raises(ValueError, match=r"no setting reward_alfa \(did you mean reward_alpha\?\)"):
             parse(path)
 
     @pytest.mark.parametrize(
@@ -283,10 +283,10 @@ class TestMistakes:
         [
             (
                 ["--reward_alfa", "2"],
-                "There is no setting --reward_alfa (did you mean --reward_alpha?). `--help` lists",
+                "There is no setting reward_alfa (did you mean reward_alpha?). `--help` of the",
             ),
-            (["--max_step", "2"], "(did you mean --max_steps?)"),
-            (["--xyz123", "2"], "There is no setting --xyz123. `--help` lists all settings."),
+            (["--max_step", "2"], "(did you mean max_steps?)"),
+            (["--xyz123", "2"], "There is no setting xyz123. `--help` of the recipe's script lists all settings."),
             (["--dataset_name", "other.jsonl"], "no such file"),
             (["--reward_model", "/nowhere"], "The frozen model '/nowhere' cannot be loaded"),
             (["--dataset_prompt_column", "text"], "no column 'text'"),

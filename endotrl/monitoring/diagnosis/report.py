@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from ... import __version__
-from ...reporting import curves, page, plain, sparkline, table, terminal_text
+from ...reporting import counted, curves, page, plain, sparkline, table, terminal_text
 from ..detector import ENTROPY_KEYS, REWARD_KEYS
 from .diagnose import Diagnosis
 from .run_logs import Run
@@ -96,9 +96,9 @@ def _finding(run: Run, finding: Finding) -> Markup:
 
 def _source(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
-    text = f"Read: {len(run.steps)} log entries of {run.source}"
-    text += f", {len(run.completions)} files of completions" if run.completions else ""
-    text += f", {len(run.checkpoints)} checkpoints." if run.checkpoints else "."
+    text = f"Read: {counted(len(run.steps), 'log entry')} of {run.source}"
+    text += f", {counted(len(run.completions), 'file')} of completions" if run.completions else ""
+    text += f", {counted(len(run.checkpoints), 'checkpoint')}." if run.checkpoints else "."
     text += f" Held out: {', '.join(diagnosis.held_out)}." if diagnosis.held_out else ""
     if diagnosis.not_checked:
         text += f" Not checked, for it was not logged: {', '.join(diagnosis.not_checked)}."
