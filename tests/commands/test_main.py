@@ -15,7 +15,7 @@ import torch
 
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.main import main, make_parser
-from endotrl.reporting import correlation_in_words
+from endotrl.reporting import correlation_in_words, counted
 
 from ..evaluation.rows import write
 
@@ -82,6 +82,9 @@ class TestParser:
             (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]' is not a JSON object"),
             (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "one message, as text, for each domain"),
             (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
+            (["score", "", "--model", "m"], "FILE is empty"),
+            (["forecast", "--data", "f", "--model", ""], "MODEL is empty"),
+            (["diagnose", "a", ""], "RUNS is empty"),
         ],
     )
     def test_usage_errors(self, options, reason, capsys):
@@ -204,7 +207,12 @@ class TestScore:
             ("forecast --data nan.jsonl --model MODEL", 'nan.jsonl, line 1: "answer" is nan, which is no answer'),
             ("eval generation --data nan.jsonl --model MODEL --seeds 1 1", "--seeds 1 1 has a seed twice"),
             ("plan none.yaml", "There is no file none.yaml. `endotrl recipes` lists what endotrl://NAME can be."),
+            ("plan endotrl://smollm2-135m/grpo.yaml --set nothing=3", "There is no setting nothing. `--help` of the "),
+            ("plan endotrl://smollm2-135m/grpo.yaml --set betaa=3", "no setting betaa (did you mean beta?)"),
             ("recipes smollm2-135m --copy t.csv", "t.csv is a file, and no folder."),
+            ("recipes smollm2-135m --copy t.csv/x", "t.csv/x cannot be used: Not a directory. Name another path."),
+            ("recipes zero", "(did you mean zero1.yaml?)"),
+            ("score latin.jsonl --model MODEL --quiet", "line 1: Not UTF-8 text: "),
             ("demo --task arithmetic --output t.csv", "t.csv is a file, and no folder."),
         ],
     )
@@ -212,8 +220,9 @@ class TestScore:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("endotrl.demo.demo.quiet_libraries", lambda: None)
         Path("t.csv").write_text("prompt,completion\nHi,there\n")
+        Path("latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "completion": "a"}\n')
         Path("nan.jsonl").write_text('{"question": "2 + 2?", "answer": NaN}\n')
-        assert main(words.replace("MODEL", tiny_model_path).split()) == 2
+        assert main(words.replace("MODEL", tiny_model_path).split()) == (1 if "latin" in words else 2)
         err = capsys.readouterr().err
         assert reason in err and err.count("\n") == 1
 
@@ -277,6 +286,23 @@ class TestScore:
 )
 def test_correlation_in_words(correlation, words):
     assert correlation_in_words(correlation) == words
+
+
+def test_numbers_of_things():
+    found = [counted(1, "row"), counted(0, "row"), counted(1200, "log entry"), counted(1, "log entry")]
+    assert found == ["1 row", "0 rows", "1,200 log entries", "1 log entry"]
+
+
+def test_a_workspace_that_is_refused(monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+
+    class Refused:
+        def save(self):
+            raise wandb.errors.CommError("permission denied")
+
+    monkeypatch.setattr("endotrl.runs.wandb_workspace.make_workspace", lambda *_: Refused())
+    assert main(["workspace", "a/b"]) == 2
+    assert "W&B does not save a workspace for a/b: permission denied" in capsys.readouterr().err
 
 
 def test_module_is_the_entry_point():

@@ -92,9 +92,7 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
             step = by_step.get(entry["step"], {})
             step.update({key: value for key, value in entry.items() if key not in step})
     if not run.entries:
-        raise ValueError(
-            f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log."
-        )
+        raise ValueError(f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log.")
     logged = {key for entry in run.entries for key in entry}
     for name in held_out or []:
         if f"rewards/{name}/mean" not in logged:

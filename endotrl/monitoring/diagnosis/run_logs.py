@@ -168,7 +168,7 @@ def _read_folder(folder: Path) -> Run:
         run.max_steps = run.max_steps or other.max_steps
     parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
     run.completions = sorted(parquet.values(), key=lambda path: path.name)
-    run.checkpoints, run.notes = with_weights, run.notes + notes + [str(error) for error in missing]
+    run.checkpoints, run.notes = with_weights, notes + [str(error) for error in missing]
     if not run.entries and not run.completions:
         raise ValueError(f"No log is in {folder}. A run is {KINDS}.")
     if not run.source:
@@ -194,12 +194,7 @@ def _read_json(path: Path) -> Run:
         raise ValueError(
             f"{path} holds no log: it must be a `{STATE_FILE}`, or a JSON object with numbers for each log entry."
         )
-    run = Run(path, str(path), _entries(rows), max_steps=_max_steps(state))
-    if any(after["step"] < before["step"] for before, after in pairwise(run.entries)):  # a resumed run, for one
-        last = {(entry["step"], any(key.startswith("eval_") for key in entry)): entry for entry in run.entries}
-        run.entries = [last[key] for key in sorted(last)]
-        run.notes.append("Its steps fall: entries are put in order, and of two of one step the later one counts")
-    return run
+    return Run(path, str(path), _entries(rows), max_steps=_max_steps(state))
 
 
 def _lines(path: Path, text: str) -> list[Any]:
