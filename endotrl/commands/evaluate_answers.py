@@ -202,9 +202,9 @@ def run_best_of_n(args: argparse.Namespace) -> None:
             for name, accuracy in chosen.items():
                 units[name].append(Unit(question.key, "questions", {"accuracy": accuracy}))
     results = summarize(units, plain_means)
-    hopeless = sum(unit.values["accuracy"] == 0 for unit in units[CEILING])
-    if hopeless:
-        none = f"{counted(hopeless, 'question')} of {len(units[CEILING])}"
+    hopeful = {unit.cluster for unit in units[CEILING] if unit.values["accuracy"]}
+    if hopeless := sum(question.key not in hopeful for question in run.questions):
+        none = f"{counted(hopeless, 'question')} of {len(run.questions)}"
         results["verdict"] += f" No sample is right for {none}: there, every choice is wrong."
     results["choices"] = [
         {"key": key, "seed": seed, "right": run.answers[key, seed]["right"], "scores": found}

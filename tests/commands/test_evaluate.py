@@ -22,6 +22,7 @@ from endotrl.evaluation.examples_page import answer_example
 from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
+from endotrl.reporting import counted
 
 from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, write
 from ..support.reference import chatml
@@ -244,7 +245,7 @@ class TestBenchmark:
                 hidden = model.model(torch.tensor([ids])).last_hidden_state[0]
             last = max(i for i, token in enumerate(ids) if token != tokenizer.pad_token_id)
             assert score == pytest.approx(model.score(hidden[last]).item(), abs=1e-4)
-        assert results["verdict"].startswith("5 items are too few") and results["statements"] == []
+        assert results["verdict"].startswith("No verdict from 5 distinct items") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
 
@@ -408,7 +409,7 @@ class TestGeneration:
         ]
         assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
         hopeless = sum(not any(line["right"]) for line in lines)
-        assert (f"For {hopeless} of 4 questions no sample is right" in results["verdict"]) == (hopeless > 0)
+        assert (f"No sample is right for {counted(hopeless, 'question')} of 4" in results["verdict"]) == (hopeless > 0)
         data = browser_data(tmp_path / "out" / "examples.html")
         assert data["scorers"] == ["log_prob.mean", "length", "majority"]
         for shown, line in zip(data["examples"], lines, strict=True):

@@ -35,15 +35,13 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
         sections.append(("Side by side", Markup("").join([*blocks, _comparison(diagnoses)])))
     for diagnosis in diagnoses:
         heading = f"{diagnosis.run.path}: " if several else ""
-        if several or not diagnosis.findings:
-            sections.append((f"{heading}verdict", diagnosis.verdict))
         for finding in diagnosis.findings:
             sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
-        sections.append((f"{heading}what was read", _source(diagnosis)))
+        sections.append((f"{heading}What was read", _source(diagnosis)))
     if not several:
         sections.append(("Curves", _comparison(diagnoses)))
     title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
-    lead = "" if several else diagnoses[0].verdict
+    lead = "" if several else Markup('<p class="verdict">{}</p>').format(_with_code(diagnoses[0].verdict))
     return page(title, sections, lead=lead, footer=f"endotrl {__version__}")
 
 
@@ -87,11 +85,19 @@ def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, 
 
 def _finding(run: Run, finding: Finding) -> Markup:
     return Markup("<p>{}</p>{}<p><b>Change:</b> {}</p><p class=meta>See {}</p>").format(
-        plain(finding.evidence),
+        _with_code(finding.evidence),
         curves(dict(list(curve_series(run, finding.curves).items())[:4])),
-        plain(finding.change),
+        _with_code(finding.change),
         plain(finding.reference),
     )
+
+
+def _with_code(text: str) -> Markup:
+    """Text whose words in backticks are code."""
+    parts = [
+        (Markup("<code>{}</code>") if i % 2 else Markup("{}")).format(p) for i, p in enumerate(plain(text).split("`"))
+    ]
+    return Markup("").join(parts)
 
 
 def _source(diagnosis: Diagnosis) -> str:
