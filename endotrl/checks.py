@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of settings that several objects have, and names that may be meant."""
+"""Ranges of settings that several objects have, rewards of any function, and names that may be meant."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -20,6 +21,21 @@ def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapp
     if value not in choices:
         meant = did_you_mean(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}{meant}.")
+
+
+def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | None]:
+    """What a reward function gave to `count` completions: a finite number, or `None`, each. `ValueError` if not."""
+    found = list(rewards)
+    if len(found) != count:
+        raise ValueError(f"The reward function gave {len(found)} rewards to {count} completions. Give one to each.")
+    for i, value in enumerate(found):
+        try:
+            fits = value is None or math.isfinite(value)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"The reward of completion {i} is {value!r}, but it must be a finite number or None.")
+    return found
 
 
 def check_criterion(criterion: Any) -> Any:

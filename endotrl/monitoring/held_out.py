@@ -77,6 +77,9 @@ class HeldOut(TrainerCallback):
         name: str = "questions",
         seed: int = 0,
     ) -> None:
+        if isinstance(questions, str) or not callable(grader):
+            what = f"`questions` is {questions!r}" if isinstance(questions, str) else f"`grader` is {grader!r}"
+            raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
         rows = [dict(row) for row in questions]
         if not rows:
             raise ValueError("There are no held-out questions: `questions` is empty.")
@@ -87,8 +90,8 @@ class HeldOut(TrainerCallback):
                     f"and the columns of the first row: {sorted(rows[0])}."
                 )
         for setting, value in {"every": every, "num_samples": num_samples, "batch_size": batch_size}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{setting}` is {value}, but it must be at least 1.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{setting}` is {value!r}, but it must be a whole number of at least 1.")
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
         self.history: dict[int, float] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
 
-from ..checks import check_choice
+from ..checks import check_choice, check_rewards
 from ..rendering.messages import TEMPLATE_COLUMNS, Completion, Prompt
 from ..reporting import counted
 from ..rewards.corrections import LengthControl
@@ -64,8 +64,13 @@ def rank(
     [[1, 0]]
     ```
     """
-    if len(prompts) != len(candidates):
-        raise ValueError(f"There are {len(prompts)} prompts and candidates for {len(candidates)}. Give each its own.")
+    if isinstance(prompts, str) or any(isinstance(responses, str) for responses in candidates):
+        raise TypeError("`rank` takes a list of prompts, and for each of them a list of candidates, but got a text.")
+    for name, given in {"candidates": candidates, "completion_ids": completion_ids}.items():
+        if given is not None and len(given) != len(prompts):
+            raise ValueError(
+                f"`prompts` has {len(prompts)} entries, and `{name}` {len(given)}. Give each prompt its own."
+            )
     data: list[dict[str, Any]] = [
         {"prompt": prompt, "completions": list(responses)}
         for prompt, responses in zip(prompts, candidates, strict=True)
@@ -259,7 +264,7 @@ def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row
     if all(row.completion_ids is not None for row in block):
         columns["completion_ids"] = [row.completion_ids for row in block]
     rewards = reward(prompts=[row.prompt for row in block], completions=[row.completion for row in block], **columns)
-    return [{"reward": value} for value in rewards]
+    return [{"reward": value} for value in check_rewards(rewards, len(block))]
 
 
 def _chosen(

@@ -53,11 +53,36 @@ class TestRank:
 
     @pytest.mark.parametrize(
         ("candidates", "message"),
-        [([["a"], ["b"]], "1 prompts and candidates for 2"), ([[]], "a list of whole responses")],
+        [([["a"], ["b"]], "`prompts` has 1 entries, and `candidates` 2"), ([[]], "a list of whole responses")],
     )
     def test_errors(self, candidates, message):
         with pytest.raises(ValueError, match=message):
             rank(by_length, ["p"], candidates)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            (("p", [["a"]]), TypeError, "a list of prompts, and for each of them a list of candidates"),
+            ((["p"], ["ab"]), TypeError, "a list of prompts, and for each of them a list of candidates"),
+            ((["p"], [["a", "b"]], [[[1], [2]]] * 2), ValueError, "`completion_ids` 2: give each its own"),
+        ],
+    )
+    def test_mixed_up_arguments(self, arguments, error, message):
+        prompts, candidates, *ids = arguments
+        with pytest.raises(error, match=message):
+            rank(by_length, prompts, candidates, completion_ids=ids[0] if ids else None)
+
+    @pytest.mark.parametrize(
+        ("rewards", "message"),
+        [
+            ([1.0], "gave 1 rewards to 2"),
+            ([1.0, math.nan], "completion 1 is nan"),
+            (["1", 2.0], "completion 0 is '1'"),
+        ],
+    )
+    def test_a_reward_function_that_gives_no_numbers(self, rewards, message):
+        with pytest.raises(ValueError, match=message):
+            rank(lambda **_: rewards, ["p"], [["a", "b"]])
 
     def test_length_control_of_a_batch_is_refused(self, tiny_model_path):
         with pytest.raises(ValueError, match='`residual="residual"`'):
