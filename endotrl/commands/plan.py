@@ -178,29 +178,27 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
     smaller = f"--per_device_train_batch_size 1 --gradient_accumulation_steps {recipe.accumulation * work.micro_batch}"
     if recipe.micro_batches != recipe.accumulation:
         smaller += f" --steps_per_generation {recipe.micro_batches * work.micro_batch}"
-    changes: list[tuple[str, dict[str, Any]]] = []
+    changes: dict[str, dict[str, Any]] = {}
     if not work.gradient_checkpointing:
-        changes.append(("--gradient_checkpointing true", {"gradient_checkpointing": True}))
+        changes["--gradient_checkpointing true"] = {"gradient_checkpointing": True}
     if work.micro_batch > 1:  # the same batch in smaller parts
-        changes.append((smaller, {"micro_batch": 1}))
+        changes[smaller] = {"micro_batch": 1}
     if work.vllm_share and not work.vllm_sleeps:
-        changes.append(("--vllm_enable_sleep_mode true", {"vllm_sleeps": True}))
-    everything = {key: value for _, change in changes for key, value in change.items()}
-    all_words = " ".join(words for words, _ in changes)
-    tried = [(words, recipe.size, replace(work, **change)) for words, change in changes]
-    if len(changes) > 1:
-        tried.append((all_words, recipe.size, replace(work, **everything)))
+        changes["--vllm_enable_sleep_mode true"] = {"vllm_sleeps": True}
+    everything = {" ".join(changes): {key: value for change in changes.values() for key, value in change.items()}}
+    tried = [
+        (words, recipe.size, replace(work, **change)) for words, change in (changes | everything).items() if words
+    ]
     if not recipe.uses_peft:
         # An adapter of about a hundredth of the weights.
         adapter = recipe.full_size.parameters // 100
         size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
-        with_adapter = replace(work, frozen=recipe.frozen_with_adapter)
-        words = "--use_peft true --lora_target_modules all-linear"
+        option = "--use_peft true --lora_target_modules all-linear"
         if work.sequences == 2:  # a reward model
-            words += " --lora_task_type TOKEN_CLS"
-        tried.append((words, size, with_adapter))
-        if changes:
-            tried.append((f"{words} {all_words}", size, replace(with_adapter, **everything)))
+            option += " --lora_task_type TOKEN_CLS"
+        for words, change in ({"": {}} | everything).items():
+            changed = replace(work, frozen=recipe.frozen_with_adapter, **change)
+            tried.append((f"{option} {words}".strip(), size, changed))
     found = []
     for words, size, changed in tried:
         plans = [plan_memory(size, changed, hardware, engine) for engine in ENGINES]

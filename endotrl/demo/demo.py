@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from tqdm import tqdm
 
+from ..checks import check_choice
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import quiet_libraries, terminal_table
 from ..runs.record import machine, versions
@@ -37,10 +38,8 @@ def run_demo(
         `ImportError`: If a package is missing that the task needs.
     """
     started = time.perf_counter()
-    if task != "all" and task not in TASKS:
-        raise ValueError(f"`task` is {task!r}, but it must be {', '.join(map(repr, TASKS))} or 'all'.")
-    if size not in SIZES:
-        raise ValueError(f"`size` is {size!r}, but it must be {', '.join(map(repr, SIZES))}.")
+    check_choice("task", task, (*TASKS, "all"))
+    check_choice("size", size, tuple(SIZES))
     if task == "facts" and SIZES[size].facts is None:
         raise ValueError(f"The {size} demo has no facts: leave out `--task facts`, or `--{size}`.")
     quiet_libraries()

@@ -304,7 +304,7 @@ class TestRunDemo:
         assert not (tmp_path / "output").exists()
 
     def test_an_unknown_task(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts', 'images' or 'all'"):
+        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts', 'images', 'all'"):
             run_demo("poetry", tmp_path)
 
     def test_a_size_without_the_task(self, tmp_path: Path) -> None:
