@@ -62,6 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = f"{error.filename} {rule}. Name another path."
         say(f"endotrl {args.command}: error: {told}")
         return EXIT_FAILED
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError) or "max_tokens_per_batch" not in args:
+            raise
+        few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
+        say(f"endotrl {args.command}: error: The device has {few}. Go on with a smaller --max-tokens-per-batch.")
+        return EXIT_FAILED
     finally:
         leave()
 

