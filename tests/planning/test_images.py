@@ -8,7 +8,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from endotrl.commands.main import main
 from endotrl.commands.plan import read_recipe
-from endotrl.planning import model_size
+from endotrl.planning.sizes import model_size
 
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "qwen2.5-vl-3b" / "grpo.yaml")

@@ -24,8 +24,18 @@ from transformers import (
 
 from endotrl.commands.main import main
 from endotrl.commands.plan import Recipe, advice, read_recipe
-from endotrl.planning import Hardware, ModelSize, Plan, Workload, model_size, plan_memory, plan_time
-from endotrl.planning.memory import ENGINES, GIB, FrozenModel, activation_numbers
+from endotrl.planning.memory import (
+    ENGINES,
+    GIB,
+    FrozenModel,
+    Hardware,
+    Plan,
+    Workload,
+    activation_numbers,
+    plan_memory,
+    plan_time,
+)
+from endotrl.planning.sizes import ModelSize, model_size
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
