@@ -56,7 +56,7 @@ class Recipe:
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl plan`: a plan for each engine."""
-    bad = [setting for setting in args.set if "=" not in setting]
+    bad = [setting for setting in args.set if setting.find("=") < 1]
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
     path = local_path(args.recipe)
