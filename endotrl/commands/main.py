@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..reporting import ignore_upstream_warnings, quiet_libraries, say
+from ..reporting import ignore_upstream_warnings, quiet_libraries, say, working
 from ..runs.processes import leave
 from .common import COUNT, EXIT_FAILED, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
 from .evaluate_options import add_eval, add_forecast
@@ -34,16 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
         if name != "instruction" and (value == "" or (isinstance(value, list) and "" in value)):
-            parser.error(
-                f"{name.upper()} is empty. Leave it out, or give it a value: is a variable of the shell unset?"
-            )
+            parser.error(f"{name.upper()} is empty: is a variable of the shell unset? Give a value, or leave it out.")
     ignore_upstream_warnings()
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
-    if getattr(args, "quiet", False):
+    quiet = getattr(args, "quiet", False)
+    if quiet:
         quiet_libraries()
     module, function = args.run.split(":")
     try:
-        return getattr(import_module(f".{module}", __package__), function)(args) or EXIT_OK
+        with working("Loading", module != "main" and not quiet):  # torch takes seconds
+            run = getattr(import_module(f".{module}", __package__), function)
+        return run(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
         return EXIT_INTERRUPTED
@@ -53,13 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
         told: object = error
-        if isinstance(error, OSError) and error.filename is not None:
-            rule = (
-                "is a file, and no folder"
-                if isinstance(error, FileExistsError)
-                else f"cannot be used: {error.strerror}"
-            )
-            told = f"{error.filename} {rule}. Name another path."
+        if isinstance(error, FileExistsError):
+            told = f"{error.filename} is a file, and no folder. Name another path."
+        elif isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename} cannot be used: {error.strerror}. Name another path."
         say(f"endotrl {args.command}: error: {told}")
         return EXIT_FAILED
     except RuntimeError as error:
@@ -115,7 +113,8 @@ def _add_demo(commands: Any) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Runs `endotrl demo`."""
-    from ..demo import run_demo
+    with working("Loading"):
+        from ..demo import run_demo
 
     run_demo(task=args.task, output_dir=args.output, seed=args.seed, size=args.size)
 

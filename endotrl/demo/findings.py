@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from markupsafe import Markup
@@ -113,8 +114,7 @@ def _change(base: Policy, policy: Policy) -> tuple[str, int]:
 
 def half_width(values: Sequence[float]) -> float:
     """Half width of the 95% confidence interval of a mean over questions, by the normal approximation."""
-    number, mean = len(values), sum(values) / len(values)
-    return 1.96 * (sum((v - mean) ** 2 for v in values) / number / number) ** 0.5
+    return 1.96 * pstdev(values) / len(values) ** 0.5
 
 
 def accuracy_table(part: Part) -> tuple[list[str], list[list[str]]]:
