@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..data.sources import Reader
 from ..evaluation.generation import VLLMSampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
@@ -33,6 +34,7 @@ from .evaluate_options import REWARD
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl forecast`."""
     check_processes(args)
+    Reader(args.data)  # raises if there is nothing of that name
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
     engine, settings = open_answering_model(args)

@@ -205,6 +205,7 @@ class TestScore:
         [
             ("score t.csv --model MODEL", "t.csv: .csv files are not read, but .json, .jsonl,"),
             ("forecast --data nan.jsonl --model MODEL", 'nan.jsonl, line 1: "answer" is nan, which is no answer'),
+            ("forecast --data none.jsonl --model no/model", "none.jsonl: there is no such file or folder"),
             ("eval generation --data nan.jsonl --model MODEL --seeds 1 1", "--seeds 1 1 has a seed twice"),
             ("plan none.yaml", "There is no file none.yaml. `endotrl recipes` lists what endotrl://NAME can be."),
             ("plan endotrl://smollm2-135m/grpo.yaml --set nothing=3", "There is no setting nothing. `--help` of the "),
