@@ -9,7 +9,7 @@ from typing import Any
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` with the known word that has `word` in it or is near to it; empty if there is none."""
-    known = list(known)
+    known = [name for name in known if name != word]
     similar = [name for name in known if word and word in name] or get_close_matches(word, known, n=1, cutoff=0.7)
     return f" (did you mean {similar[0]}?)" if similar else ""
 
