@@ -267,7 +267,7 @@ def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
         except UnicodeDecodeError as error:
             raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise FormatError(f"{source}: cannot be read as gzip: {error}.") from error
+            raise FormatError(f"{source}: cannot be read as gzip: {error}. Is its ending right?") from error
 
 
 def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:

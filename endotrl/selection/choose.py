@@ -93,6 +93,8 @@ class Counts:
 
     def why_not(self) -> str:
         """Why some prompts and responses are in no row, in words; empty if there are none."""
+        if not self.prompts:
+            return "The input has no rows."
         reasons = [
             (self.bad, "response", "without a reward"),
             (self.unfinished, "response", "cut off"),
