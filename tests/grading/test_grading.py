@@ -106,6 +106,11 @@ class TestNumbers:
 
 
 class TestSameAnswer:
+    @pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
+    def test_what_is_no_list_of_answers(self, answers: Any) -> None:
+        with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
+            is_right("4", answers)
+
     def test_groups(self) -> None:
         texts = [r"\boxed{1/2}", "no idea", "The answer is 0.5.", r"\boxed{3}", "none", "So it is 3 apples."]
         texts.append("Answer: 50%")

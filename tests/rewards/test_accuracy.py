@@ -27,6 +27,9 @@ class TestMatch:
         assert accuracy(completions=[completion], gold=[answers], prompts=["a"]) == [expected]
         assert accuracy(completions=[[{"role": "assistant", "content": completion}]], gold=[answers]) == [expected]
 
+    def test_a_row_without_an_answer_has_no_accuracy(self):
+        assert AccuracyReward("gold")(completions=["a"] * 5, gold=[None, [], "", "a", ["b"]]) == [None] * 3 + [1, 0]
+
     def test_pickle(self):
         accuracy = pickle.loads(pickle.dumps(AccuracyReward("gold")))
         assert accuracy.__name__ == "accuracy"
