@@ -57,6 +57,7 @@ def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTr
         ({"processing_class": "gpt2"}, "`processing_class` is a str, but it must be a tokenizer"),
         ({"criterion": ["be brief"]}, r"`criterion` is \['be brief'\], but it must be a string, a dictionary"),
         ({"criterion": {"law": 3}}, "`criterion` is .*, but it must be a string, a dictionary"),
+        ({"criterion": " "}, "`criterion` is ' ', .* no string may be empty"),
         ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),
     ],
 )
