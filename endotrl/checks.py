@@ -39,7 +39,7 @@ def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | N
 
 
 def check_criterion(criterion: Any) -> Any:
-    """The criterion. Raises `TypeError` if it is no text, no dictionary of texts and not `None`, or a text is empty."""
+    """The criterion. Raises `TypeError` if it is no text, no dictionary of texts and not `None`, or text is empty."""
     texts = criterion.values() if isinstance(criterion, Mapping) else [criterion]
     if criterion is not None and not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(

@@ -137,7 +137,8 @@ class TestSummary:
 
     def test_what_was_forecast_is_the_end_of_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
         part = replace(self.part(greedy=0.05, own=0.9, random=0.2), forecast=0.97)
-        assert "was forecast before its first step: 97%. After 0 steps it has come to 91%." in summary(part)
+        part.policies["endogenous"].curve.extend([0.4, 0.9])
+        assert "was forecast before its first step: 97%. After 2 steps it has come to 91%." in summary(part)
         drawn = []
         monkeypatch.setattr(findings, "as_png", lambda fig: drawn.append(fig) or b"")
         plot_accuracy(part)

@@ -127,7 +127,7 @@ class TestPreferencePairs:
         pairs = preference_pairs(by_length, self.ROWS, num_pairs=5, margin=1.0)  # more than, not at least
         assert [(row["chosen"], row["rejected"]) for row in pairs] == [("aaaa", "a")]
         with pytest.raises(
-            ValueError, match="Of 3 prompts, none gives a row. Left out: 1 prompts with fewer .*; 2 prompts whose"
+            ValueError, match="Of 3 prompts, none gives a row. Left out: 1 prompt with fewer .*; 2 prompts whose"
         ):
             preference_pairs(by_length, self.ROWS, margin=3.0)
 
