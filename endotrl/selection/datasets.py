@@ -68,9 +68,8 @@ def rank(
         raise TypeError("`rank` takes a list of prompts, and for each of them a list of candidates, but got a text.")
     for name, given in {"candidates": candidates, "completion_ids": completion_ids}.items():
         if given is not None and len(given) != len(prompts):
-            raise ValueError(
-                f"`prompts` has {len(prompts)} entries, and `{name}` {len(given)}. Give each prompt its own."
-            )
+            count = counted(len(prompts), "prompt")
+            raise ValueError(f"Give `{name}` one entry per prompt: it has {len(given)}, for {count}.")
     data: list[dict[str, Any]] = [
         {"prompt": prompt, "completions": list(responses)}
         for prompt, responses in zip(prompts, candidates, strict=True)

@@ -53,7 +53,10 @@ class TestRank:
 
     @pytest.mark.parametrize(
         ("candidates", "message"),
-        [([["a"], ["b"]], "`prompts` has 1 entries, and `candidates` 2"), ([[]], "a list of whole responses")],
+        [
+            ([["a"], ["b"]], "`candidates` one entry per prompt: it has 2, for 1 prompt"),
+            ([[]], "a list of whole responses"),
+        ],
     )
     def test_errors(self, candidates, message):
         with pytest.raises(ValueError, match=message):
@@ -64,7 +67,11 @@ class TestRank:
         [
             (("p", [["a"]]), TypeError, "a list of prompts, and for each of them a list of candidates"),
             ((["p"], ["ab"]), TypeError, "a list of prompts, and for each of them a list of candidates"),
-            ((["p"], [["a", "b"]], [[[1], [2]]] * 2), ValueError, "`completion_ids` 2: give each its own"),
+            (
+                (["p"], [["a", "b"]], [[[1], [2]]] * 2),
+                ValueError,
+                "`completion_ids` one entry per prompt: it has 2, for 1 prompt",
+            ),
         ],
     )
     def test_mixed_up_arguments(self, arguments, error, message):
