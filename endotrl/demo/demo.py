@@ -27,15 +27,12 @@ def run_demo(
     task: str = "all", output_dir: str | os.PathLike[str] = "demo-output", seed: int = 0, size: str = "default"
 ) -> dict[str, Any]:
     """
-    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models.
-    `task` is `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic
-    without controls), `"default"`, or `"full"` (more steps, all questions, and controls of both models). Files of a
-    finished demo in `output_dir` are replaced; after an interruption, the same call goes on with the first training
-    that was not done. Returns the content of `metrics.json`: accuracies on held-out questions.
+    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models; after an
+    interruption, the same call goes on with the first training that was not done. `task` is `"arithmetic"`, `"facts"`,
+    `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic without controls), `"default"`, or
+    `"full"` (more steps, all questions, and controls of both models). Returns the content of `metrics.json`.
 
-    Raises:
-        `ValueError`: If there is no such task or size, or the size does not have the task.
-        `ImportError`: If a package is missing that the task needs.
+    Raises `ValueError` for another task or size, or a size without the task; `ImportError` for a missing package.
     """
     started = time.perf_counter()
     check_choice("task", task, (*TASKS, "all"))
