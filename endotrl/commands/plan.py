@@ -240,10 +240,12 @@ def _show(
         "scoring": lambda plan: plan.scoring,
         "total": lambda plan: plan.total,
     }
-    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
-    rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
+    engines = [f"{plan.engine:>6}" for plan in plans]  # as wide as the numbers below
+    cells = [[name, *(f"{part(plan) / GIB:.1f}" for plan in plans)] for name, part in kinds.items()]
+    cells.append(["fits", *("yes" if plan.total <= hardware.gpu_memory else "no" for plan in plans)])
+    rows = [[name, *(f"{cell:>{len(e)}}" for cell, e in zip(row, engines, strict=True))] for name, *row in cells]
     title = f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
-    console.print(terminal_table(["", *(plan.engine for plan in plans)], rows, title))
+    console.print(terminal_table(["", *engines], rows, title))
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
         "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), "

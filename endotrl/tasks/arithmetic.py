@@ -5,7 +5,7 @@ part is wrong, and then improves by its own reward, without a label.
 
 A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
 adds. The truth is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward
-can mend. Wrong are [`derailed_answer`] in the demo, [`zero_answer`] in the quick one, [`wrong_answer`] in most studies.
+can mend. Wrong: [`derailed_answer`] in the demo, [`zero_answer`] in the quick one, [`wrong_answer`] in studies.
 """
 
 import random
