@@ -55,7 +55,7 @@ class TestRank:
         ("candidates", "message"),
         [
             ([["a"], ["b"]], "`candidates` one entry per prompt: it has 2, for 1 prompt"),
-            ([[]], "a list of whole responses"),
+            ([[]], "a list of one or more whole responses"),
         ],
     )
     def test_errors(self, candidates, message):
