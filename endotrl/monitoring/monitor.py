@@ -77,7 +77,9 @@ class CollapseMonitor(TrainerCallback):
             raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
         self.action = action
         self.held_out = held_out
-        self.thresholds = CollapseThresholds() if thresholds is None else thresholds
+        if not isinstance(thresholds, CollapseThresholds | None):
+            raise TypeError(f"`thresholds` is {thresholds!r}, but it must be `CollapseThresholds(...)`.")
+        self.thresholds = thresholds or CollapseThresholds()
         self.copy_weights = copy_weights
         self.alarms: list[tuple[int, str]] = []
         self._observer: BatchObserver | None = None
