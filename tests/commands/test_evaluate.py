@@ -313,12 +313,13 @@ class TestCompare:
         assert "noise" in rows["length"]  # the same in both
 
     def test_three_models_in_one_table(self, evaluate, tmp_path, capsys):
-        for output, answers in (("a", ("yes", "no, I will not")), ("b", ("no, I will not", "yes"))):
+        short, long = "yes", "no, I will not"
+        for output, answers in (("a", (short, long)), ("b", (long, short)), ("c", (short, long))):
             responses = dict(zip(("chosen", "rejected"), answers, strict=True))
             path = write(tmp_path / "p.jsonl", [{"prompt": f"Say {i}", "id": i, **responses} for i in range(24)])
             evaluate("preference", path, "--scorers", "length", "random", output=output)
         capsys.readouterr()
-        assert main(["eval", "compare", *"aba", "--markdown", "c.md"]) == 0
+        assert main(["eval", "compare", *"abc", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
         verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
         assert " ".join(out.split()).startswith(verdict)
@@ -326,6 +327,8 @@ class TestCompare:
         row = next(line for line in lines if line.endswith("accuracy, length"))
         assert row.split() == ["0.000", "1.000", "▲", "0.000", "accuracy,", "length"]
         assert max(map(len, out.splitlines()[:10])) <= 80
+        assert main(["eval", "compare", "a", "./a"]) == 2
+        assert "a ./a cannot be compared: name 2 to 26 runs, each once." in capsys.readouterr().err
         table = (tmp_path / "c.md").read_text()
         assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
         assert main(["eval", "compare", "a"]) == 2
