@@ -78,9 +78,11 @@ def run(args: argparse.Namespace) -> None:
 
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
     """Reads a recipe and its model's config."""
-    kind = kind or _kind_of(Path(path))
-    configs = {"ppo": PPOConfig, "sentence_reward": SentenceRewardTrainerConfig}
-    parser = make_parser(configs.get(kind, DenseGRPOConfig))
+    configs = {"sentence_reward": SentenceRewardTrainerConfig, "ppo": PPOConfig, "grpo": DenseGRPOConfig}
+    kind = kind or next((kind for kind in configs if kind in Path(path).stem), None)
+    if kind is None:
+        raise ValueError(f"The name {Path(path).name} does not tell its script: pass --kind {', '.join(configs)}.")
+    parser = make_parser(configs[kind])
     # Planned where there may be no GPU; read again for what the file itself says.
     parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
     script_args, training_args, reward_args, model_args = parsed[0], parsed[1], parsed[2], parsed[-2]
@@ -206,13 +208,6 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
         if best is not None:
             found.append((words, best.engine, best.total))
     return found
-
-
-def _kind_of(path: Path) -> str:
-    for kind in ("sentence_reward", "ppo", "grpo"):
-        if kind in path.stem:
-            return kind
-    raise ValueError(f"The name {path.name} does not tell its script: pass --kind ppo, grpo or sentence_reward.")
 
 
 def _show(
