@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -74,15 +75,24 @@ positive, json_object = option_type(int), option_type(JSON)
 COUNT: dict[str, Any] = {"metavar": "N", "type": positive}
 
 
-def positive_number(text: str) -> float:
-    """Type of options that are finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+def number_type(words: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """Type of options that are numbers which fit, as the words say."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {words}")
+        return value
+
+    return read
+
+
+positive_number = number_type("above 0", lambda n: 0.0 < n < math.inf)
+share = number_type("above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
+temperature = number_type("of at least 0.01", lambda n: 0.01 <= n < math.inf)  # logits by less are infinite
 
 
 def default_output(source: str, ending: str) -> str:

@@ -81,6 +81,15 @@ class TestParser:
             (["score", "f", "--model", "m", "--truncation", "max"], "invalid choice: 'max'"),
             (["score", "f", "--model", "m", "--chat-template-kwargs", "[1]"], "'[1]' is not a JSON object"),
             (["score", "f", "--model", "m", "--criterion", '{"law": 1}'], "one message, as text, for each domain"),
+            (
+                ["eval", "generation", "--model", "m", "--data", "d", "--top-p", "nan"],
+                "'nan' is not a number above 0 and",
+            ),
+            (["eval", "generation", "--model", "m", "--data", "d", "--temperature", "1e-30"], "of at least 0.01"),
+            (
+                ["forecast", "--model", "m", "--data", "d", "--temperatures", "1", "0"],
+                "'0' is not a number of at least",
+            ),
             (["score", "f", "--model", "m", "--over"], "unrecognized arguments: --over"),
             (["score", "", "--model", "m"], "FILE is empty"),
             (["forecast", "--data", "f", "--model", ""], "MODEL is empty"),

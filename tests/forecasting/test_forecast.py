@@ -59,7 +59,7 @@ class TestMixture:
         assert np.exp(density) == pytest.approx([0.5 * 0.5 + 0.25 * 0.8 + 0.25, 0.5 * 0.2 + 0.25 * 0.1])
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="must be above 0, and 1 among them"):
+        with pytest.raises(ValueError, match="must be at least 0.01, and 1 among them"):
             Mixture.of(16, [0.5])
         with pytest.raises(ValueError, match="too few for the temperatures"):
             Mixture.of(3, [1.0, 0.7, 0.5])
