@@ -61,7 +61,7 @@ class TestMixture:
     def test_errors(self):
         with pytest.raises(ValueError, match="must be at least 0.01, and 1 among them"):
             Mixture.of(16, [0.5])
-        with pytest.raises(ValueError, match="too few for the temperatures"):
+        with pytest.raises(ValueError, match="cannot serve the temperatures"):
             Mixture.of(3, [1.0, 0.7, 0.5])
 
 
