@@ -33,7 +33,7 @@ class TestCommand:
         assert all(len(row["accuracy_interval"]) == 2 and row["ess"] >= 1 for row in result["betas"])
         page = (tmp_path / "o" / "report.html").read_text()
         assert "2605.04542" in page and "2601.21590" in page
-        assert page.index("questions are too few") < page.index("<img")
+        assert page.index("nothing is certain") < page.index("<img")
         # A line is lost, as by a kill: it is made again, and nothing else.
         log = tmp_path / "o" / "answers.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)
@@ -80,7 +80,7 @@ class TestCommand:
         command = ["forecast", "--model", tiny_policy_path, "--data", data, "--output", str(tmp_path / "e")]
         for options, words in (
             (["--temperatures", "0.5"], "1 among them"),
-            (["--samples", "2"], "too few for the temperatures"),
+            (["--samples", "2"], "2 samples cannot serve the temperatures"),
             (["--max-new-tokens", "600"], "the model's context has 64"),
             (["--power-sampling", "2", "--alpha", "0.5"], "default settings alone"),
             (["--grader", "best"], "The grader is 'best'"),
