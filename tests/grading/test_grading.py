@@ -50,6 +50,12 @@ def test_cases_are_of_their_own() -> None:
     assert len(set(keys)) == len(keys) == len({case["id"] for case in CASES})
 
 
+@pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
+def test_what_is_no_list_of_answers(answers: Any) -> None:
+    with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
+        is_right("4", answers)
+
+
 class TestNumbers:
     @pytest.mark.parametrize(
         ("text", "value"),
@@ -106,11 +112,6 @@ class TestNumbers:
 
 
 class TestSameAnswer:
-    @pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
-    def test_what_is_no_list_of_answers(self, answers: Any) -> None:
-        with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
-            is_right("4", answers)
-
     def test_groups(self) -> None:
         texts = [r"\boxed{1/2}", "no idea", "The answer is 0.5.", r"\boxed{3}", "none", "So it is 3 apples."]
         texts.append("Answer: 50%")
