@@ -135,6 +135,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         verdict, _, rest = summary(part).partition(". ")
         noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
         asked = f"Right answers to {len(part.questions)} held-out questions"
+        end = "" if part.forecast is None else "; dotted, where training on its own reward was forecast to end"
         blocks = [
             _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
             _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
@@ -143,10 +144,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
             figure(
                 plot,
                 "Accuracy of the answers sampled in training (measured, not rewarded; averaged over a few steps). "
-                "Horizontal lines: what the untrained model gives when asked in other ways"
-                + (
-                    "." if part.forecast is None else "; dotted, where training on its own reward was forecast to end."
-                ),
+                f"Horizontal lines: what the untrained model gives when asked in other ways{end}.",
             ),
             _answers(part),
         ]
