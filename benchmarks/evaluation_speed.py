@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures, and writes page and JSON."""
     args = make_parser().parse_args(argv)
     path = resolve_model(args.model)
-    items = load_items(BENCHMARKS["rm-bench"], str(args.data), None, {})
+    items = load_items(BENCHMARKS["rm-bench"], str(args.data), None)
     if args.quick:
         args.prompts, args.rounds = 2, 1
     if args.prompts is not None:
@@ -165,7 +165,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
             f"RM-Bench, {settings['prompts']} prompts with {settings['responses']} responses; {settings['model']} in "
             f"{settings['dtype']} on {settings['device']}; {settings['rounds']} rounds that count, each method once "
             "in each. "
-            f"{len(settings['scorers'])} scorers: {', '.join(settings['scorers'])}. The rewards of the naive way and "
+            f"{len(settings['scorers'])} scorers (`single-pass controls`). The rewards of the naive way and "
             f"`bellman.sum` differ by at most {results['largest difference']:.3f} nats a response.",
             markdown_table(["method", "seconds", "range", "of the naive reward's time", "range"], rows),
             "What each does is at the head of `benchmarks/evaluation_speed.py`.",

@@ -166,12 +166,6 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     """The results page, in Markdown."""
-    reasons = [
-        f"- *{ARMS[r['run']].label}* ({TASKS[ARMS[r['run']].task].label.lower()}), seed {r['seed']}, step "
-        f"{r['alarms'][0][0]}: {r['alarms'][0][1]}"
-        for r in results
-        if r["alarms"]
-    ]
     return "\n".join(
         [
             "# Is a collapse caught?",
@@ -225,10 +219,6 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             *_table(HEADER, table_rows(results, "small")),
             "",
             "![Accuracy on held-out questions over steps, with alarms](../images/collapse.png)",
-            "",
-            "What the monitor said:",
-            "",
-            *reasons,
             "",
         ]
     )

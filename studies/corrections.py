@@ -132,9 +132,7 @@ HEADER = [
     "seed",
     "steps",
     "held-out accuracy: first, best, last",
-    "gain (points): at the end, mean from step 100 on",
-    "5 points below its best: once",
-    "for good",
+    "5 points below its best",
     "alarm",
 ]
 
@@ -146,7 +144,6 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
         name, _, beta = result["cell"].partition(":")
         points = sorted((int(s), a) for s, a in result["held_out"].items())
         values = [accuracy for _, accuracy in points]
-        later = [accuracy for step, accuracy in points if step >= 100]
         once, for_good = lost(result)
         rows.append(
             [
@@ -156,9 +153,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[list[str]]:
                 str(result["seed"]),
                 f"{points[-1][0]:,}",
                 f"{values[0]:.1%}, {max(values):.1%}, {values[-1]:.1%}",
-                f"{100 * (values[-1] - values[0]):+.1f}, {100 * (sum(later) / len(later) - values[0]):+.1f}",
-                "never" if once is None else f"step {once}",
-                "no" if for_good is None else f"step {for_good}",
+                "never" if once is None else f"step {once}" if for_good is None else f"step {for_good}, for good",
                 str(result["alarms"][0][0]) if result["alarms"] else "none",
             ]
         )
@@ -203,25 +198,20 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     studies = sorted({(result["seed"], result["learning_rate"]) for result in results})
     seeds = {seed for seed, _ in studies}
     there = {(result["cell"], result["seed"], result["learning_rate"]) for result in results}
-    commands = ", ".join(f"`{settings['command']} --learning-rate {rate:g} --seed {seed}`" for seed, rate in studies)
+    commands = ", ".join(f"`--learning-rate {rate:g} --seed {seed}`" for seed, rate in studies)
     lines = [
         "# Which corrections hold?",
         "",
-        f"Commands: {commands}. Machine: {settings['machine']}. {settings['versions']}. "
+        f"Command: `python -m studies.corrections --bases DIR`, with {commands}. Machine: {settings['machine']}. {settings['versions']}. "
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
         f"Three-digit addition, learned from scattered errors: GRPO, {ANSWERS} answers a step, constant learning "
         'rate, `scale_rewards="group"`. '
         f"{'One seed' if len(seeds) == 1 else f'{len(seeds)} seeds, each with a base model of its own'}. Accuracy on "
         f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error "
-        "1.5 points or "
-        "less). Of the two steps, one is the first measurement that is 5 points below the best until then, the other "
-        "the first from "
-        "which on all are. The last column is the first step at which `CollapseMonitor` raised the alarm. The "
-        "generalist of the "
-        f"information gain is the base model's pretraining, stopped after {EARLY_STEPS} of 800 steps. In the plot, "
-        "lines of seed 0 are "
-        "solid, of seed 1 broken.",
+        "at most 1.5 points). *5 points below its best*: the first measurement, and from which on all are, if any. "
+        "*Alarm*: the first step at which `CollapseMonitor` raised it. The generalist of the information gain is the "
+        f"base model's pretraining, stopped after {EARLY_STEPS} of 800 steps.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|" + "---|" * len(HEADER),
@@ -234,8 +224,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     if from_log:
         lines += [
             f"The alarms at {', '.join(f'{rate:g}' for rate in from_log)} were made afterwards from the logs of the "
-            "runs, which lack the "
-            "comparison with the first policy.",
+            "runs, which lack the comparison with the first policy.",
             "",
         ]
     for seed, rate in studies:

@@ -19,22 +19,19 @@ from endotrl.evaluation.intervals import (
     resampling_weights,
     verdict,
 )
-from endotrl.evaluation.plots import plot_metric
 from endotrl.evaluation.results import compare, metrics_of, units_of
-from endotrl.evaluation.tables import full_rows, markdown_table
+from endotrl.evaluation.tables import markdown_table
 
 
 RM_BENCH = "rm-bench"
 LEVELS = ("easy", "normal", "hard")
-# Forms in the summary of RM-Bench; the corrected ones are compared with the form that they correct.
+# Forms on the page; the corrected ones are compared with the form that they correct.
 SHOWN = (
     "bellman.sum",
     "bellman.mean",
     "bellman.discounted=0.93",
-    "residual:bellman.discounted=0.93",
     "style_residual:bellman.discounted=0.93",
     "log_prob.discounted=0.95",
-    "residual:log_prob.discounted=0.95",
     "style_residual:log_prob.discounted=0.95",
     "centered.mean",
     "self_certainty",
@@ -42,6 +39,10 @@ SHOWN = (
     "length",
     "random",
 )
+# Scorers of LLMBar and PRMBench alone.
+JUDGES = ("judge_pairwise", "judge_pointwise", "judge_verifier")
+STEPS = ("bellman.sum", "log_prob.sum", "log_prob.min", "centered.sum", "self_certainty", "relative_perplexity")
+CONTROLS = ("length", "position", "random")
 # First items of each part that discount and covariates were chosen on. What comes after them had no part in it.
 CHOSEN_ON = {"rm-bench-chat": 60, "rm-bench-safety-response": 40, "rm-bench-safety-refuse": 32, "rm-bench-code": 32}
 KEPT = (
@@ -53,21 +54,16 @@ KEPT = (
 PUBLISHED = {
     "RM-Bench": "**Published** (Qwen2.5-7B-Instruct, https://huggingface.co/papers/2506.23235, Table 1), in per cent. EndoRM: "
     "Chat 84.7, Math 56.7, Code 53.2, Safety 91.2; easy 86.9, normal 74.4, hard 49.4; average 70.2. The same model as "
-    "a judge: "
-    "generative verifier 64.6, pairwise 61.4, pointwise 44.2. Skywork-Reward-Llama-3.1-8B, trained on preferences: "
-    "70.1. "
-    "How token rewards became one number is not told there; the pattern is that of a discounted sum.",
-    "dsp": "**Published** (Qwen2.5-7B-Instruct, the same paper, Table 2), in per cent, domains under their own "
-    "criterion: "
+    "a judge: generative verifier 64.6, pairwise 61.4, pointwise 44.2. Skywork-Reward-Llama-3.1-8B, trained on "
+    "preferences: 70.1. The paper does not say how token rewards became one number; the pattern is that of a "
+    "discounted sum.",
+    "dsp": "**DSP, published** (the same model and paper, Table 2), in per cent, domains under their own criterion: "
     "Academy 76.9, Business 69.2, Literature 63.0, Entertainment 72.1. Other criteria: 30.4 to 67.2. Its criteria are "
-    "not "
-    "public; these are ours.",
+    "not public; these are ours.",
     "generation-plain": "**Published** (Qwen2.5-Math-7B, the same paper, Table 3), accuracy in per cent before and after RL on "
     "the endogenous reward: AIME24 19.0 and 20.4, AMC 42.3 and 49.4, MATH-500 63.0 and 67.4, Minerva 12.1 and 22.8, "
-    "OlympiadBench 28.4 and 34.2. Questions of that kind are beyond a model of 135M parameters: MAWPS, one step of "
-    "arithmetic, is not. Nothing was trained here: what is compared is two ways to ask.",
+    "OlympiadBench 28.4 and 34.2.",
 }
-NO_FIGURES = "Neither paper has figures for it."
 
 
 def write_page(
@@ -104,14 +100,9 @@ def write_page(
     blocks = [
         "# How good is the reward",
         machine_line(run),
-        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`). {tokens:,} tokens of "
-        f"responses. A 95% interval (bootstrap over items) follows each main figure; "
-        "the last column is the paired difference to the first scorer of the table, in words: better, worse, noise. A "
-        "figure "
-        "says how this small model does, not how a larger one would: the papers' figures, beside, are those of models "
-        "of 7B "
-        "parameters. No explicit reward model was at hand.",
-        "What the columns mean, and what to make of it: [eval.md](../eval.md).",
+        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`), {tokens:,} tokens of responses. The papers' "
+        "models have 7B parameters; the figures of a small one do not tell how they would do. Columns are explained in "
+        "[eval.md](../eval.md); all scorers, metrics and intervals are in `evaluation.json.gz`.",
     ]
     parts = {name: found for name, found in results.items() if found["benchmark"] == RM_BENCH}
     if parts:
@@ -119,26 +110,28 @@ def write_page(
         _plot_parts({titles[name]: found for name, found in parts.items()}, image)
         blocks += ["## RM-Bench: substance against style", *_rm_bench(parts, titles), PUBLISHED["RM-Bench"]]
         blocks.append(f"![Accuracy by level, part and form]({os.path.relpath(image, folder)})")
-    for name, found in results.items():
-        blocks += [f"## {titles[name]}", f"```bash\n{commands[name]}\n```", _sentence(found), _table(found)]
-        if name not in parts:
-            blocks.append(PUBLISHED.get(name, NO_FIGURES))
-        if found["benchmark"] == "best-of-n":
-            image = images / "evaluation-best-of-n.png"
-            image.write_bytes(plot_metric(found))
-            ceiling = found["metrics"]["best possible"]["accuracy"]["value"]
-            blocks.append(
-                f"Of {1 - ceiling:.0%} of the questions no sample is right, so that every choice is wrong: the ceiling is "
-                f"{ceiling:.3f}."
-            )
-            blocks.append(f"![Accuracy by what chooses]({os.path.relpath(image, folder)})")
+    pairs = {name: results[name] for name in ("llmbar", "judge-bench", "dsp", "preference") if name in results}
+    if pairs:
+        blocks += ["## Other benchmarks", *_other_benchmarks(pairs, titles)]
+        blocks += [PUBLISHED["dsp"]] if "dsp" in pairs else []
+    if steps := results.get("prm-bench"):
+        blocks += [f"## {titles['prm-bench']}", *_steps(steps)]
+    if chosen := results.get("best-of-n"):
+        values = {name: found["accuracy"]["value"] for name, found in chosen["metrics"].items()}
+        blocks += [
+            f"## {titles['best-of-n']}",
+            f"Of {1 - values['best possible']:.0%} of the {chosen['num_items']} questions no sample is right, so no choice "
+            "can be. Accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + ".",
+        ]
     if all(name in results for name in compared):
         a, b = (results[name] for name in compared)
         blocks += [
             f"## {titles[compared[0]]} (A) against {titles[compared[1]].rpartition(', ')[2]} (B)",
-            f"```bash\nendotrl eval compare {compared[0]} {compared[1]}\n```",
+            f"{a['num_items']} questions. Nothing was trained: what is compared is two ways to ask.",
             markdown_table(*comparison_rows(compare([a, b]))),
+            PUBLISHED[compared[1]],
         ]
+    blocks += ["## Commands", "```bash\n" + "\n".join(commands[name] for name in results) + "\n```"]
     kept = {name: {key: found[key] for key in KEPT if key in found} for name, found in results.items()}
     data = {"run": run, "commands": dict(commands), "results": kept}
     write_figures(folder / "evaluation.json.gz", data)
@@ -147,24 +140,48 @@ def write_page(
     return page
 
 
-def _sentence(found: Mapping[str, Any]) -> str:
-    cut = f" {found['cut']} responses were cut at the limit of tokens." if found.get("cut") else ""
-    return f"{found['num_items']:,} items, {found['tokens']:,} tokens of responses.{cut} {found['tie_rule']}"
+def _other_benchmarks(found: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) -> list[str]:
+    """The main figure of each benchmark by each scorer, marked where it differs from the first one beyond noise."""
+    names = [name for name in (*SHOWN, *JUDGES) if any(name in run["metrics"] for run in found.values())]
+    first = names[0]
+    marks = {"better": " +", "worse": " -"}
+
+    def cell(run: Mapping[str, Any], name: str) -> str:
+        main = run["main_metric"]
+        if name not in run["metrics"]:
+            return ""
+        mark = "" if name == first else marks.get(_verdict(run, name), "")
+        return f"{run['metrics'][name][main]['value']:.3f}{mark}"
+
+    rows: list[list[object]] = [[f"`{name}`", *(cell(run, name) for run in found.values())] for name in names]
+    intervals = [run["metrics"][first][run["main_metric"]] for run in found.values()]
+    rows.append([f"*95% of `{first}`*", *(f"{found['low']:.3f} to {found['high']:.3f}" for found in intervals)])
+    headers = [f"{titles[name]} ({run['num_items']}): {run['main_metric']}" for name, run in found.items()]
+    return [
+        f"Numbers of items are in brackets. + and -: better and worse than `{first}`; no mark: noise, or too few items.",
+        markdown_table(["scorer", *headers], rows),
+    ]
 
 
-def _table(found: Mapping[str, Any]) -> str:
-    if found["benchmark"] == "generation":
-        rows: list[list[object]] = [
-            [metric, estimate["value"], f"{estimate['low']:.3f} to {estimate['high']:.3f}"]
-            for metric, estimate in found["metrics"]["answers"].items()
-        ]
-        return markdown_table(["figure", "value", "95% interval"], rows)
-    headers, rows = full_rows(found)
-    main, num_clusters = found["main_metric"], len({unit["cluster"] for unit in found["units"]})
-    first, *others = found["metrics"]
-    words = {first: "–"}
-    words |= {name: verdict(_estimate(found["differences"][name][main]), num_clusters) for name in others}
-    return markdown_table([*headers, f"against {first}"], [[*row, words[str(row[0])]] for row in rows])
+def _steps(found: Mapping[str, Any]) -> list[str]:
+    """Whether wrong steps are found."""
+    names = [name for name in (*STEPS, *CONTROLS) if name in found["metrics"]]
+    rows: list[list[object]] = []
+    for name in names:
+        metrics = found["metrics"][name]
+        main = metrics[found["main_metric"]]
+        interval = f"{main['low']:.3f} to {main['high']:.3f}"
+        word = "" if name == names[0] else _verdict(found, name)
+        rows.append(
+            [f"`{name}`", main["value"], interval, metrics["first error"]["value"], metrics["auc"]["value"], word]
+        )
+    headers = ["scorer", found["main_metric"], "95% interval", "first error", "auc", f"against {names[0]}"]
+    return [f"{found['num_items']} solutions. {found['tie_rule']}", markdown_table(headers, rows)]
+
+
+def _verdict(found: Mapping[str, Any], name: str) -> str:
+    num_clusters = len({unit["cluster"] for unit in found["units"]})
+    return verdict(_estimate(found["differences"][name][found["main_metric"]]), num_clusters)
 
 
 def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) -> list[str]:
@@ -172,17 +189,8 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     names = [name for name in SHOWN if all(name in found["metrics"] for found in parts.values())]
     columns = [titles[part].rpartition(", ")[2] for part in parts]
 
-    def levels_of(units: Mapping[str, Mapping[str, list[Unit]]]) -> list[list[object]]:
-        rows: list[list[object]] = []
-        for name in names:
-            cells = []
-            for part in parts:
-                values = point_values(units[part][name], metrics_of(RM_BENCH))
-                cells.append(
-                    " / ".join(f"{values[level]:.2f}" for level in LEVELS) + f" / **{values['average']:.3f}**"
-                )
-            rows.append([f"`{name}`", *cells])
-        return rows
+    def values_of(units: Mapping[str, Mapping[str, list[Unit]]], name: str) -> list[Mapping[str, float]]:
+        return [point_values(units[part][name], metrics_of(RM_BENCH)) for part in parts]
 
     all_units = {part: {name: units_of(found["units"], name) for name in names} for part, found in parts.items()}
     sizes = ", ".join(f"{column} {found['num_items']}" for column, found in zip(columns, parts.values(), strict=True))
@@ -190,7 +198,19 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
         f"Easy / normal / hard / **average** ({sizes} items). Easy: the better response is in the fancier style. A "
         "reward that "
         "looks at substance has the three equal.",
-        markdown_table(["scorer", *columns], levels_of(all_units)),
+        markdown_table(
+            ["scorer", *columns],
+            [
+                [
+                    f"`{name}`",
+                    *(
+                        " / ".join(f"{values[level]:.2f}" for level in LEVELS) + f" / **{values['average']:.3f}**"
+                        for values in values_of(all_units, name)
+                    ),
+                ]
+                for name in names
+            ],
+        ),
     ]
     unseen = {
         part: {name: _after(units, CHOSEN_ON.get(part, 0)) for name, units in of_part.items()}
@@ -200,10 +220,12 @@ def _rm_bench(parts: Mapping[str, dict[str, Any]], titles: Mapping[str, str]) ->
     if all(counts):
         sizes = ", ".join(f"{column} {count}" for column, count in zip(columns, counts, strict=True))
         blocks += [
-            "The discount, and what the corrections regress on, were chosen by looking at the first items of each "
-            "part. On the "
+            "The discount and the corrections were chosen by looking at the first items of each part. Averages on the "
             f"others alone ({sizes} items):",
-            markdown_table(["scorer", *columns], levels_of(unseen)),
+            markdown_table(
+                ["scorer", *columns],
+                [[f"`{name}`", *(values["average"] for values in values_of(unseen, name))] for name in names],
+            ),
         ]
     corrections = [name for name in names if ":" in name]
     rows: list[list[object]] = []

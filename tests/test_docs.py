@@ -41,7 +41,6 @@ SNIPPETS = {
     )
     if not comment
 }
-HAS_PPO = Version(version("trl")) < Version("1.13")
 (CONFIG,) = re.findall(r"^```yaml\n(.*?)^```", TEXTS["trl"], flags=re.MULTILINE | re.DOTALL)
 
 
@@ -51,33 +50,23 @@ def test_which_snippets_run() -> None:
         *("README", "index", "trl", "dense", "ppo", "collapse", "forecast", "served", "score"),
         *("questions/lora", "questions/grader"),
     }
-    assert len(SNIPPETS) == 20
+    assert len(SNIPPETS) == 12
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS.keys())
 def test_snippet(snippet: str, tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "trl.experimental.ppo" in snippet and not HAS_PPO:
-        pytest.skip(f"TRL has PPOTrainer up to 1.12, and {version('trl')} is installed: run `make test-compat`")
     common: dict[str, Any] = {"report_to": [], "save_strategy": "no", "use_cpu": True, "bf16": False}
-    small: dict[tuple[str, str], dict[str, Any]] = {
-        ("trl", "GRPOConfig"): {"max_steps": 1, "max_completion_length": 8},
-        ("trl", "RLOOConfig"): {"max_steps": 1, "max_completion_length": 8},
-        ("trl.experimental.online_dpo", "OnlineDPOConfig"): {"max_steps": 1, "max_new_tokens": 8},
-    }
-    if "from endotrl import DenseGRPO" in snippet or "PPOConfig" in snippet and "trl.experimental" not in snippet:
+    small = {"max_steps": 1, "max_completion_length": 8}
+    configs = [("trl", "GRPOConfig")]
+    if "DenseGRPO" in snippet or "PPOConfig" in snippet:
         if Version(version("trl")) < Version("1.15"):
             pytest.skip("The trainers of endotrl need TRL 1.15.")
-        small["endotrl", "DenseGRPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
-        small["endotrl", "PPOConfig"] = {"max_steps": 1, "max_completion_length": 8}
         importlib.import_module("endotrl.trainers.ppo_trainer")  # which keeps TRL's class, not what stands in for it
-    if HAS_PPO:
-        small["trl.experimental.ppo", "PPOConfig"] = {"total_episodes": 8}
-    # Ours first, because they are subclasses of TRL's and `endotrl` resolves its names on access.
-    for (module_name, name), settings in sorted(small.items()):
+        # First, because they are subclasses of TRL's and `endotrl` resolves its names on access.
+        configs = [("endotrl", "DenseGRPOConfig"), ("endotrl", "PPOConfig"), *configs]
+    for module_name, name in configs:
         module = importlib.import_module(module_name)
-        monkeypatch.setattr(
-            module, name, functools.partial(getattr(module, name), **common, **settings), raising=False
-        )
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), **common, **small), raising=False)
     monkeypatch.chdir(tmp_path)
     for name, text in re.findall(r"^cat > (\S+) <<'EOF'\n(.*?)^EOF", TEXTS["score"], flags=re.MULTILINE | re.DOTALL):
         Path(name).write_text(text)

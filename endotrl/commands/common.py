@@ -144,7 +144,7 @@ def resolved_dtype(args: argparse.Namespace) -> str:
 
 def use_form(args: argparse.Namespace) -> str | None:
     """Puts what `--form` stands for into `token_reward` and `aggregate`; returns the residual."""
-    from ..evaluation.forms import GAIN, MATCHED, Form
+    from ..evaluation.forms import GAIN, Form
     from ..rewards.residuals import split_name
 
     if args.form is None:
@@ -154,8 +154,8 @@ def use_form(args: argparse.Namespace) -> str | None:
         if getattr(args, name) != SETTINGS[name].default:
             raise ValueError(f"--form {args.form} and --{name.replace('_', '-')} were given. Leave one of them out.")
     form = Form.parse(base)
-    if form.token == GAIN or form.aggregate == MATCHED:
-        raise ValueError(f"--form {args.form} needs a second pass or a whole group: only `endotrl eval` has it.")
+    if form.token == GAIN:
+        raise ValueError(f"--form {args.form} needs a second pass: only `endotrl eval` has it.")
     args.token_reward, args.aggregate = form.rule.token_reward, form.rule.aggregate
     if form.rule.aggregate == "discounted":
         args.discount = form.rule.discount

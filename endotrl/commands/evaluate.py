@@ -4,7 +4,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -56,17 +56,15 @@ def run(args: argparse.Namespace) -> None:
     check_wandb(args.wandb)
     benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
     with working(f"Reading {args.data or benchmark.name}", progress):
-        items = load_items(benchmark, args.data, args.limit, {key: getattr(args, key) for key in benchmark.options})
+        items = load_items(benchmark, args.data, args.limit)
     steps = items[0].steps is not None
     names = expand_names(args.scorers or DEFAULT, steps)
     placement, settings = open_model(args, args.output)
     chat = benchmark.chat if args.chat is None else args.chat
     if isinstance(placement, ServedModel):
         names = served_names(names, args.scorers is not None, steps)
-        if args.alpha != 1.0 or args.judge_reasoning:
-            raise ValueError(
-                "A server gives log-probabilities at temperature 1: neither --alpha nor --judge-reasoning."
-            )
+        if args.alpha != 1.0:
+            raise ValueError("A server gives log-probabilities at temperature 1: leave out --alpha.")
     for name in base_names(names):
         check_name(name, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
@@ -80,7 +78,6 @@ def run(args: argparse.Namespace) -> None:
         "alpha": args.alpha,
         "chat": chat,
         "max_response_tokens": args.max_response_tokens,
-        "judge_reasoning_tokens": args.judge_reasoning,
     }
     folder = open_folder(args.output, settings, args.overwrite)
     started = now()
@@ -95,8 +92,7 @@ def run(args: argparse.Namespace) -> None:
         max_response_tokens=args.max_response_tokens,
         max_tokens_per_batch=args.max_tokens_per_batch,
     )
-    loading = {name: getattr(args, name) for name in LOADING}
-    scorer = partial(make_scorer, reasoning_tokens=args.judge_reasoning, **loading)
+    scorer = partial(make_scorer, **{name: getattr(args, name) for name in LOADING})
     records = score_items(items, names, folder, make_engine, scorer, progress=progress)
     if not processes().is_main_process:
         return
@@ -175,10 +171,10 @@ def publish(
     console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
 
 
-def load_items(benchmark: Benchmark, data: str | None, limit: int | None, options: Mapping[str, Any]) -> list[Item]:
+def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> list[Item]:
     """Items of a benchmark, at most `limit` of each group."""
     rows = read_rows(data, benchmark.hub, benchmark.name)
-    items = benchmark.read(rows if benchmark.reads_images else text_only(rows), **options)
+    items = benchmark.read(rows if benchmark.reads_images else text_only(rows))
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
     counts: Counter[str] = Counter()
@@ -238,8 +234,10 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
     return engine, {**settings, "chat": chat, "instruction": args.instruction}
 
 
-def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any]]:
-    """The engine of vLLM for a model that answers."""
+def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any] | None]:
+    """The engine of vLLM for a model that answers, with `--backend vllm`."""
+    if args.backend != "vllm":
+        return nullcontext()
     settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
     return vllm_engine(engine.placement.config._name_or_path, **settings)
 

@@ -15,7 +15,6 @@ from ..evaluation.examples_page import answer_example
 from ..evaluation.generation import (
     Sample,
     Sampler,
-    VLLMSampler,
     accuracy_of_choice,
     majority_scores,
     pass_at_k,
@@ -77,10 +76,7 @@ class AnswerRun:
         passes += [(seed, args.samples, args.temperature) for seed in self.seeds]
         with open_vllm(args, engine) as vllm:
             for name, count, temperature in passes:
-                sampling = args.max_new_tokens, temperature, args.top_p
-                generator = (
-                    VLLMSampler(engine, vllm, *sampling) if args.backend == "vllm" else Sampler(engine, *sampling)
-                )
+                generator = Sampler(engine, args.max_new_tokens, temperature, args.top_p, vllm)
                 todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
                 answer = partial(self._answer, generator, name, count)
                 done = len(self.questions) - len(todo)

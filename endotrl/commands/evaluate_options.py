@@ -177,9 +177,6 @@ def _add_benchmark(kinds: Any, name: str) -> None:
     chat = "no, it is continued, as in TRL" if name == "preference" else "yes, if the model has a chat template"
     add("--chat", **YES_NO, help=f"whether a prompt given as text is the message of a user (default: {chat})")
     add("--max-response-tokens", **COUNT, help="cut responses at N tokens")
-    add("--judge-reasoning", **COUNT, help="let judges write up to N tokens of reasons before their verdict")
-    if name == "dsp":
-        add("--criteria", metavar="FILE", help="JSON {domain: system message} for the four domains, in place of ours")
 
 
 def _add_answers(parser: Parser, output: str) -> None:

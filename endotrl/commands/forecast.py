@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from ..data.sources import Reader
-from ..evaluation.generation import VLLMSampler, loaded_placement
+from ..evaluation.generation import Sampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
 from ..forecasting.collect import collect, unit_of
@@ -54,10 +54,9 @@ def run(args: argparse.Namespace) -> None:
             batch = args.max_tokens_per_batch
             reward = EndogenousReward(model, engine.tokenizer, max_tokens_per_batch=batch, **reward_settings)
         sampler: Any = MixtureSampler(engine, args.max_new_tokens, mixture.recorded)
-        if args.backend == "vllm":
-            vllm = stack.enter_context(open_vllm(args, engine))
+        if (vllm := stack.enter_context(open_vllm(args, engine))) is not None:
             sampler = ServedMixtureSampler(
-                engine, lambda t: VLLMSampler(engine, vllm, args.max_new_tokens, t), mixture.recorded
+                engine, lambda t: Sampler(engine, args.max_new_tokens, t, vllm=vllm), mixture.recorded
             )
         rest = args.max_new_tokens, reward, folder, args.seed, not args.quiet
         records = collect(questions, engine, sampler, mixture, grader, *rest)

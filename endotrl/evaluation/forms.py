@@ -4,9 +4,7 @@ Forms of intrinsic reward, all from the token statistics of one forward pass (`g
 prompt).
 
 A form is named `token.aggregate`, or `token.aggregate=number`: the token rewards and aggregates of [`RewardRule`], and
-
-- `gain`: $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds to a token;
-- `matched`: the sum over as many tokens as the shortest response of the item has.
+the token reward `gain`, $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds to a token.
 
 A response that was cut counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left. Of
 the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other tokens have
@@ -15,7 +13,7 @@ none.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -29,8 +27,7 @@ from .engine import ScoredResponse
 from .items import CONTROLS, Item
 
 
-# Next to those of [`RewardRule`].
-GAIN, MATCHED = "gain", "matched"
+GAIN = "gain"  # next to the token rewards of [`RewardRule`]
 STEP_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"sum": Tensor.sum, "mean": Tensor.mean, "min": Tensor.min}
 # Names of rivals as their papers have them.
 ALIASES = {
@@ -48,18 +45,18 @@ class Form:
     name: str
     token: str
     aggregate: str  # without its number
-    rule: RewardRule  # for `gain` that of `log_prob`, and for `matched` that of `sum`
+    rule: RewardRule  # for `gain` that of `log_prob`
 
     @classmethod
     def parse(cls, name: str) -> "Form":
         """The form of a name, such as `"bellman.discounted=0.95"`."""
         token, _, aggregate = ALIASES.get(name, name).partition(".")
         kind = aggregate.partition("=")[0]
-        if token not in (*TOKEN_REWARDS, GAIN) or kind not in (*AGGREGATES, MATCHED):
-            tokens, aggregates = (*TOKEN_REWARDS, GAIN), (*AGGREGATES, MATCHED)
+        if token not in (*TOKEN_REWARDS, GAIN) or kind not in AGGREGATES:
+            tokens = (*TOKEN_REWARDS, GAIN)
             others = [*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS]
-            meant = did_you_mean(name, [*others, *(f"{token}.{kind}" for token in tokens for kind in aggregates)])
-            kinds = ", ".join(f"{a}=NUMBER" if a in EXAMPLES else a for a in aggregates)
+            meant = did_you_mean(name, [*others, *(f"{token}.{kind}" for token in tokens for kind in AGGREGATES)])
+            kinds = ", ".join(f"{a}=NUMBER" if a in EXAMPLES else a for a in AGGREGATES)
             raise ValueError(
                 f"There is no scorer {name!r}{meant}. A form is TOKEN.AGGREGATE with TOKEN one of {', '.join(tokens)} "
                 f"and AGGREGATE one of {kinds}; others are residual:FORM, style_residual:FORM, {', '.join(others)}."
@@ -67,7 +64,7 @@ class Form:
         if aggregate == "discounted":
             raise ValueError(f"The scorer {name!r} needs a number, such as {token}.discounted=0.95.")
         try:
-            known, number = parse_aggregate("sum" if aggregate == MATCHED else aggregate)
+            known, number = parse_aggregate(aggregate)
         except ValueError as error:
             raise ValueError(f"There is no scorer {name!r}: {error}") from error
         token_reward: Any = "log_prob" if token == GAIN else token
@@ -80,7 +77,7 @@ class Form:
 
     def needs_logits(self, steps: bool) -> str | None:
         """Why a server's log-probabilities do not suffice for it, or for scores of steps; `None` if they do."""
-        if self.token == "bellman" and (steps or self.aggregate == MATCHED):
+        if self.token == "bellman" and steps:
             return "the soft values V of Bellman rewards cancel in the sum over whole responses only"
         return self.rule.needs_logits
 
@@ -95,16 +92,14 @@ class Form:
         """One number per response, or per step."""
         if item.steps is not None:
             return self._step_scores(responses[0], len(item.steps))
-        shortest = min(response.num_tokens for response in responses)
-        return [self.contributions(response, shortest).total for response in responses]
+        return [self.contributions(response).total for response in responses]
 
-    def contributions(self, response: ScoredResponse, shortest: int) -> Contributions:
-        """What each token contributes to the score; `shortest` has the shortest response of the item, in tokens."""
-        rule = replace(self.rule, aggregate=f"first={shortest}") if self.aggregate == MATCHED else self.rule
+    def contributions(self, response: ScoredResponse) -> Contributions:
+        """What each token contributes to the score."""
         if self.token == GAIN:
             gains = self.token_rewards(response)
-            return Contributions(rule.weights(gains) * gains.double())
-        contributions = rule.contributions(response.stats)
+            return Contributions(self.rule.weights(gains) * gains.double())
+        contributions = self.rule.contributions(response.stats)
         assert contributions is not None  # no response is without a token
         return contributions
 

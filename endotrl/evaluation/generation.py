@@ -11,7 +11,6 @@ from math import comb
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..frozen.served import ServedModel
@@ -52,29 +51,36 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
 
 class Sampler:
     """
-    Generates with transformers, prompts padded on the left. A temperature of 0 is greedy; there is no top-k, and the
-    model's own settings of generation, such as a repetition penalty, do not hold.
+    Generates with transformers, prompts padded on the left; or with `vllm` ([`vllm_engine`]; `make test-vllm` runs it
+    on a CPU), so that the weights of the `engine` are not loaded. A temperature of 0 is greedy; there is no top-k, and
+    the model's own settings of generation, such as a repetition penalty, do not hold.
     """
 
-    def __init__(self, engine: Engine, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        vllm: Callable[[], Any] | None = None,
+    ) -> None:
         if temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"Temperature {temperature}, top-p {top_p}: temperature is at least 0, top-p in (0, 1].")
         self._placement = loaded_placement(engine)
         self._engine, self._max_new_tokens = engine, max_new_tokens
-        self._temperature, self._top_p = temperature, top_p
+        self._temperature, self._top_p, self._vllm = temperature, top_p, vllm
 
     @torch.no_grad()
-    def __call__(
-        self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
-    ) -> list[list[Sample]]:
+    def __call__(self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0) -> list[list[Sample]]:
         """Answers to each prompt. The same seed gives the same answers to the same prompts in the same order."""
         engine = self._engine
         rows = prompt_rows(engine, prompts, self._max_new_tokens)
+        if self._vllm is not None:
+            return self._generate_by_vllm(rows, num_samples, seed)
         longest = max(map(len, rows)) + self._max_new_tokens
         per_batch = max(1, engine.max_tokens_per_batch // (num_samples * longest))
         results: list[list[Sample]] = []
-        starts = range(0, len(rows), per_batch)
-        for start in tqdm(starts, desc="Generating", unit=" batches", disable=not progress, leave=False):
+        for start in range(0, len(rows), per_batch):
             batch = rows[start : start + per_batch]
             torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {start}".encode()).digest()[:7]))
             results += self._generate(batch, num_samples)
@@ -101,6 +107,22 @@ class Sampler:
             )[:, ids.shape[1] :].tolist()
         samples = [sample_of(engine, row) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
+
+    def _generate_by_vllm(self, rows: Sequence[Sequence[int]], num_samples: int, seed: int) -> list[list[Sample]]:
+        assert self._vllm is not None
+        llm = self._vllm()
+        from vllm import SamplingParams
+
+        settings = SamplingParams(
+            n=num_samples,
+            seed=seed,
+            stop_token_ids=sorted(self._engine.renderer.eos_token_ids),
+            max_tokens=self._max_new_tokens,
+            temperature=self._temperature,
+            top_p=self._top_p,
+        )
+        outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False)
+        return [[sample_of(self._engine, answer.token_ids) for answer in out.outputs] for out in outputs]
 
 
 def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
@@ -133,41 +155,6 @@ def vllm_engine(model: str, **kwargs: Any) -> Iterator[Callable[[], Any]]:
     finally:
         engine.cache_clear()  # its process ends when the last reference is gone
         gc.collect()
-
-
-class VLLMSampler(Sampler):
-    """The same with vLLM (`make test-vllm` runs it on a CPU); of the `engine`, the weights are not loaded."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        vllm: Callable[[], Any],
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ) -> None:
-        super().__init__(engine, max_new_tokens, temperature, top_p)
-        self._vllm = vllm
-
-    def __call__(
-        self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0, progress: bool = False
-    ) -> list[list[Sample]]:
-        """Answers to each prompt."""
-        llm = self._vllm()
-        from vllm import SamplingParams
-
-        ends = sorted(self._engine.renderer.eos_token_ids)
-        rows = self._engine.renderer.prompt_ids(prompts)
-        settings = SamplingParams(
-            n=num_samples,
-            seed=seed,
-            stop_token_ids=ends,
-            max_tokens=self._max_new_tokens,
-            temperature=self._temperature,
-            top_p=self._top_p,
-        )
-        outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=progress)
-        return [[sample_of(self._engine, answer.token_ids) for answer in out.outputs] for out in outputs]
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:

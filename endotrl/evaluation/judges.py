@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 LLM-as-a-judge: the same model, asked in words which answer is better. Verdicts are next-token probabilities, so that a
-judge gives a graded number without sampling; with `generate`, the model first writes down its reasons.
+judge gives a graded number without sampling.
 
 - `judge_pairwise`: which of two answers is better, A or B, asked in both orders and averaged, so that liking the first
   does not count. A response's score is its mean probability of winning against the item's other responses.
@@ -20,7 +20,6 @@ from ..data.formats import message_text
 from ..rendering.messages import Prompt, add_criterion
 from ..rendering.renderer import truncate_left
 from .engine import Engine, ModelScorer
-from .generation import Sampler
 from .items import Item
 
 
@@ -43,14 +42,13 @@ _ASK = {
 }
 _WORDS = {"judge_pairwise": ("A", "B"), "judge_pointwise": tuple("123456789"), "judge_verifier": ("Yes", "No")}
 JUDGES = tuple(_WORDS)
-_REASONS = "First think it through in a few sentences, without giving your verdict yet."
 
 
 class Judge(ModelScorer):
-    """A judge, one of [`JUDGES`], which first writes its reasons, greedily, if `reasoning_tokens` is above 0."""
+    """A judge, one of [`JUDGES`]."""
 
-    def __init__(self, name: str, engine: Engine, reasoning_tokens: int = 0) -> None:
-        self.name, self._engine, self._reasoning_tokens = name, engine, reasoning_tokens
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name, self._engine = name, engine
         # After a generation prompt a reply begins without a space; after plain text, with one.
         space = " " if engine.tokenizer.chat_template is None else ""
         words = [space + word for word in _WORDS[name]]
@@ -81,8 +79,7 @@ class Judge(ModelScorer):
     def _question(self, item: Item, *shown: int) -> Prompt:
         setting, request = _ASK[self.name]
         texts = dict(zip(("first", "second"), [message_text(item.responses[i]) for i in shown], strict=False))
-        text = setting.format(question=message_text(item.prompt), **texts)
-        content = text + (_REASONS if self._reasoning_tokens else request)
+        content = setting.format(question=message_text(item.prompt), **texts) + request
         if self._engine.tokenizer.chat_template is None:
             return "\n\n".join(filter(None, [item.criterion, content, "Reply:"]))
         return add_criterion([{"role": "user", "content": content}], item.criterion)
@@ -90,17 +87,6 @@ class Judge(ModelScorer):
     def _ask(self, questions: list[Prompt], progress: bool) -> Tensor:
         """Probabilities of the replies, of shape `(Q, words)`, normalised over them."""
         engine = self._engine
-        if self._reasoning_tokens:
-            request = _ASK[self.name][1]
-            sampler = Sampler(engine, max_new_tokens=self._reasoning_tokens, temperature=0.0)
-            reasons = [samples[0].text for samples in sampler(questions, num_samples=1, progress=progress)]
-            questions = [_continue(prompt, text, request) for prompt, text in zip(questions, reasons, strict=True)]
         ids = engine.renderer.prompt_ids(questions)
         ids = truncate_left(ids, engine.renderer.max_length, f"questions to {self.name}")
         return engine.next_token_logits(ids, self._words, progress).softmax(dim=-1)
-
-
-def _continue(prompt: Prompt, reasons: str, request: str) -> Prompt:
-    if isinstance(prompt, str):
-        return f"{prompt} {reasons}\n\n{request}\n\nReply:"
-    return [*prompt, {"role": "assistant", "content": reasons}, {"role": "user", "content": request}]

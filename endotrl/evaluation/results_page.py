@@ -146,10 +146,9 @@ def _most_wrong(
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
         responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
-        shortest = min(response.num_tokens for response in responses)
         if steps:
             meta = f"{place} · first wrong step {other + 1}, lowest step {one + 1} of {item.num_scores}"
-            rows.append(_heat_map_row(responses[0], shortest, form, tokenizer, prompt=prompt, meta=meta))
+            rows.append(_heat_map_row(responses[0], form, tokenizer, prompt=prompt, meta=meta))
             continue
         above: dict[str, Any] = {"prompt": prompt, "details": pictures_of(item.prompt, item.images)}
         for which, shown, note in ((one, above, f"margin {number(margin)}"), (other, {}, "preferred, but worse")):
@@ -158,7 +157,7 @@ def _most_wrong(
                 shown = {**shown, "meta": meta, "total": score}  # the one that judged
             else:
                 shown = {**shown, "meta": f"{meta} · {scorer} {number(score)}"}
-            rows.append(_heat_map_row(responses[which], shortest, form, tokenizer, **shown))
+            rows.append(_heat_map_row(responses[which], form, tokenizer, **shown))
     if not rows:
         return Markup("")
     what = f"Solutions in which {scorer} finds another step worse than the first wrong one."
@@ -184,10 +183,10 @@ def _shown_form(scorer: str, steps: bool) -> Form:
 
 
 def _heat_map_row(
-    response: ScoredResponse, shortest: int, form: Form, tokenizer: PreTrainedTokenizerBase, **shown: Any
+    response: ScoredResponse, form: Form, tokenizer: PreTrainedTokenizerBase, **shown: Any
 ) -> HeatMapRow:
     stats = response.stats
-    contributions = form.contributions(response, shortest)
+    contributions = form.contributions(response)
     tokens = contributions.tokens.tolist()
     count = min(SHOWN_TOKENS, len(tokens))
     text, offsets = decode_with_offsets(tokenizer, stats.token_ids[:count].tolist())

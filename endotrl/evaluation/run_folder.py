@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 
 from ..runs.files import lock, replacing, write_json
 from ..runs.jsonl import append_lines, changed_settings, read_lines
-from ..runs.processes import processes
-from ..runs.shards import share
+from ..runs.processes import processes, share
 from ..scoring.token_stats import TokenStats
 from .engine import ScoredResponse
 

@@ -102,10 +102,10 @@ def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     return [name for name, reason in reasons.items() if reason is None]
 
 
-def make_scorer(name: str, engine: Engine, reasoning_tokens: int = 0, **loading: Any) -> Scorer:
+def make_scorer(name: str, engine: Engine, **loading: Any) -> Scorer:
     """A scorer of any kind. `loading`, `dtype`, `device` and `trust_remote_code`, is of an explicit reward model."""
     if name in JUDGES:
-        return Judge(name, engine, reasoning_tokens)
+        return Judge(name, engine)
     if name.startswith(REWARD_MODEL):
         path = name.removeprefix(REWARD_MODEL)
         return reward_model_class(path, loading.get("trust_remote_code", False))(path, engine, **loading)

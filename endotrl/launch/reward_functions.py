@@ -14,6 +14,7 @@ from trl import GRPOConfig, ModelConfig
 
 from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
 from ..trainers.ppo_config import PPOConfig
+from ..trainers.setting_checks import check_token_rewards
 from .arguments import RecipeArguments, RewardArguments
 from .data import Data, column_names
 
@@ -31,7 +32,7 @@ def make_reward_funcs(
     dataset: Data,
 ) -> list[Callable[..., Any]]:
     """The rewards that `reward` names and, last, the accuracy, with weight 0. No weights of models are loaded yet."""
-    _check_settings(training_args, reward_args, dataset)
+    _check_criterion(reward_args, dataset)
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
     if len(weights) != len(reward_args.reward):
         raise ValueError(
@@ -50,6 +51,8 @@ def make_reward_funcs(
             f"which is high, beside another reward function (accuracy too). Set {', or '.join(remedies)}."
         )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
+    if getattr(training_args, "credit", "token") != "outcome":
+        check_token_rewards(rewards)
     training_args.reward_weights = [*weights, *(0.0 for _ in monitors)]
     return [*rewards, *monitors]
 
@@ -109,18 +112,10 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> list[Accuracy
     return [AccuracyReward(column, math)]
 
 
-def _check_settings(training_args: GRPOConfig, reward_args: RewardArguments, dataset: Data) -> None:
+def _check_criterion(reward_args: RewardArguments, dataset: Data) -> None:
     """Raises `ValueError` for what would only show at the first batch."""
-    if "endogenous" not in reward_args.reward:
-        return
-    # Of the trainers with token rewards, only GRPO with the credit of outcomes does not ask for them.
-    if reward_args.reward_aggregate == "mean" and getattr(training_args, "credit", "token") != "outcome":
-        raise ValueError(
-            '`reward_aggregate="mean"` cannot be credited to single tokens. Use "sum" or "discounted", or GRPO with '
-            '`credit="outcome"`.'
-        )
     criterion = reward_args.reward_criterion
-    if not isinstance(criterion, dict):
+    if "endogenous" not in reward_args.reward or not isinstance(criterion, dict):
         return
     if "domain" not in column_names(dataset):
         raise ValueError(

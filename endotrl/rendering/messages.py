@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # heavy, and commands that read results alone import this mod
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 Completion = str | Sequence[Message]
+# Of a batch
+Prompts = Sequence[Prompt]
+Completions = Sequence[Completion]
+TokenIds = Sequence[Sequence[int]]
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a dataset, by which a row is rendered
 
 # A template is a program: what it says of a message that it was not written for is any of Python's errors.
@@ -28,9 +32,7 @@ WORD, MARK = "Endotrl", "endotrl_probe"
 ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
-def check_batch(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]] | None
-) -> None:
+def check_batch(prompts: Prompts, completions: Completions, completion_ids: TokenIds | None) -> None:
     """
     Raises `ValueError` or `TypeError` for a batch that is empty or has not one entry a row, and for rows that are
     neither text nor messages, not of one kind, or have a part that is no text, images of prompts excepted.

@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .messages import (
     TEMPLATE_COLUMNS,
-    Completion,
-    Prompt,
+    Completions,
+    Prompts,
+    TokenIds,
     check_batch,
     check_lengths,
     template_kwargs_of,
@@ -150,7 +151,7 @@ class RewardCall(NamedTuple):
     rows: list[PolicyRow] | None
 
 
-def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
+def find_call(prompts: Prompts, log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
     """
     The trainer that asks for the rewards of `prompts` right now, if one does. TRL gives reward functions neither the
     trainer nor the token ids of the prompts, which may be others than one expects (template settings, a processor, a
@@ -167,7 +168,7 @@ def find_call(prompts: Sequence[Prompt], log_extra: Callable[..., Any] | None = 
     return found
 
 
-def _call_above(frame: FrameType, prompts: Sequence[Prompt]) -> RewardCall | None:
+def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
     """The call that a frame belongs to."""
     while frame.f_back is not None:
         frame = frame.f_back
@@ -280,9 +281,9 @@ class PolicyBinding(Generic[R]):
     def render(
         self,
         method: Callable[Concatenate[R, ...], list[T]],
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None,
         *columns: Sequence[Any] | None,
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
@@ -308,7 +309,7 @@ class PolicyBinding(Generic[R]):
         return [rows[i] for i in range(len(prompts))]
 
     def _settings_of_rows(
-        self, prompts: Sequence[Prompt], columns: Mapping[str, Any], in_trainer: bool
+        self, prompts: Prompts, columns: Mapping[str, Any], in_trainer: bool
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
         """The environment of each row, if these have different tools, and its own arguments for the chat template."""
         own: dict[str, Sequence[Any]] = {}

@@ -25,8 +25,11 @@ from .images import (
 )
 from .messages import (
     Completion,
+    Completions,
     Prompt,
+    Prompts,
     Template,
+    TokenIds,
     add_criterion,
     as_messages,
     check_batch,
@@ -118,9 +121,9 @@ class Renderer:
 
     def render(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         criteria: Sequence[str | None] | None = None,
         images: Sequence[Sequence[Any] | None] | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
@@ -164,7 +167,7 @@ class Renderer:
             rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
 
-    def prompt_ids(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+    def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
         """Token ids of prompts alone, however long."""
         check_batch(prompts, [""] * len(prompts), None)
         for row, prompt in enumerate(prompts):
@@ -174,9 +177,7 @@ class Renderer:
                 )
         return [self._render_prompt(self._template, prompt, []).ids for prompt in prompts]
 
-    def render_ids(
-        self, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
-    ) -> list[Rendered]:
+    def render_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: TokenIds) -> list[Rendered]:
         """What [`render`] returns for rows that are token ids of this tokenizer already, without padding."""
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
@@ -304,9 +305,7 @@ class Renderer:
             logger.warning("%s (Said once.)", message)
             self._said.add(kind)
 
-    def _read_ids(
-        self, completions: Sequence[Completion], completion_ids: Sequence[Sequence[int]]
-    ) -> list[list[int] | None]:
+    def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
         """
         `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
         An empty text does not tell: then the other completions do, or they are taken for this tokenizer's.

@@ -18,7 +18,7 @@ from .._moved import accept_positional
 from ..checks import check_criterion
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
@@ -161,9 +161,9 @@ class EndogenousReward(FrozenModelReward):
 
     def __call__(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         log_extra: Callable[[str, list[Any]], None] | None = None,
         log_metric: Callable[[str, float], None] | None = None,
@@ -196,11 +196,7 @@ class EndogenousReward(FrozenModelReward):
         return self._score_and_log(rows, log_extra, log_metric)[1]
 
     def outcome_and_token_rewards(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         r"""
         Rewards per completion and per token (see [`DenseReward`]), from the arguments of [`__call__`].
@@ -267,9 +263,9 @@ class EndogenousReward(FrozenModelReward):
 
     def token_rewards(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         images: Sequence[Sequence[Any] | None] | None = None,
     ) -> list[Tensor]:
@@ -284,9 +280,9 @@ class EndogenousReward(FrozenModelReward):
 
     def score(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         progress: bool = False,
         mean_logits: bool = False,
@@ -337,7 +333,7 @@ class AsyncEndogenousReward(EndogenousReward):
     """
 
     async def __call__(  # type: ignore[override]
-        self, prompts: Sequence[Prompt], completions: Sequence[Completion], *args: Any, **kwargs: Any
+        self, prompts: Prompts, completions: Completions, *args: Any, **kwargs: Any
     ) -> list[float | None]:
         """As [`EndogenousReward.__call__`], to be awaited."""
         return await asyncio.to_thread(partial(super().__call__, prompts, completions, *args, **kwargs))

@@ -22,7 +22,7 @@ from ..frozen.served import ServedModel, is_url
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt, criteria_of_rows, images_of_rows
+from ..rendering.messages import Completions, Prompts, TokenIds, criteria_of_rows, images_of_rows
 from ..rendering.policy import PolicyBinding, Reading, tokenizer_of
 from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
@@ -208,11 +208,7 @@ class FrozenModelReward:
         return self._prompts.reading().chat_template_kwargs
 
     def _render(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
-        columns: Mapping[str, Any],
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None, columns: Mapping[str, Any]
     ) -> list[Rendered]:
         """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
         criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))

@@ -4,7 +4,7 @@ Rivals of the endogenous reward as TRL reward functions: what else a language mo
 They read a frozen model; Intuitor and RENT score with the policy itself, which moves during training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from ..frozen.served import ServedModel
 from ..rendering.images import Images
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
 from .frozen_model_reward import FrozenModelReward
@@ -68,9 +68,9 @@ class _IntrinsicReward(FrozenModelReward):
 
     def __call__(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         log_metric: Callable[[str, float], None] | None = None,
         **kwargs: Any,
     ) -> list[float | None]:
@@ -85,7 +85,7 @@ class _IntrinsicReward(FrozenModelReward):
                     log_metric(f"{self.__name__}/{key}", figures[key])
         return rewards
 
-    def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
+    def _rewards(self, prompts: Prompts, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
         return [
             self.rule.token_rewards(row).to(self._dtype).mean().item() if self.rule.has_outcome(row) else None
             for row in stats
@@ -138,7 +138,7 @@ class RelativePerplexityReward(_IntrinsicReward):
 
     _default_name = "relative_perplexity_reward"
 
-    def _rewards(self, prompts: Sequence[Prompt], rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
+    def _rewards(self, prompts: Prompts, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
         chat = [not isinstance(prompt, str) for prompt in prompts]
         empty = {is_chat: empty_prompt_ids(self._prompts.of(), is_chat) for is_chat in set(chat)}
         without = [

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.renderer import Rendered
 
 
@@ -53,17 +53,13 @@ class DenseReward(Protocol):
     """
 
     def outcome_and_token_rewards(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """[`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions."""
         ...
 
 
-def check_same_tokens(rows: Sequence[Rendered], completion_ids: Sequence[Sequence[int]] | None) -> None:
+def check_same_tokens(rows: Sequence[Rendered], completion_ids: TokenIds | None) -> None:
     """Raises `ValueError` if completions were encoded again, into other tokens than the policy's."""
     for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
         if row.completion_ids != list(given):

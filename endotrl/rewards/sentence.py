@@ -20,7 +20,7 @@ from ..frozen.names import context_length, load_config, load_tokenizer
 from ..frozen.own_copy import check_where, resolve_device, resolve_dtype
 from ..frozen.sharded_weights import loaded_whole
 from ..rendering.images import refuse_images
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.policy import PolicyBinding, PolicyTokens, Reading, tokenizer_of
 from ..rendering.renderer import Overlong, OverlongPrompt
 from ..scoring.batching import plan_batches
@@ -179,11 +179,7 @@ class SentenceReward:
         self._prompts.know(None if processing_class is None else PolicyTokens(processing_class))
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> list[float | None]:
         """
         One reward per completion: TRL's contract for reward functions. `completion_ids` are scored as they are if they
@@ -194,11 +190,7 @@ class SentenceReward:
         return [row.score for row in self._score(prompts, completions, completion_ids, kwargs)]
 
     def outcome_and_token_rewards(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
         Scores a batch once, by completion and by token: the contract of [`DenseReward`]. The last token of every
@@ -212,9 +204,9 @@ class SentenceReward:
 
     def score(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         progress: bool = False,
         images: Sequence[Any] | None = None,
         tools: Sequence[Any] | None = None,
@@ -273,9 +265,9 @@ class SentenceReward:
 
     def _score(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None,
         columns: Mapping[str, Any],
         progress: bool = False,
     ) -> list[SentenceScores]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completion, Completions, Prompts, TokenIds
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import find_sentences
 from .protocol import DenseReward, DenseScores
@@ -56,16 +56,12 @@ class SentencePooledReward:
         self.segmenter = load_segmenter(segmenter) if isinstance(segmenter, str) else segmenter
         self.__name__ = name  # TRL's name for a callable in logs
 
-    def __call__(self, prompts: Sequence[Prompt], completions: Sequence[Completion], **kwargs: Any) -> Any:
+    def __call__(self, prompts: Prompts, completions: Completions, **kwargs: Any) -> Any:
         """What the reward itself gives a completion."""
         return self.reward(prompts=prompts, completions=completions, **kwargs)  # type: ignore[operator]
 
     def outcome_and_token_rewards(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
         Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State

@@ -27,17 +27,14 @@ TOKEN_REWARDS = get_args(TokenReward)
 AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
 # Aggregates with a number, and an example of it.
 EXAMPLES = {"discounted": "0.95", "power": "0.5", "first": "20"}
-# Forms that `endotrl eval` has, and a reward function cannot have.
-ONLY_EVALUATED = {
-    "gain": "which needs a second pass, without the prompt: see `RelativePerplexityReward`",
-    "matched": "which needs the other completions of the prompt: see `LengthControl`",
-}
+# A form that `endotrl eval` has, and a reward function cannot have.
+ONLY_EVALUATED = {"gain": "which needs a second pass, without the prompt: see `RelativePerplexityReward`"}
 
 
 def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
     """Name and number of an aggregate, such as `"sum"` or `"power=0.5"`."""
     name, has_number, text = aggregate.partition("=") if isinstance(aggregate, str) else (aggregate, "", "")
-    check_choice("aggregate", name, AGGREGATES, ONLY_EVALUATED)
+    check_choice("aggregate", name, AGGREGATES)
     example = EXAMPLES.get(name)
     if bool(has_number) != (example is not None) and (has_number or name != "discounted"):
         wanted = f"a number, such as {name}={example}" if example else f"no number: {name}"

@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 # In the command line of a launcher.
 LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed", "trl")
+Block = TypeVar("Block")
 
 
 def processes() -> "PartialState":
@@ -29,6 +31,16 @@ def processes() -> "PartialState":
         return PartialState()
     # Without an accelerator, accelerate takes each process for the only one unless it is told.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=30))
+
+
+def share(blocks: Iterable[tuple[int, Block]], process: int, num_processes: int) -> Iterator[Block]:
+    """The blocks, given with their sizes, that a process is to do: each goes to the one that has the least so far."""
+    sizes = [0] * num_processes
+    for size, block in blocks:
+        owner = sizes.index(min(sizes))
+        sizes[owner] += size
+        if owner == process:
+            yield block
 
 
 def leave() -> None:

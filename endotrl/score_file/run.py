@@ -144,5 +144,5 @@ def score_file(
         again = iter(score_rows(reward, [row for row, result in shown if result is None]))
         examples = [Example(row, next(again) if result is None else result) for row, result in shown]
         if in_shards and residual is None:
-            shards.shards.remove()
+            shards.remove()
         return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of a file's rows by several processes, and what length and style explain of them."""
 
+import hashlib
+import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +20,9 @@ from ..data.formats import images_of, message_text
 from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
-from ..runs.processes import processes
-from ..runs.shards import Shards, block_key
+from ..runs.files import write_json
+from ..runs.jsonl import append_lines, changed_settings, parse_line
+from ..runs.processes import processes, share
 from .rows import DECIMALS, Result, Reward, Row, output_record, rows_of, score_rows
 
 
@@ -28,44 +34,48 @@ Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
 class ShardedScores:
     """
     Output lines of a file's responses, but the first `start`, in a folder that all processes fill: each scores blocks
-    of like total length into a file of its own. What is there is not scored again.
+    of like total length into a file of its own, a JSON line per block. What was written to its end is not scored
+    again.
     """
 
     reward: Reward
     input_path: str | Path
-    folder: str | Path
+    folder: Path
     block_size: int
     limit: int | None
     tokens: bool
     start: int = 0
-
-    def __post_init__(self) -> None:
-        self.shards = Shards(self.folder)
+    _places: dict[str, tuple[Path, int]] = field(default_factory=dict)  # of blocks: file, and where the line begins
 
     def fill(self, settings: Mapping[str, Any], overwrite: bool = False, progress: bool = False) -> None:
-        """Scores what is missing, in all processes, and returns when all have; under equal settings only."""
+        """
+        Scores what is missing, in all processes, and returns when all have. `ValueError` if what is there was made
+        under other settings.
+        """
         state = processes()
         if state.is_main_process:
-            self.shards.open(settings, overwrite)
+            self._open(settings, overwrite)
         state.wait_for_everyone()
-        self.shards.read(state.process_index)
+        own = self.folder / f"{state.process_index}.jsonl"
+        self._find(own)
         state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
         total = Reader(self.input_path).count(self.limit)
         bar = tqdm(total=total, desc="Scoring", unit=" rows", disable=not (progress and state.is_main_process))
 
-        def sized() -> Iterator[tuple[str, int, list[Row]]]:
+        def missing() -> Iterator[tuple[int, list[Row]]]:
             for block in self:
-                yield _key(block), sum(len(str((row.prompt, row.completion))) for row in block), block
+                if _key(block) not in self._places:
+                    yield sum(len(str((row.prompt, row.completion))) for row in block), block
                 bar.update(len({row.line for row in block}))  # whoever scores it
 
         with bar:
-            for key, block in self.shards.share(sized(), state.process_index, state.num_processes):
+            for block in share(missing(), state.process_index, state.num_processes):
                 began = time.perf_counter()
                 _, records = score_block(self.reward, block, self.tokens)
-                seconds = time.perf_counter() - began
-                self.shards.write(state.process_index, key, {"seconds": seconds, "records": records})
+                results = {"seconds": time.perf_counter() - began, "records": records}
+                append_lines(own, [{"block": _key(block), "results": results}], ensure_ascii=False)
         state.wait_for_everyone()
-        self.shards.read(state.process_index)
+        self._find(own)
 
     def __iter__(self) -> Iterator[list[Row]]:
         rows = islice(read_responses(Reader(self.input_path), self.limit), self.start, None)
@@ -73,13 +83,46 @@ class ShardedScores:
 
     def get(self, block: Sequence[Row]) -> tuple[list[dict[str, Any]], float]:
         """Output lines of a block, and the seconds that it took."""
-        done = self.shards.get(_key(block))
-        return done["records"], done["seconds"]
+        path, place = self._places[_key(block)]
+        with path.open("rb") as file:
+            file.seek(place)
+            results = json.loads(file.readline())["results"]
+        return results["records"], results["seconds"]
 
     def scored(self) -> Iterator[Scored]:
         """All responses with their output lines."""
         for block in self:
             yield from zip(block, self.get(block)[0], strict=True)
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _open(self, settings: Mapping[str, Any], overwrite: bool) -> None:
+        path = self.folder / "settings.json"
+        if overwrite:
+            self.remove()
+        if path.exists() and (changed := changed_settings(json.loads(path.read_bytes()), settings)):
+            raise ValueError(
+                f"{self.folder} holds results of a run with other settings: {changed}. Choose another output, or "
+                "overwrite this one (--overwrite)."
+            )
+        self.folder.mkdir(exist_ok=True)
+        write_json(path, settings)
+
+    def _find(self, own: Path) -> None:
+        """Finds what all processes have written so far, and mends the end of this one's file."""
+        self._places.clear()
+        for path in sorted(self.folder.glob("*.jsonl")):
+            place = 0
+            with path.open("rb") as file:
+                for line in file:
+                    # A line that an interruption has damaged is not there: its block is done again.
+                    with suppress(ValueError):
+                        self._places[parse_line(line, ("block", "results"))["block"]] = (path, place)
+                    place += len(line) if line.endswith(b"\n") else 0
+            if path == own:
+                os.truncate(path, place)
 
 
 def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
@@ -124,7 +167,8 @@ def take_out(residual: str, slopes: Slopes, row: Row, record: dict[str, Any]) ->
 
 
 def _key(block: Sequence[Row]) -> str:
-    return block_key([astuple(row) for row in block])
+    """Digest by which a block is known again."""
+    return hashlib.sha256(json.dumps([astuple(row) for row in block]).encode()).hexdigest()[:32]
 
 
 def _domain(row: Row) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.names import model_renderer
-from ..rendering.messages import Completion, Prompt
+from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.policy import PolicyRow, Reading, special_token_ids, tokenizer_of
 from ..rendering.renderer import Overlong, Rendered, fit
 from ..scoring.batching import pad_ids
@@ -78,9 +78,9 @@ class SentenceEncoder:
 
     def __call__(
         self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[Completion],
-        completion_ids: Sequence[Sequence[int]] | None = None,
+        prompts: Prompts,
+        completions: Completions,
+        completion_ids: TokenIds | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """

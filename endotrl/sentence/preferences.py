@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of a preference dataset, in TRL's formats, to what a sentence reward model reads, and to batches of it."""
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from trl.data_utils import is_conversational, maybe_extract_prompt
 
 from ..rendering.images import refuse_images
 from ..rendering.messages import template_kwargs_of
+from ..rendering.policy import PolicyBinding, Reading
 from .configuration import SentenceRewardConfig
 from .encoding import SentenceEncoder, pad_batch, pad_states
 from .segmentation import Segmenter
@@ -31,11 +31,8 @@ class PairEncoder:
         self.tokenizer = tokenizer
         self.config = config
         self.segmenter = segmenter
-        self._encoders: dict[str, SentenceEncoder] = {}  # by arguments of the chat template
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Equal before and after use, or the cache of `datasets` would not know it again.
-        return {**self.__dict__, "_encoders": {}}
+        # Rows may have `tools` and `chat_template_kwargs` of their own, columns that TRL's trainers know as well.
+        self._encoders = PolicyBinding(tokenizer, None, lambda: tokenizer, self._make_encoder)
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Encodes a row."""
@@ -45,7 +42,8 @@ class PairEncoder:
         prompt = pair["prompt"]
         if prompt == "" and not self.tokenizer("")["input_ids"]:
             prompt = self.tokenizer.eos_token  # responses without a prompt need something before them
-        chosen, rejected = self._encoder(example)([prompt] * 2, [pair["chosen"], pair["rejected"]])
+        encoder = self._encoders.of(template_kwargs=template_kwargs_of(example))
+        chosen, rejected = encoder([prompt] * 2, [pair["chosen"], pair["rejected"]])
         return {
             "chosen_ids": chosen.input_ids,
             "chosen_ends": chosen.sentence_ends,
@@ -54,15 +52,8 @@ class PairEncoder:
             "length": max(len(chosen.input_ids), len(rejected.input_ids)),
         }
 
-    def _encoder(self, example: dict[str, Any]) -> SentenceEncoder:
-        """The encoder of a row's `tools` and `chat_template_kwargs`, columns that TRL's trainers know as well."""
-        template_kwargs = template_kwargs_of(example)
-        key = json.dumps(template_kwargs, default=repr)  # templates write keys in their order
-        if key not in self._encoders:
-            self._encoders[key] = SentenceEncoder(
-                self.tokenizer, self.config, self.segmenter, chat_template_kwargs=template_kwargs
-            )
-        return self._encoders[key]
+    def _make_encoder(self, reading: Reading) -> SentenceEncoder:
+        return SentenceEncoder(config=self.config, segmenter=self.segmenter, **reading._asdict())
 
 
 @dataclass

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the errors are made from these
-tables, and docs/questions/coming-from.md shows the most needed.
-"""
+"""What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the tables of the errors."""
 
 from collections.abc import Iterable, Mapping
 

@@ -230,44 +230,57 @@ Command: `make theory` (the same as `python -m studies.theory`). No text, no tra
 tables, solved exactly in float64; only demonstrations are sampled. Machine: {environment["machine"]}; torch {environment["torch"]}, Python
 {environment["python"]}, endotrl {environment["endotrl"]}. Seeds 0 to {environment["seeds"] - 1}, for the learned cliff and the
 random MDPs 0 to {2 * environment["seeds"] - 1}. Time: {environment["seconds"]:.0f} s. Numbers behind this page: `theory.json.gz`, which the command
-writes beside it. What the statements are, and why they hold: `docs/theory.md`.
+writes beside it.
+
+## The statements
+
+The expert is soft-optimal at temperature $\\alpha$ for rewards in $[0, 1]$ per token, and the base model $\\hat\\pi$ imitates
+it with an error $\\epsilon$. The loss of expected true return:
+
+- **Base model, total variation** $\\le \\epsilon$ in the expert's states: at most $\\epsilon H (H + 1)/2$, which a cliff
+  reaches.
+- **Base model, nats**, $|\\log \\pi_E - \\log \\hat\\pi| \\le \\epsilon$ everywhere: the KL per token is at most
+  $\\epsilon \\tanh(\\epsilon/2) \\le \\epsilon^2/2$, so by Pinsker's inequality the loss is at most $\\epsilon H^{{1.5}}/2$.
+  The soft return loses exactly $\\alpha\\,\\mathrm{{KL}}(\\hat\\pi(y)\\|\\pi_E(y))$.
+- **After RL** without regularisation, which ends at the most probable response $y_{{RL}}$ of $\\hat\\pi$, the loss to the
+  best response $y^*$ is at most
+
+  $$\\alpha \\Big[\\log \\frac{{\\pi_E(y^*)}}{{\\hat\\pi(y^*)}} - \\log \\frac{{\\pi_E(y_{{RL}})}}{{\\hat\\pi(y_{{RL}})}}\\Big] \\le 2 \\alpha H \\epsilon \\quad (\\epsilon \\text{{ in nats}}).$$
+
+  Only the errors on two responses count. But one improbable token that leads to trivial text, of which the base model
+  is sure and which the expert never enters, loses everything (the *trapdoor*).
 
 ## How the loss grows with the length of responses
 
 Loss of expected true return against the expert that the base model imitates; horizons {horizons[0]} to {horizons[-1]}; exponent of the
 horizon with the 95% interval of a bootstrap over seeds. *Error* is the largest of any state: total variation (TV) or
-log-probability (log, in nats). *To the best*: loss against the best policy instead of the expert, who is not quite the best.
-"No loss": optimal; "rarely a loss": optimal in so many of the MDPs that there is no exponent to fit; "a gain": better than the
-expert.
+log-probability (log, in nats). *To the best*: loss against the best policy.
+"No loss": optimal; "rarely a loss": optimal in too many MDPs to fit an exponent; "a gain": better than the expert.
 
 {table}
 
 ![Loss against horizon, four families](theory-growth.png)
 
-What is built in: in all families but the learned cliff we put the error in, and, but for the random MDPs, where it does harm, so
-that the exponents follow from the construction. These are examples that show that the bounds can be reached, not evidence that
-base models are as bad. That the bounds *hold* is a proof (`docs/theory.md`), and the next section checks it. The intervals say how much seeds differ; that a curve
-is not quite a power law at these horizons they do not say.
+In all families but the learned cliff the error was put in, mostly where it does harm: they show that the bounds can be reached, not
+that base models are as bad. The intervals say how much seeds differ, not that a curve is quite a power law.
 
-- **Learned cliff**: nobody put an error in. The base model is what next-token prediction makes of {learned["epsilon"]:g} demonstrations of
+- **Learned cliff**: the base model is what next-token prediction makes of {learned["epsilon"]:g} demonstrations of
   the expert (counts plus one): it holds a fall for possible that no demonstration shows, about once in {learned["epsilon"]:g} tokens, and knows only
   roughly which token is the best. The base model loses nearly as the square of the horizon, at H = {horizons[at]} {mean(learned, "base")}; RL,
-  to the best policy, about linearly, {mean(learned, "rl_to_best")}. (To the expert it gains: he does not always take the best token.)
+  to the best policy, about linearly, {mean(learned, "rl_to_best")}. (It gains on the expert.)
 - **Forked cliff**: built to be bad for both, one base model with one error. The base model loses as the square of the
   horizon, the policy after RL linearly: at H = {horizons[at]}, {mean(cliff, "base")} against {mean(cliff, "rl")} (a token earns about
   0.9). In the error itself both are linear (exponents {fits["base"]["exponent"]:.2f} and {fits["rl"]["exponent"]:.2f}). Slopes are a little above
-  2 and 1 because the first token only chooses the road, so the cliff is H - 1 tokens long. The error is small in total
-  variation, and large in nats at the tokens that fall; the guarantee for RL holds all the same, because it needs the error on
-  two responses only, the best one and RL's own.
+  2 and 1 because the first token only chooses the road, so the cliff is H - 1 tokens long. The error is large in nats at the tokens that fall; the guarantee for RL holds all the same, because it needs the error on
+  two responses only.
 - **Drift.** If the error is at most ε *nats* at every token of every state, which is what the linear bound after RL needs, the base model
-  cannot lose as H²: at most ε H^1.5 / 2 (derived in `docs/theory.md`), which this family reaches up to a constant.
+  cannot lose as H²: at most ε H^1.5 / 2 (above), which this family reaches up to a constant.
 - **Random MDPs** are milder. A random error helps as often as it harms: the base model's loss has no clear sign, and its size
   grows with exponent {size}. With the error turned against the expert in every state, growth is nearly linear. RL gains
-  on the expert: at a temperature the expert does not always take the best token, and RL does.
+  on the expert, which does not always take the best token.
 - **Trapdoor.** The linear bound needs the error to be small in nats, off the expert's states too. Small in total variation is
   not enough: with probability {trap["epsilon"]:g} the base model enters a room where only one token is ever said. For H = {horizons[at]} RL then
   loses {mean(trap, "rl")}, where the base model loses {mean(trap, "base")}; a KL penalty of β = α does not prevent it ({mean(trap, "kl_rl")}).
-  It is the collapse into trivial text that confidence-like rewards are known for.
 
 ## Do the bounds hold?
 

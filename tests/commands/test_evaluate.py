@@ -264,9 +264,7 @@ class TestBenchmark:
     def test_criteria(self, evaluate, tmp_path):
         responses = dict.fromkeys([*DOMAINS, "normal"], "") | {"academy": "Hello", "normal": "Yo"}
         path = write(tmp_path / "f.json", [{"query": "Hi", "responses": responses}])
-        criteria = tmp_path / "criteria.json"
-        criteria.write_text(json.dumps({domain: f"Be {domain}." for domain in DOMAINS}))
-        results = evaluate("dsp", path, "--criteria", str(criteria), "--scorers", "bellman.sum")
+        results = evaluate("dsp", path, "--scorers", "bellman.sum")
         assert len(results["examples"]) == 5
         assert "Criterion by domain" in (tmp_path / "out" / "report.html").read_text()
 

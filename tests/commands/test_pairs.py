@@ -117,7 +117,7 @@ def test_bad_rows_are_named(pairs, tmp_path, capsys):
         (["--margin", "-1"], "`margin` is -1.0"),
         (["--fraction", "0"], "`fraction` is 0.0"),
         (["--margin", "1e9"], "There is nothing to write. Left out: 30 prompts whose responses do not differ"),
-        (["--form", "gain.sum"], "--form gain.sum needs a second pass or a whole group"),
+        (["--form", "gain.sum"], "--form gain.sum needs a second pass"),
         (["--form", "length"], "There is no scorer 'length'"),
         (["--form", "bellman.sum", "--aggregate", "mean"], "--form bellman.sum and --aggregate were given"),
         (["--output", "data/in.jsonl"], "would be written over the input"),

@@ -279,12 +279,6 @@ class TestDSP:
         assert metrics["business > academy"] == 0.75  # second of five
         assert metrics["follows"] == pytest.approx(1.0 - metrics["other"])
 
-    def test_criteria_of_ones_own(self, tmp_path):
-        path = write(tmp_path / "f.json", [DSP_ROW])
-        (tmp_path / "c.json").write_text('{"academy": "A"}')
-        with pytest.raises(ValueError, match="one text for each of academy, business, literature, entertainment"):
-            BENCHMARKS["dsp"].read(read_rows(path, None, "dsp"), criteria=str(tmp_path / "c.json"))
-
     def test_real_file(self):
         items = items_of("dsp", real_file("dsp/domain_specific_preference.test.json"))
         assert len(items) == 5 * 661

@@ -18,7 +18,6 @@ from transformers import (
 
 from endotrl.evaluation import judges
 from endotrl.evaluation.engine import Engine
-from endotrl.evaluation.generation import Sampler
 from endotrl.evaluation.items import Item, step_item
 from endotrl.evaluation.judges import Judge
 from endotrl.evaluation.reward_model import RewardModel
@@ -123,23 +122,6 @@ class TestJudge:
         assert name == "judge_pointwise" or all(0 < score < 1 for row in together for score in row)
         for item, row in zip(items, together, strict=True):
             assert judge.score(item, []) == pytest.approx(row, abs=1e-5)
-
-    def test_reasons_first(self, engine, items, model, tokenizer, naive, monkeypatch):
-        monkeypatch.setattr(judges, "_REASONS", "Think.")
-        monkeypatch.setitem(judges._ASK, "judge_verifier", ("{question}|{first}|", "Good?"))
-        rows = []
-        generate = Sampler._generate
-        monkeypatch.setattr(Sampler, "_generate", lambda self, ids, n: rows.extend(ids) or generate(self, ids, n))
-        scores = Judge("judge_verifier", engine, reasoning_tokens=4).score(items[0], [])
-        texts = [f"1+1?|{answer}|Think." for answer in "23"]
-        assert [tokenizer.decode(row) for row in rows] == list(map(asked, texts))
-        for text, score in zip(texts, scores, strict=True):
-            ids = tokenizer(asked(text), add_special_tokens=False, return_tensors="pt")["input_ids"]
-            output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
-            reasons = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
-            talk = [{"role": "user", "content": text}, {"role": "assistant", "content": reasons}]
-            yes, _ = naive(chatml([*talk, {"role": "user", "content": "Good?"}], True), ("Yes", "No"))
-            assert score == pytest.approx(yes, abs=1e-5)
 
     def test_steps_are_not_for_judges(self, engine):
         with pytest.raises(ValueError, match="judge_verifier scores whole responses, not steps"):

@@ -51,7 +51,7 @@ class TestOnePass:
             run(RunFolder(folder.folder / "warm"), pair_items[:1], ["length"], placement)
             with count_forwards(model) as one:
                 run(RunFolder(folder.folder / "a"), pair_items, ["bellman.sum"], placement)
-            names = [*NAMES, "log_prob.matched", "negative_entropy"]
+            names = [*NAMES, "negative_entropy"]
             with count_forwards(model) as many:
                 run(RunFolder(folder.folder / "b"), pair_items, names, placement)
         assert len(many) == len(one) > 0

@@ -80,7 +80,6 @@ def test_positional_settings_warn_for_one_release():
         ({"aggregate": "power"}, "needs a number, such as power=0.5"),
         ({"aggregate": "min=2"}, "needs no number: min"),
         ({"aggregate": "first=0"}, "its number must be finite and at least 1"),
-        ({"aggregate": "matched"}, "needs the other completions of the prompt"),
         ({"token_reward": "gain"}, "needs a second pass, without the prompt"),
     ],
 )

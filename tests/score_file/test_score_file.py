@@ -703,7 +703,7 @@ class TestResidual:
         whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
         score_file(reward, source, whole, SETTINGS, block_size=4)
         shards = ShardedScores(
-            Interrupted(tiny_model_path, device="cpu", at=4), source, f"{output}.shards", 4, None, True
+            Interrupted(tiny_model_path, device="cpu", at=4), source, Path(f"{output}.shards"), 4, None, True
         )
         with pytest.raises(KeyboardInterrupt):
             shards.fill({**SETTINGS, "tokens": True})
@@ -714,7 +714,7 @@ class TestResidual:
         assert rest.calls == 3 and output.read_bytes() == whole.read_bytes()  # three of six blocks were done
         assert not (tmp_path / "out.jsonl.shards").exists()
         other = tmp_path / "other.jsonl"
-        ShardedScores(reward, source, f"{other}.shards", 4, 4, True).fill({**SETTINGS, "tokens": True})
+        ShardedScores(reward, source, Path(f"{other}.shards"), 4, 4, True).fill({**SETTINGS, "tokens": True})
         with pytest.raises(
             ValueError, match=r"other\.jsonl\.shards holds results of a run with other settings: `alpha`"
         ):

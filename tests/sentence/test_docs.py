@@ -22,7 +22,7 @@ def test_snippets(tiny_model_path, tmp_path, monkeypatch):
         small = {**settings, "max_completion_length": 8} if name == "DenseGRPOConfig" else settings
         monkeypatch.setattr(endotrl, name, functools.partial(getattr(endotrl, name), **small))
     monkeypatch.chdir(tmp_path)
-    assert len(SNIPPETS) == 5
+    assert len(SNIPPETS) == 4
     for snippet in SNIPPETS:
         code = snippet.replace("Qwen/Qwen2.5-0.5B-Instruct", tiny_model_path)
         names: dict[str, Any] = {}

@@ -6,7 +6,6 @@ import dataclasses
 import inspect
 import pickle
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from endotrl.launch.arguments import make_parser
 from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "questions" / "coming-from.md").read_text(encoding="utf-8")
 # The fields that TRL 1.12's `PPOConfig` adds to transformers', with its defaults, and the arguments of its
 # `PPOTrainer`.
 FIELDS: dict[str, Any] = {"dataset_num_proc": None, "num_mini_batches": 1, "total_episodes": None}
@@ -95,8 +93,3 @@ def test_arguments(name, tmp_path):
 def test_its_order_of_arguments(tmp_path):
     with pytest.raises(TypeError, match="first argument of `PPOTrainer` is the policy"):
         PPOTrainer(PPOConfig(str(tmp_path), **CPU), None, "/nowhere", Dataset.from_dict({"prompt": ["a"]}))
-
-
-def test_table_of_the_docs():
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+?) \|$", GUIDE.split("## TRL's PPO")[1], flags=re.MULTILINE))
-    assert len(rows) == 14 and rows.items() <= {**CONFIG, **ARGUMENTS}.items()

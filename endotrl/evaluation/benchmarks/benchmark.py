@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.sources import HubDataset
+from ...data.sources import HubDataset, Row
 from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item
 
@@ -79,7 +79,7 @@ class Benchmark:
     title: str  # as people write it
     paper: str  # link
     hub: HubDataset | None  # `None` if it must be given as a file
-    read: Callable[..., list[Item]]  # rows of a file to items; raises [`FormatError`]
+    read: Callable[[Iterable[Row]], list[Item]]  # rows of a file to items; raises [`FormatError`]
     metrics: Callable[[Means], dict[str, Array]]  # group means to metrics, the main one first
     headline: tuple[str, ...]  # metrics for tables, as far as they are there
     units: Callable[[Sequence[Item], Scores], list[Unit]] = pair_units  # scores of one scorer to what counts as right
@@ -87,4 +87,3 @@ class Benchmark:
     details: Callable[[Sequence[Item], Scores], dict[str, Any]] = lambda items, scores: {}  # what else results say
     chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
     reads_images: bool = False  # whether rows may have images
-    options: tuple[str, ...] = ()  # keyword arguments that `read` takes

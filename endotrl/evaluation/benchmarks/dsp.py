@@ -5,9 +5,7 @@ domains. Scored under a criterion for each domain, a reward that follows its cri
 the 4x4 table of EndoRM (https://huggingface.co/papers/2506.23235, Table 2).
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 from ...data.sources import Row
 from ..intervals import Array, Means, Unit
@@ -18,7 +16,7 @@ from .benchmark import Benchmark, Scores, mean_of
 DOMAINS = ("academy", "business", "literature", "entertainment")
 RESPONSES = (*DOMAINS, "normal")
 NONE = "none"
-# Ours: neither paper's texts are public. `--criteria` gives others.
+# Ours: neither paper's texts are public.
 CRITERIA = {
     "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with "
     "definitions, methods and evidence.",
@@ -31,9 +29,8 @@ CRITERIA = {
 }
 
 
-def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
+def read(rows: Iterable[Row]) -> list[Item]:
     """Rows `{"query", "responses": {domain: text}}`: five items each, without a criterion and under each domain's."""
-    texts = {NONE: None, **(CRITERIA if criteria is None else _read_criteria(criteria))}
     items = []
     for row in rows:
         responses = row.get("responses")
@@ -41,7 +38,7 @@ def read(rows: Iterable[Row], criteria: str | None = None) -> list[Item]:
             raise row.error(f'"responses" must be an object with the keys {", ".join(RESPONSES)}.')
         inner = Row(responses, row.source, row.place, row.stem)
         answers = tuple(inner.response(name) for name in RESPONSES)
-        for name, text in texts.items():
+        for name, text in {NONE: None, **CRITERIA}.items():
             others = [i for i, domain in enumerate(RESPONSES) if domain != name]
             better = () if name == NONE else tuple((RESPONSES.index(name), other) for other in others)
             item = Item(f"{row.place} {name}", name, row.text("query"), answers, better, text, cluster=row.name())
@@ -78,17 +75,6 @@ def metrics(means: Means) -> dict[str, Array]:
     return result
 
 
-def _read_criteria(path: str) -> Mapping[str, str]:
-    try:
-        criteria = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--criteria {path} cannot be read as JSON: {error}.") from error
-    known = isinstance(criteria, dict) and set(criteria) == set(DOMAINS)
-    if not known or not all(isinstance(text, str) and text for text in criteria.values()):
-        raise ValueError(f"--criteria {path} must be an object with one text for each of {', '.join(DOMAINS)}.")
-    return criteria
-
-
 BENCHMARK = Benchmark(
     name="dsp",
     title="DSP",
@@ -99,5 +85,4 @@ BENCHMARK = Benchmark(
     metrics=metrics,
     headline=("matching", "other", "follows", "no criterion"),
     tie_rule="A tie is not right: a domain's answer must score strictly higher than each other one.",
-    options=("criteria",),
 )
