@@ -19,8 +19,8 @@ MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 
 def run(args: argparse.Namespace) -> None:
     """Reads runs and shows their paired differences to the first."""
-    if not 2 <= len({Path(run).resolve() for run in args.runs}) == len(args.runs) <= len(LETTERS):
-        raise ValueError(f"{' '.join(args.runs)} cannot be compared: name 2 to {len(LETTERS)} runs, each once.")
+    if not 2 <= len(args.runs) <= len(LETTERS):
+        raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
     with working("Intervals"):
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
