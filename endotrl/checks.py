@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of settings that several objects have."""
+"""Ranges of settings that several objects have, rewards of any function, and names that may be meant."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` with the known word that has `word` in it or is near to it; empty if there is none."""
+    known = [name for name in known if name != word]
+    similar = [name for name in known if word and word in name] or get_close_matches(word, known, n=1, cutoff=0.7)
+    return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapping[str, str] | None = None) -> None:
@@ -10,15 +19,31 @@ def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapp
     if isinstance(value, str) and reasons and value in reasons:
         raise ValueError(f"`{name}` is {value!r}, {reasons[value]}.")
     if value not in choices:
-        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+        meant = did_you_mean(value, choices) if isinstance(value, str) else ""
+        raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}{meant}.")
+
+
+def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | None]:
+    """What a reward function gave to `count` completions: a finite number, or `None`, each. `ValueError` if not."""
+    found = list(rewards)
+    if len(found) != count:
+        raise ValueError(f"The reward function gave {len(found)} rewards to {count} completions. Give one to each.")
+    for i, value in enumerate(found):
+        try:
+            fits = value is None or math.isfinite(value)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"The reward of completion {i} is {value!r}, but it must be a finite number or None.")
+    return found
 
 
 def check_criterion(criterion: Any) -> Any:
-    """The criterion. Raises `TypeError` if it is no text, no dictionary of texts, and not `None`."""
+    """The criterion. Raises `TypeError` if it is no text, no dictionary of texts and not `None`, or text is empty."""
     texts = criterion.values() if isinstance(criterion, Mapping) else [criterion]
-    if criterion is not None and not all(isinstance(text, str) for text in texts):
+    if criterion is not None and not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(
             f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or "
-            "`None`."
+            "`None`, and no string may be empty."
         )
     return criterion

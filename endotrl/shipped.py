@@ -2,8 +2,9 @@
 """Recipes and accelerate configs that come with the package: listing, paths, copies."""
 
 import shutil
-from difflib import get_close_matches
 from pathlib import Path
+
+from .checks import did_you_mean
 
 
 SCHEME = "endotrl://"
@@ -28,31 +29,16 @@ def accelerate_configs() -> list[str]:
 
 def shipped_path(name: str) -> Path:
     """
-    Path of a recipe, of all recipes of a model, or of an accelerate config.
-
-    Args:
-        name (`str`):
-            `smollm2-135m/grpo.yaml`, `smollm2-135m` or `zero3.yaml`, with or without `endotrl://` in front.
-
-    Raises:
-        `ValueError`: If there is none of that name.
-
-    Example:
-    ```python
-    >>> from endotrl.shipped import shipped_path
-
-    >>> shipped_path("endotrl://smollm2-135m/grpo.yaml").name
-    'grpo.yaml'
-    ```
+    Path of a recipe (`smollm2-135m/grpo.yaml`), of all recipes of a model (`smollm2-135m`), or of an accelerate config
+    (`zero3.yaml`), with or without `endotrl://` in front. `ValueError` if there is none of that name.
     """
     known = {name: "recipes" for recipe in recipes() for name in (recipe, recipe.split("/")[0])}
     known |= dict.fromkeys(accelerate_configs(), "accelerate_configs")
     wanted = name.removeprefix(SCHEME)
     if wanted not in known:
-        similar = get_close_matches(wanted, known, n=1)
         raise ValueError(
-            f"No recipe or accelerate config {wanted!r} comes with endotrl"
-            f"{f' (did you mean {similar[0]}?)' if similar else ''}. `endotrl recipes` lists them."
+            f"No recipe or accelerate config {wanted!r} comes with endotrl{did_you_mean(wanted, known)}. `endotrl "
+            "recipes` lists them."
         )
     return ROOT / known[wanted] / wanted
 
@@ -63,12 +49,7 @@ def local_path(name: str) -> str:
 
 
 def copy_shipped(name: str, folder: Path) -> Path:
-    """
-    Copies a recipe, all recipes of a model, or an accelerate config into a folder.
-
-    Raises:
-        `ValueError`: If there is none of that name, or the folder has a file that would be overwritten.
-    """
+    """Copies what [`shipped_path`] finds into a folder. `ValueError` if that has a file which would be overwritten."""
     source = shipped_path(name)
     target = folder / source.name
     if target.exists():

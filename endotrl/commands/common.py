@@ -3,13 +3,14 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from difflib import get_close_matches
 from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
+from ..checks import did_you_mean
 from ..reporting import say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 from ..runs.processes import processes
@@ -47,8 +48,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        similar = get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1) if found else []
-        super().error(f"{message}. Did you mean {similar[0]}?" if similar else message)
+        super().error(message + (did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])) if found else ""))
 
 
 def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:
@@ -75,15 +75,24 @@ positive, json_object = option_type(int), option_type(JSON)
 COUNT: dict[str, Any] = {"metavar": "N", "type": positive}
 
 
-def positive_number(text: str) -> float:
-    """Type of options that are finite numbers above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value
+def number_type(words: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
+    """Type of options that are numbers which fit, as the words say."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {words}")
+        return value
+
+    return read
+
+
+positive_number = number_type("above 0", lambda n: 0.0 < n < math.inf)
+share = number_type("above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
+temperature = number_type("of at least 0.01", lambda n: 0.01 <= n < math.inf)  # logits by less are infinite
 
 
 def default_output(source: str, ending: str) -> str:

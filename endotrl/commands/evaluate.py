@@ -37,7 +37,7 @@ from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
 from ..rendering.messages import Prompt
 from ..rendering.policy import ProcessingClass
-from ..reporting import say, terminal_table, terminal_text, working
+from ..reporting import counted, say, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         }
         examples = examples_of(results, items)
         sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
-    about = f"How well rewards tell better from worse. {len(items)} items. {benchmark.paper}"
+    about = f"How well rewards tell better from worse. {counted(len(items), 'item')}. {benchmark.paper}"
     publish(args, results, folder, sections, names, examples, about)
 
 
@@ -153,7 +153,7 @@ def publish(
     console = Console(highlight=False)
     console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
     headers, rows, left_out = terminal_rows(results, console.width)
-    title = f"{results['title']}, {results['num_items']} items, {results['model']}"
+    title = f"{results['title']}, {counted(results['num_items'], 'item')}, {results['model']}"
     console.print(terminal_table(headers, rows, title))
     if "bias" in headers:
         console.print(LENGTH_NOTE.partition(" length-controlled")[0])
@@ -166,7 +166,7 @@ def publish(
     if len(results["differences"]) > 3:
         console.print("Of many comparisons, one in twenty looks like a difference by chance alone.")
     if results.get("cut"):
-        say(f"{results['cut']} responses were cut at the limit of tokens.")
+        say(f"Cut at the limit of tokens: {counted(results['cut'], 'response')}.")
     paths = (folder.report_path, folder.examples_path, folder.table_path, folder.results_path)
     console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
 

@@ -31,7 +31,7 @@ from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import number, table
+from ..reporting import counted, number, table
 from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
 from .evaluate import LOADING, check_processes, header, open_answering_model, open_model, open_vllm, publish
@@ -117,7 +117,9 @@ class AnswerRun:
             answer_example(q, f"seed {seed}", answers[q.key, seed], scores.get((q.key, seed), {}))
             for q, seed in sampled
         ]
-        about = f"{len(questions)} questions of {args.data}, {results['tokens']:,} tokens generated."
+        about = (
+            f"{counted(len(questions), 'question')} of {args.data}, {counted(results['tokens'], 'token')} generated."
+        )
         cut = float(np.mean([not end for q, seed in sampled for end in answers[q.key, seed]["finished"]]))
         if cut > MANY_CUT:
             results["verdict"] += f" {cut:.0%} of the samples were cut off at {args.max_new_tokens} tokens."
@@ -152,10 +154,12 @@ def run_generation(args: argparse.Namespace) -> None:
         f"{metric} {number(value(results, 'answers', metric))} ({interval(results, 'answers', metric)})"
         for metric in headline
     ]
-    results["verdict"] = f"Right answers to {len(run.questions)} questions: {', '.join(told)}.{few_items(results)}"
+    asked, distinct = counted(len(run.questions), "question"), len({question.key for question in run.questions})
+    asked += f" ({distinct} distinct)" if distinct < len(run.questions) else ""
+    results["verdict"] = f"Right answers to {asked}: {', '.join(told)}.{few_items(results)}"
     tie_rule = (
         "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{args.samples} samples, the mean of {len(args.seeds)} seeds."
+        f"{counted(args.samples, 'sample')}, the mean of {counted(len(args.seeds), 'seed')}."
     )
     run.finish("generation", "Answers", headline, tie_rule, results, _shown_answers(run))
 
@@ -194,11 +198,10 @@ def run_best_of_n(args: argparse.Namespace) -> None:
             for name, accuracy in chosen.items():
                 units[name].append(Unit(question.key, "questions", {"accuracy": accuracy}))
     results = summarize(units, plain_means)
-    hopeless = sum(unit.values["accuracy"] == 0 for unit in units[CEILING])
-    if hopeless:
-        results["verdict"] += (
-            f" For {hopeless} of {len(units[CEILING])} questions no sample is right: there, every choice is wrong."
-        )
+    hopeful = {unit.cluster for unit in units[CEILING] if unit.values["accuracy"]}
+    if hopeless := sum(question.key not in hopeful for question in run.questions):
+        none = f"{counted(hopeless, 'question')} of {len(run.questions)}"
+        results["verdict"] += f" No sample is right for {none}: there, every choice is wrong."
     results["choices"] = [
         {"key": key, "seed": seed, "right": run.answers[key, seed]["right"], "scores": found}
         for (key, seed), found in scores.items()
@@ -247,8 +250,8 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
         text = "Whatever chooses, the same questions get a right answer: on no question do the choices differ in that."
         return "What each scorer chose", Markup("<p>{}</p>").format(text)
     caption = (
-        f"{min(differing, SHOWN_CHOICES)} of the {differing} questions in which choosing made a difference; all are "
-        "in examples.html. ✓ is right, ✗ wrong."
+        f"Questions in which choosing made a difference, {min(differing, SHOWN_CHOICES)} of {differing}; all are in "
+        "examples.html. ✓ is right, ✗ wrong."
     )
     return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import Table, markdown_table, markdown_text
-from ..reporting import number, terminal_table, terminal_text, working
+from ..reporting import counted, number, terminal_table, terminal_text, working
 
 
 MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
@@ -20,14 +20,14 @@ MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 def run(args: argparse.Namespace) -> None:
     """Reads runs and shows their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
-        raise ValueError(f"{len(args.runs)} runs cannot be compared: name 2 to {len(LETTERS)}.")
+        raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
     with working("Intervals"):
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
     console = Console(highlight=False)
     console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
     letters = LETTERS[: len(runs)]
-    title = f"{found['benchmark']}: {', '.join(letters)} on {found['num_units']} items"
+    title = f"{found['benchmark']}: {', '.join(letters)} on {counted(found['num_units'], 'item')}"
     short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
     short = ([*short[0][2:], "metric, scorer"], [[*row[2:], f"{row[1]}, {row[0]}"] for row in short[1]])
     console.print(terminal_table(*short, title, fold=True))
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     for name, path, results in zip(letters, args.runs, runs, strict=True):
         console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
     if found["left_out"]:
-        console.print(f"{found['left_out']} items that not all of the runs have are left out.")
+        console.print(f"Left out, as not all runs have them: {counted(found['left_out'], 'item')}.")
     if args.markdown:
         models = "; ".join(f"{name}: {results['model']}" for name, results in zip(letters, runs, strict=True))
         blocks = [markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")]

@@ -13,6 +13,8 @@ from .common import (
     add_reward_settings,
     json_object,
     positive_number,
+    share,
+    temperature,
 )
 
 
@@ -107,7 +109,7 @@ def add_forecast(commands: Any) -> None:
     add(
         "--temperatures",
         metavar="T",
-        **numbers,
+        **numbers | {"type": temperature},
         default=[1.0, 0.7, 0.5],
         help="temperatures of the samples; half of the samples are at 1",
     )
@@ -183,8 +185,8 @@ def _add_answers(parser: Parser, output: str) -> None:
     _add_questions(parser, f"questions and answers: {DATA_HELP}")
     add("--samples", **COUNT, default=4, help="sampled answers per question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="seeds of the sampling")
-    add("--temperature", type=positive_number, default=1.0, help="temperature of the sampling")
-    add("--top-p", type=float, default=1.0, help="nucleus sampling: probability mass that is kept")
+    add("--temperature", type=temperature, default=1.0, help="temperature of the sampling")
+    add("--top-p", type=share, default=1.0, help="nucleus sampling: probability mass that is kept")
     _add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
     _add_output(parser, output)
 

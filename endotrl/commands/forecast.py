@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..data.sources import Reader
 from ..evaluation.generation import Sampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
@@ -20,7 +21,7 @@ from ..forecasting.power import power_samples
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
 from ..forecasting.summary import METRICS
 from ..grading import VERSION
-from ..reporting import terminal_table
+from ..reporting import counted, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
@@ -33,6 +34,7 @@ from .evaluate_options import REWARD
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl forecast`."""
     check_processes(args)
+    Reader(args.data)  # raises if there is nothing of that name
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
     engine, settings = open_answering_model(args)
@@ -79,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     }
     path = folder.folder / "forecast.json"
     write_json(path, {**result.to_dict(), **more})
-    title = f"Forecast: {objective.words}, {len(records)} questions, {args.model}"
+    title = f"Forecast: {objective.words}, {counted(len(records), 'question')}, {args.model}"
     replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:
         sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")

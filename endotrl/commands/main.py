@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..reporting import ignore_upstream_warnings, quiet_libraries, say
+from ..reporting import ignore_upstream_warnings, quiet_libraries, say, working
 from ..runs.processes import leave
 from .common import COUNT, EXIT_FAILED, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
 from .evaluate_options import add_eval, add_forecast
@@ -30,14 +30,21 @@ __all__ = ["main", "make_parser"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = make_parser().parse_args(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if name != "instruction" and (value == "" or (isinstance(value, list) and "" in value)):
+            parser.error(f"{name.upper()} is empty: is a variable of the shell unset? Give a value, or leave it out.")
     ignore_upstream_warnings()
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
-    if getattr(args, "quiet", False):
+    quiet = getattr(args, "quiet", False)
+    if quiet:
         quiet_libraries()
     module, function = args.run.split(":")
     try:
-        return getattr(import_module(f".{module}", __package__), function)(args) or EXIT_OK
+        with working("Loading", module != "main" and not quiet):  # torch takes seconds
+            run = getattr(import_module(f".{module}", __package__), function)
+        return run(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
         say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
         return EXIT_INTERRUPTED
@@ -46,8 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
-        told = f"{error.filename} is a file, and no folder." if isinstance(error, FileExistsError) else error
+        told: object = error
+        if isinstance(error, FileExistsError):
+            told = f"{error.filename} is a file, and no folder. Name another path."
+        elif isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename} cannot be used: {error.strerror}. Name another path."
         say(f"endotrl {args.command}: error: {told}")
+        return EXIT_FAILED
+    except RuntimeError as error:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError) or "max_tokens_per_batch" not in args:
+            raise
+        few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
+        say(f"endotrl {args.command}: error: The device has {few}. Go on with a smaller --max-tokens-per-batch.")
         return EXIT_FAILED
     finally:
         leave()
@@ -94,7 +113,8 @@ def _add_demo(commands: Any) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Runs `endotrl demo`."""
-    from ..demo import run_demo
+    with working("Loading"):
+        from ..demo import run_demo
 
     run_demo(task=args.task, output_dir=args.output, seed=args.seed, size=args.size)
 
@@ -230,7 +250,13 @@ def run_workspace(args: argparse.Namespace) -> None:
     entity, _, project = args.project.partition("/")
     if not entity or not project or "/" in project:
         raise ValueError(f"{args.project!r} is not ENTITY/PROJECT: whose W&B project, and its name.")
-    sys.stdout.write(f"{make_workspace(entity, project).save().url}\n")
+    workspace = make_workspace(entity, project)
+    from wandb.errors import Error
+
+    try:
+        sys.stdout.write(f"{workspace.save().url}\n")
+    except Error as error:
+        raise ValueError(f"W&B does not save a workspace for {args.project}: {error}") from error
 
 
 if __name__ == "__main__":

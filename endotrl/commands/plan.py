@@ -14,20 +14,21 @@ from ..frozen.names import load_config
 from ..launch import RewardArguments, make_parser
 from ..launch.data import count_rows
 from ..planning.memory import (
+    DECODING,
     ENGINES,
     GIB,
     SHARDING,
+    TRAINING,
     Engine,
     FrozenModel,
     Hardware,
     Plan,
-    Speed,
     Workload,
     plan_memory,
     plan_time,
 )
 from ..planning.sizes import ModelSize, model_size
-from ..reporting import say, terminal_table, working
+from ..reporting import counted, say, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
 from ..shipped import SCHEME, local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
@@ -55,7 +56,7 @@ class Recipe:
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl plan`: a plan for each engine."""
-    bad = [setting for setting in args.set if "=" not in setting]
+    bad = [setting for setting in args.set if setting.find("=") < 1]
     if bad:
         raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
     path = local_path(args.recipe)
@@ -72,15 +73,16 @@ def run(args: argparse.Namespace) -> None:
                 say(str(error))
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
     plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
-    speed = Speed(flops=args.gpu_tflops * 1e12, bandwidth=args.gpu_bandwidth * 1e9)
-    _show(recipe, hardware, plans, speed, rows)
+    _show(recipe, hardware, plans, args, rows)
 
 
 def read_recipe(path: str, kind: str | None, overrides: list[str], model: str | None, prompt_tokens: int) -> Recipe:
     """Reads a recipe and its model's config."""
-    kind = kind or _kind_of(Path(path))
-    configs = {"ppo": PPOConfig, "sentence_reward": SentenceRewardTrainerConfig}
-    parser = make_parser(configs.get(kind, DenseGRPOConfig))
+    configs = {"sentence_reward": SentenceRewardTrainerConfig, "ppo": PPOConfig, "grpo": DenseGRPOConfig}
+    kind = kind or next((kind for kind in configs if kind in Path(path).stem), None)
+    if kind is None:
+        raise ValueError(f"The name {Path(path).name} does not tell its script: pass --kind {', '.join(configs)}.")
+    parser = make_parser(configs[kind])
     # Planned where there may be no GPU; read again for what the file itself says.
     parsed = parser.parse_args_and_config(["--config", path, "--use_cpu", "True", *overrides])
     script_args, training_args, reward_args, model_args = parsed[0], parsed[1], parsed[2], parsed[-2]
@@ -178,29 +180,27 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
     smaller = f"--per_device_train_batch_size 1 --gradient_accumulation_steps {recipe.accumulation * work.micro_batch}"
     if recipe.micro_batches != recipe.accumulation:
         smaller += f" --steps_per_generation {recipe.micro_batches * work.micro_batch}"
-    changes: list[tuple[str, dict[str, Any]]] = []
+    changes: dict[str, dict[str, Any]] = {}
     if not work.gradient_checkpointing:
-        changes.append(("--gradient_checkpointing true", {"gradient_checkpointing": True}))
+        changes["--gradient_checkpointing true"] = {"gradient_checkpointing": True}
     if work.micro_batch > 1:  # the same batch in smaller parts
-        changes.append((smaller, {"micro_batch": 1}))
+        changes[smaller] = {"micro_batch": 1}
     if work.vllm_share and not work.vllm_sleeps:
-        changes.append(("--vllm_enable_sleep_mode true", {"vllm_sleeps": True}))
-    everything = {key: value for _, change in changes for key, value in change.items()}
-    all_words = " ".join(words for words, _ in changes)
-    tried = [(words, recipe.size, replace(work, **change)) for words, change in changes]
-    if len(changes) > 1:
-        tried.append((all_words, recipe.size, replace(work, **everything)))
+        changes["--vllm_enable_sleep_mode true"] = {"vllm_sleeps": True}
+    everything = {" ".join(changes): {key: value for change in changes.values() for key, value in change.items()}}
+    tried = [
+        (words, recipe.size, replace(work, **change)) for words, change in (changes | everything).items() if words
+    ]
     if not recipe.uses_peft:
         # An adapter of about a hundredth of the weights.
         adapter = recipe.full_size.parameters // 100
         size = replace(recipe.full_size, parameters=recipe.full_size.parameters + adapter, trainable=adapter)
-        with_adapter = replace(work, frozen=recipe.frozen_with_adapter)
-        words = "--use_peft true --lora_target_modules all-linear"
+        option = "--use_peft true --lora_target_modules all-linear"
         if work.sequences == 2:  # a reward model
-            words += " --lora_task_type TOKEN_CLS"
-        tried.append((words, size, with_adapter))
-        if changes:
-            tried.append((f"{words} {all_words}", size, replace(with_adapter, **everything)))
+            option += " --lora_task_type TOKEN_CLS"
+        for words, change in ({"": {}} | everything).items():
+            changed = replace(work, frozen=recipe.frozen_with_adapter, **change)
+            tried.append((f"{option} {words}".strip(), size, changed))
     found = []
     for words, size, changed in tried:
         plans = [plan_memory(size, changed, hardware, engine) for engine in ENGINES]
@@ -210,20 +210,16 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
     return found
 
 
-def _kind_of(path: Path) -> str:
-    for kind in ("sentence_reward", "ppo", "grpo"):
-        if kind in path.stem:
-            return kind
-    raise ValueError(f"The name {path.name} does not tell its script: pass --kind ppo, grpo or sentence_reward.")
-
-
-def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, rows_of_data: int | None) -> None:
+def _show(
+    recipe: Recipe, hardware: Hardware, plans: list[Plan], args: argparse.Namespace, rows_of_data: int | None
+) -> None:
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
+    lengths = f"{work.prompt_tokens} + {work.completion_tokens} tokens"
     console.print(
-        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; {work.micro_batch} sequences of "
-        f"{work.prompt_tokens} + {work.completion_tokens} tokens at a time on each of {hardware.gpus} GPUs of "
+        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; on each GPU "
+        f"{counted(work.micro_batch, 'sequence')} of {lengths} at a time; {counted(hardware.gpus, 'GPU')} of "
         f"{hardware.gpu_memory / GIB:g} GiB (--gpus and --gpu-memory plan for others)",
         markup=False,
     )
@@ -239,10 +235,12 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         "scoring": lambda plan: plan.scoring,
         "total": lambda plan: plan.total,
     }
-    rows = [[name, *(f"{part(plan) / GIB:6.1f}" for plan in plans)] for name, part in kinds.items()]
-    rows.append(["fits", *("   yes" if plan.total <= hardware.gpu_memory else "    no" for plan in plans)])
+    engines = [f"{plan.engine:>6}" for plan in plans]  # as wide as the numbers below
+    cells = [[name, *(f"{part(plan) / GIB:.1f}" for plan in plans)] for name, part in kinds.items()]
+    cells.append(["fits", *("yes" if plan.total <= hardware.gpu_memory else "no" for plan in plans)])
+    rows = [[name, *(f"{cell:>{len(e)}}" for cell, e in zip(row, engines, strict=True))] for name, *row in cells]
     title = f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"
-    console.print(terminal_table(["", *(plan.engine for plan in plans)], rows, title))
+    console.print(terminal_table(["", *engines], rows, title))
     offloaded = next(plan.cpu for plan in plans if plan.engine == "zero3_offload")
     lines = [
         "total: what stays (the rows down to vLLM), and the largest of training (gradients, activations, logits), "
@@ -263,21 +261,26 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], speed: Speed, r
         lines += [f"  {name}  ({engine}: {total / GIB:.1f} GiB)" for name, engine, total in changes]
         if not changes:
             need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
-            lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {hardware.gpus} GPUs")
-    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, speed)
+            lines.append(
+                f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {counted(hardware.gpus, 'GPU')}"
+            )
+    peak = args.gpu_tflops * 1e12, args.gpu_bandwidth * 1e9
+    seconds = plan_time(size, work, recipe.micro_batches, recipe.iterations, *peak)
     total = sum(seconds.values())
     sequences = recipe.micro_batches * work.micro_batch * hardware.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines.append(
-        f"Time: about {total:.3g} s for {sequences} sequences ({parts}), if a GPU has {speed.flops / 1e12:g} TFLOPS "
-        f"and {speed.bandwidth / 1e9:g} GB/s, of which {speed.training_utilization:.0%} are reached in training and "
-        f"{speed.decoding_utilization:.0%} in decoding, all sequences are of full length, and communication is free."
+        f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), if a GPU has "
+        f"{args.gpu_tflops:g} TFLOPS and {args.gpu_bandwidth:g} GB/s, of which {TRAINING:.0%} are reached in training "
+        f"and {DECODING:.0%} in decoding, all sequences are of full length, and communication is free."
     )
     if recipe.max_steps > 0:
-        lines.append(f"{recipe.max_steps} steps: about {_duration(recipe.max_steps * total / recipe.iterations)}.")
+        lines.append(
+            f"{counted(recipe.max_steps, 'step')}: about {_duration(recipe.max_steps * total / recipe.iterations)}."
+        )
     elif rows_of_data is not None:
         batches = recipe.num_epochs * rows_of_data / sequences
-        lines.append(f"All epochs over {rows_of_data:,} rows: about {_duration(batches * total)}.")
+        lines.append(f"All epochs over {counted(rows_of_data, 'row')}: about {_duration(batches * total)}.")
     else:
         lines.append("All epochs: pass --rows, the number of rows of the dataset, for the time in all.")
     for line in lines:

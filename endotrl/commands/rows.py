@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..data.sources import STREAM, Reader
-from ..reporting import number, say
+from ..reporting import counted, number, say
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.output_files import model_digest, only_run_on
@@ -47,29 +47,21 @@ def run_score(args: argparse.Namespace) -> int:
         # Libraries print while they are imported (wandb: that it is offline), and standard output may be the rows.
         with redirect_stdout(sys.stderr):
             reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
-        try:
-            report = score_file(
-                reward,
-                args.file,
-                output,
-                settings,
-                block_size=args.block_size,
-                limit=args.limit,
-                overwrite=args.overwrite,
-                tokens=not args.no_tokens,
-                num_examples=0 if args.html is None else args.html_rows,
-                progress=not args.quiet and state.is_main_process,
-                on_error=errors_on_terminal("the output" if output == STREAM else f"{output}.errors.jsonl"),
-                held=True,
-                residual=residual,
-            )
-        except RuntimeError as error:
-            import torch
-
-            if not isinstance(error, torch.OutOfMemoryError):
-                raise
-            few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
-            raise ValueError(f"The device has {few}. Go on with a smaller --max-tokens-per-batch.") from error
+        report = score_file(
+            reward,
+            args.file,
+            output,
+            settings,
+            block_size=args.block_size,
+            limit=args.limit,
+            overwrite=args.overwrite,
+            tokens=not args.no_tokens,
+            num_examples=0 if args.html is None else args.html_rows,
+            progress=not args.quiet and state.is_main_process,
+            on_error=errors_on_terminal("the output" if output == STREAM else f"{output}.errors.jsonl"),
+            held=True,
+            residual=residual,
+        )
     if state.is_main_process and args.html is not None:
         shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
         html = heat_map_page(
@@ -174,8 +166,8 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
     console = Console(stderr=output == STREAM, highlight=False)
-    noun = "pairs" if choice.kind == "pairs" else "rows"
-    lines = [f"{counts.rows:,} {noun} from {counts.prompts:,} prompts with {counts.responses:,} responses."]
+    rows = counted(counts.rows, "pair" if choice.kind == "pairs" else "row")
+    lines = [f"{rows} from {counted(counts.prompts, 'prompt')} with {counted(counts.responses, 'response')}."]
     if choice.kind == "pairs":
         lines.append(f"The chosen response is better by {number(counts.margins / counts.rows)}{unit} on average.")
         pairs = counts.longer.total()

@@ -41,7 +41,7 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
     elif "completions" in row:
         prompt, completions = _get(row, "prompt"), row.pop("completions")
         if "labels" in row or not isinstance(completions, list) or not completions:
-            raise ValueError("The completions must be a list of whole responses, not steps of stepwise supervision.")
+            raise ValueError("The completions must be a list of one or more whole responses, not the steps of one.")
         ids, names = row.pop("completion_ids", None) or [None] * len(completions), [*range(len(completions))]
         if not isinstance(ids, list) or len(ids) != len(completions):
             raise ValueError("The completion_ids must be one list of token ids for each of the completions, in order.")

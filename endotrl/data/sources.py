@@ -26,7 +26,7 @@ STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 DEFAULT_SPLIT = "test"
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_GAP = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")  # between elements of an array
+_GAP = re.compile(r"[ \t\r\n,]*")  # between elements of an array
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 # A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
 _Entry = tuple[bytes, str, Any]
@@ -193,7 +193,9 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
         return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
     except RecursionError:
         return None, "The JSON is nested too deeply."
-    except ValueError as error:  # not JSON, not UTF-8
+    except UnicodeDecodeError as error:
+        return None, f"Not UTF-8 text: {error}. Save the file as UTF-8."
+    except ValueError as error:
         return None, f"Not valid JSON: {error}."
 
 
@@ -265,7 +267,7 @@ def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
         except UnicodeDecodeError as error:
             raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise FormatError(f"{source}: cannot be read as gzip: {error}.") from error
+            raise FormatError(f"{source}: cannot be read as gzip: {error}. Is its ending right?") from error
 
 
 def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
@@ -281,36 +283,19 @@ def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
 
 
 def _array_entries(text: str, source: str) -> Iterator[_Entry]:
-    """Elements of a JSON array, with their number and the line that each begins on."""
-    position, number, decoder = text.index("[") + 1, 0, json.JSONDecoder()
-    line = 1 + text.count("\n", 0, position)
-
-    def wrong(reason: object) -> FormatError:
-        return FormatError(f"{source}, line {line}: not valid JSON: {reason}.")
-
-    while True:
-        found = _GAP.match(text, position)
-        gap = "" if found is None else found[0]
-        position, line = position + len(gap), line + gap.count("\n")
-        end = text.startswith("]", position)
-        if end and "," not in gap:
-            rest = text[position + 1 :]
-            if rest.strip():
-                line += rest.partition(rest.strip())[0].count("\n")
-                raise wrong("text behind the end of the array")
-            return
-        if ("," in gap) != (number > 0) or end:
-            raise wrong("a comma is missing, or one too many")
-        try:
-            value, stop = decoder.raw_decode(text, position)
-        except RecursionError as error:
-            raise wrong("nested too deeply") from error
-        except json.JSONDecodeError as error:
-            raise wrong(error) from error
-        number += 1
-        yield text[position:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
-        line += text.count("\n", position, stop)
-        position = stop
+    """Elements of a JSON array, which is valid as a whole, with their number and the line that each begins on."""
+    try:
+        count = len(json.loads(text))
+    except RecursionError as error:
+        raise FormatError(f"{source}: not valid JSON: nested too deeply.") from error
+    except json.JSONDecodeError as error:
+        raise FormatError(f"{source}, line {error.lineno}: not valid JSON: {error.msg}.") from error
+    stop, place, line, decoder = text.index("[") + 1, 0, 1, json.JSONDecoder()
+    for number in range(1, count + 1):
+        start = next(_GAP.finditer(text, stop)).end()
+        place, line = start, line + text.count("\n", place, start)
+        value, stop = decoder.raw_decode(text, start)
+        yield text[start:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
 
 
 def _parquet_entries(path: Path) -> Iterator[_Entry]:
@@ -323,7 +308,7 @@ def _parquet_entries(path: Path) -> Iterator[_Entry]:
             for number, row in enumerate(rows, start=1):
                 yield _table_entry(number, row)
     except (pyarrow.ArrowException, OSError) as error:
-        raise FormatError(f"{path}: cannot be read as Parquet: {error}.") from error
+        raise FormatError(f"{path}: cannot be read as Parquet: {str(error).strip().rstrip('.')}.") from error
 
 
 def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:

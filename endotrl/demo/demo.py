@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 from tqdm import tqdm
 
+from ..checks import check_choice
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import quiet_libraries, terminal_table
 from ..runs.record import machine, versions
@@ -26,21 +27,16 @@ def run_demo(
     task: str = "all", output_dir: str | os.PathLike[str] = "demo-output", seed: int = 0, size: str = "default"
 ) -> dict[str, Any]:
     """
-    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models.
-    `task` is `"arithmetic"`, `"facts"`, `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic
-    without controls), `"default"`, or `"full"` (more steps, all questions, and controls of both models). Files of a
-    finished demo in `output_dir` are replaced; after an interruption, the same call goes on with the first training
-    that was not done. Returns the content of `metrics.json`: accuracies on held-out questions.
+    Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models; after an
+    interruption, the same call goes on with the first training that was not done. `task` is `"arithmetic"`, `"facts"`,
+    `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic without controls), `"default"`, or
+    `"full"` (more steps, all questions, and controls of both models). Returns the content of `metrics.json`.
 
-    Raises:
-        `ValueError`: If there is no such task or size, or the size does not have the task.
-        `ImportError`: If a package is missing that the task needs.
+    Raises `ValueError` for another task or size, or a size without the task; `ImportError` for a missing package.
     """
     started = time.perf_counter()
-    if task != "all" and task not in TASKS:
-        raise ValueError(f"`task` is {task!r}, but it must be {', '.join(map(repr, TASKS))} or 'all'.")
-    if size not in SIZES:
-        raise ValueError(f"`size` is {size!r}, but it must be {', '.join(map(repr, SIZES))}.")
+    check_choice("task", task, (*TASKS, "all"))
+    check_choice("size", size, tuple(SIZES))
     if task == "facts" and SIZES[size].facts is None:
         raise ValueError(f"The {size} demo has no facts: leave out `--task facts`, or `--{size}`.")
     quiet_libraries()

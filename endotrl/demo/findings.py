@@ -4,6 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 from markupsafe import Markup
@@ -85,8 +86,8 @@ def summary(part: Part) -> str:
     text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right ({change}). "
     if part.forecast is not None:
         text += (
-            f"Where training ends was forecast before its first step: {part.forecast:.0%} (forecast) -> "
-            f"{after:.0%} (trained, {len(own.curve)} steps). "
+            f"Where training ends was forecast before its first step: {part.forecast:.0%}. After {len(own.curve)} "
+            f"steps it has come to {after:.0%}. "
         )
     others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items())
     if others:
@@ -113,8 +114,7 @@ def _change(base: Policy, policy: Policy) -> tuple[str, int]:
 
 def half_width(values: Sequence[float]) -> float:
     """Half width of the 95% confidence interval of a mean over questions, by the normal approximation."""
-    number, mean = len(values), sum(values) / len(values)
-    return 1.96 * (sum((v - mean) ** 2 for v in values) / number / number) ** 0.5
+    return 1.96 * pstdev(values) / len(values) ** 0.5
 
 
 def accuracy_table(part: Part) -> tuple[list[str], list[list[str]]]:
@@ -135,6 +135,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         verdict, _, rest = summary(part).partition(". ")
         noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
         asked = f"Right answers to {len(part.questions)} held-out questions"
+        end = "" if part.forecast is None else "; dotted, where training on its own reward was forecast to end"
         blocks = [
             _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
             _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
@@ -143,7 +144,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
             figure(
                 plot,
                 "Accuracy of the answers sampled in training (measured, not rewarded; averaged over a few steps). "
-                "Horizontal lines: what the untrained model gives when asked in other ways.",
+                f"Horizontal lines: what the untrained model gives when asked in other ways{end}.",
             ),
             _answers(part),
         ]
@@ -192,12 +193,14 @@ def plot_accuracy(part: Part) -> bytes:
             window = max(1, len(values) // 12)
             smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
             axes.plot(range(1, len(values) + 1), smooth, style, color=color, linewidth=2.2, label=TITLES[name])
-        heights: list[float] = []
-        for way in sorted((way for way in base.right if way != SAMPLED), key=base.accuracy):
-            height = base.accuracy(way)
-            axes.axhline(height, color="#444444", linewidth=0.8, alpha=0.6)
-            heights.append(max(height, heights[-1] + 0.15) if heights else height)  # labels keep a distance
-            axes.text(steps * 1.02, heights[-1], f"base, {way}:\n{height:.0%}", va="center", color="#444444")
+        lines = [(base.accuracy(way), f"base, {way}", "#444444", "-") for way in base.right if way != SAMPLED]
+        if part.forecast is not None:
+            lines.append((part.forecast, "forecast", STYLES["endogenous"][0], ":"))
+        place = 1.15
+        for height, label, color, style in sorted(lines, reverse=True):
+            axes.axhline(height, color=color, linestyle=style, linewidth=0.8 if style == "-" else 1.6, alpha=0.6)
+            place = min(height, place - 0.15)  # labels keep a distance
+            axes.text(steps * 1.02, place, f"{label}:\n{height:.0%}", va="center", color=color)
         axes.set(xlabel="GRPO step", ylabel="right answers", ylim=(-0.02, 1.04), xlim=(1, max(2, steps)))
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.6, 1.18), ncols=3, fontsize=10)

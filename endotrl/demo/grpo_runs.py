@@ -19,9 +19,6 @@ from ..rewards.endogenous import EndogenousReward
 from .progress import Progress
 
 
-Prompts = Sequence[str] | Sequence[list[dict[str, Any]]]
-
-
 @dataclass(frozen=True)
 class Run:
     """A finished GRPO run: what the trainer logged, one entry per step, and the trained policy."""
@@ -89,7 +86,7 @@ def train_with_grpo(
 def generate_answers(
     model: PreTrainedModel,
     processing_class: ProcessingClass,
-    prompts: Prompts,
+    prompts: Sequence[str] | Sequence[list[dict[str, Any]]],
     max_new_tokens: int,
     greedy: bool = False,
     seed: int = 0,

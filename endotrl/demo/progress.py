@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from ..reporting import counted
 from ..runs.files import write_json
 
 
@@ -45,8 +46,7 @@ class Progress(TrainerCallback):
         elapsed = time.perf_counter() - self._started
         speed = (elapsed + PRIOR_SECONDS) / (max(0.0, done - self._skipped) + PRIOR_SECONDS)
         left = (total - done) * speed
-        number = max(1, round(left / 60))
-        minutes = "less than a minute" if left < 45 else f"about {number} minute{'s' if number > 1 else ''}"
+        minutes = "less than a minute" if left < 45 else f"about {counted(max(1, round(left / 60)), 'minute')}"
         stage = f"stage {self._stage + 1} of {len(self._titles)}: {self._titles[self._stage]}"
         self._bar.set_description_str(f"{stage}, {minutes} left", refresh=False)
         self._bar.update(100 * done / total - self._bar.n)

@@ -37,7 +37,7 @@ function find() {
 function list() {
   const scorer = +$("scorer").value, other = $("other").value;
   const rights = found.map((e) => e.right[scorer]).filter((r) => r !== null);
-  const mean = rights.length ? `, ${number(rights.reduce((a, b) => a + b, 0) / rights.length)} right` : "";
+  const mean = rights.length ? `, ${Math.round((100 * rights.reduce((a, b) => a + b, 0)) / rights.length)}% right` : "";
   $("count").textContent = `${found.length} of ${data.examples.length} examples${mean}`;
   $("list").replaceChildren(...found.slice(0, shown).map((e) => {
     const second = other === "" ? [] : [el("span", { className: "mark", textContent: mark(e.right[+other]) })];

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..bellman import Contributions
+from ..checks import did_you_mean
 from ..rewards.intrinsic import relative_perplexity
 from ..rewards.rule import RewardRule
 from ..rewards.settings import AGGREGATES, EXAMPLES, TOKEN_REWARDS, parse_aggregate
@@ -52,11 +53,13 @@ class Form:
         token, _, aggregate = ALIASES.get(name, name).partition(".")
         kind = aggregate.partition("=")[0]
         if token not in (*TOKEN_REWARDS, GAIN) or kind not in AGGREGATES:
-            aggregates = [a + "=NUMBER" if a in EXAMPLES else a for a in AGGREGATES]
+            tokens = (*TOKEN_REWARDS, GAIN)
+            others = [*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS]
+            meant = did_you_mean(name, [*others, *(f"{token}.{kind}" for token in tokens for kind in AGGREGATES)])
+            kinds = ", ".join(f"{a}=NUMBER" if a in EXAMPLES else a for a in AGGREGATES)
             raise ValueError(
-                f"There is no scorer {name!r}. A form of the reward is TOKEN.AGGREGATE with TOKEN one of "
-                f"{', '.join((*TOKEN_REWARDS, GAIN))} and AGGREGATE one of {', '.join(aggregates)}; "
-                f"others are {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
+                f"There is no scorer {name!r}{meant}. A form is TOKEN.AGGREGATE with TOKEN one of {', '.join(tokens)} "
+                f"and AGGREGATE one of {kinds}; others are residual:FORM, style_residual:FORM, {', '.join(others)}."
             )
         if aggregate == "discounted":
             raise ValueError(f"The scorer {name!r} needs a number, such as {token}.discounted=0.95.")

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from ..frozen.served import ServedModel
 from ..rendering.ends import until_first
 from ..rendering.messages import Prompt
+from ..reporting import counted
 from ..scoring.batching import pad_ids
 from ..scoring.scorer import Placement
 from .engine import Engine
@@ -162,7 +163,9 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     (Codex, https://huggingface.co/papers/2107.03374).
     """
     if not 1 <= k <= num_samples:
-        raise ValueError(f"pass@{k} cannot be estimated from {num_samples} samples: k must be from 1 to their number.")
+        raise ValueError(
+            f"pass@{k} cannot be estimated from {counted(num_samples, 'sample')}: k must be from 1 to their number."
+        )
     return 1.0 - comb(num_samples - num_right, k) / comb(num_samples, k)
 
 

@@ -69,7 +69,7 @@ def read_questions(
             raise row.error(f"{json.dumps(key)} is {right}, which is no answer.")
         if labelled and key is None:
             raise row.error(f"there is no answer: no {', '.join(ANSWER_KEYS)}. Name its key with --answer.")
-        if labelled and not (right := final_answer(right)):
+        if right in ("", []) or (labelled and not (right := final_answer(right))):
             raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):
             raise row.error(f"the answer is missing here, or in {questions[0].id}: label all questions, or none.")

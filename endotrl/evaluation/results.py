@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..data.formats import message_text
-from ..reporting import number
+from ..reporting import counted, number
 from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.benchmark import Scores
@@ -140,7 +140,7 @@ def _verdict(
     best = (scorers or order)[0]
     value = f"{main} {number(found[best].value)}"
     if num_clusters < MIN_CLUSTERS:
-        return f"{num_clusters} items are too few for a verdict; {best} has {value}."
+        return f"No verdict from {counted(num_clusters, 'distinct item')}; {best} has {value}."
     words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
     which = f"{best} is the best of {len(scorers or order)}"  # of many, the best is lucky, too
     if not scorers or not controls:
@@ -250,7 +250,7 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
     best = values.index(max(values))
     known = ", ".join(f"{letter} {number(value)}" for letter, value in zip(LETTERS, values, strict=False))
     if num_clusters < MIN_CLUSTERS:
-        return f"{num_clusters} items are too few for a verdict ({what}: {known})."
+        return f"No verdict from {counted(num_clusters, 'distinct item')} ({what}: {known})."
     gaps = zip(LETTERS[1:], row["differences"], strict=False)
     changes = [f"{letter} is {gap['verdict']}" for letter, gap in gaps if gap["verdict"] != "noise"]
     if not changes:

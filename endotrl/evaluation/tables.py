@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reporting import cell_text, number
+from ..reporting import cell_text, counted, number
 from .intervals import MIN_CLUSTERS
 from .results import ranked
 
@@ -30,7 +30,7 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
 def few_items(results: Mapping[str, Any]) -> str:
     """What to say of intervals from few items: where all are right, the bootstrap knows of no other item."""
     count = len({unit["cluster"] for unit in results["units"]})
-    return f" With only {count} items, intervals are too narrow." if count < MIN_CLUSTERS else ""
+    return f" With only {counted(count, 'distinct item')}, intervals are too narrow." if count < MIN_CLUSTERS else ""
 
 
 def value(results: Mapping[str, Any], scorer: str, metric: str) -> float | None:
@@ -101,7 +101,7 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     note = (
-        f"{results['num_items']} items, {results['tokens']:,} tokens, {results['seconds']:.0f} s. "
+        f"{counted(results['num_items'], 'item')}, {counted(results['tokens'], 'token')}, {results['seconds']:.0f} s. "
         f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
     )
     blocks = [

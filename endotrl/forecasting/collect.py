@@ -4,8 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
+from ..checks import check_rewards
 from ..evaluation.engine import Engine
 from ..evaluation.generation import Sample, prompt_rows
 from ..evaluation.intervals import Unit
@@ -77,9 +76,9 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
             completion_ids=ids,
             **({} if question.answer is None else {"answer": [question.answer] * len(texts)}),
         )
-    bad = [value for value in rewards if value is None or not np.isfinite(value)]
-    if bad:
-        what = f"A completion of {question.id} has the reward {bad[0]}, but a forecast needs a number for each"
+    rewards = check_rewards(rewards, len(texts))
+    if None in rewards:
+        what = f"A completion of {question.id} has no reward, but a forecast needs a number for each"
         raise ValueError(f'{what}: no `truncation="skip"`.')
     return {
         "key": question.key,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,6 +159,10 @@ def forecast(
     """
     objective = Objective(trainer, num_generations, scale_rewards)
     mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
+    if not betas or not all(0 < beta < math.inf for beta in betas):
+        raise ValueError(f"`betas` is {betas!r}, but it must be a list of finite numbers above 0.")
+    if reward is not None and not callable(reward):
+        raise TypeError(f"`reward` is {reward!r}, but it must be a reward function, or None for the endogenous.")
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
@@ -200,8 +205,6 @@ def from_records(
     others: Mapping[str, list[Unit]] | None = None,
 ) -> Forecast:
     """A forecast from the records of [`collect`], and further alternatives."""
-    if not betas:
-        raise ValueError("There is no beta to forecast.")
     summary = Summary(records, mixture, objective, betas, others or {})
     details = {
         "trainer": objective.trainer,

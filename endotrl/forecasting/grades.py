@@ -33,7 +33,7 @@ class Grader:
     def grade(self, completions: Sequence[str], answer: Any) -> list[float]:
         """1.0 for right, 0.0 for wrong, per completion."""
         if callable(self.name):
-            return [float(self.name(text, answer)) for text in completions]
+            return [_graded(self.name, text, answer) for text in completions]
         answers = list(answer) if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
         if self.name == "exact":
             accepted = {str(right).strip() for right in answers}
@@ -48,6 +48,19 @@ class Grader:
         return [texts.index(text) for text in texts]
 
 
+def _graded(grade: Grade, text: str, answer: Any) -> float:
+    try:
+        value = float(grade(text, answer))
+    except Exception as error:
+        failed = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"The grader fails on the completion {text!r} and the answer {answer!r}: {failed}."
+        ) from error
+    if not 0.0 <= value <= 1.0:  # nor is NaN
+        raise ValueError(f"The grader gives {value} to {text!r}, but a grade is a number from 0, wrong, to 1, right.")
+    return value
+
+
 def _load(name: str) -> Grade:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
@@ -55,7 +68,10 @@ def _load(name: str) -> Grade:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None  # of a file that ends with .py
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}.") from error
     if not callable(getattr(module, function, None)):
         raise ValueError(f"{path} has no function {function!r} for a grader.")
     return getattr(module, function)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ..evaluation.plots import BLUE, CYCLE, GREY, as_png, pyplot
-from ..reporting import figure, page, settings_table, table
+from ..reporting import figure, number, page, plain, settings_table, table
 from .summary import METRICS, MIN_ESS
 
 
@@ -51,13 +51,14 @@ def body(forecast: "Forecast") -> Markup:
 def report(forecast: "Forecast", title: str, settings: Mapping[str, Any], footer: str) -> str:
     """The HTML page."""
     sections = [*_sections(forecast), ("Settings", settings_table(settings))]
-    return page(title, sections, lead=forecast.verdict, footer=Markup("{} · {}").format(PAPERS, footer))
+    lead = Markup('<p class="verdict">{}</p>').format(plain(forecast.verdict))
+    return page(title, sections, lead=lead, footer=Markup("{} · {}").format(PAPERS, footer))
 
 
 def plot(forecast: "Forecast") -> bytes:
     """Accuracy (without labels, agreement with the majority answer) over beta, with the alternatives as lines."""
     metric = "agreement" if forecast.alternatives["sampled"] is None else "accuracy"
-    fig, axis = pyplot().subplots(figsize=(6.5, 3.8), layout="constrained")
+    fig, axis = pyplot().subplots(figsize=(5.6, 4.4), layout="constrained")
     rows = forecast.betas
     betas = [row["beta"] for row in rows]
     low, high = ([row[f"{metric}_interval"][side] for row in rows] for side in (0, 1))
@@ -82,7 +83,7 @@ def plot(forecast: "Forecast") -> bytes:
     axis.minorticks_off()
     axis.invert_xaxis()
     axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    fig.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return as_png(fig)
 
 
@@ -107,6 +108,4 @@ def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
 
 
 def _interval(interval: Sequence[float] | None) -> str:
-    if interval is None or None in interval:
-        return "-"
-    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+    return number(None) if interval is None or None in interval else " to ".join(map(number, interval))

@@ -19,6 +19,7 @@ from ..evaluation.engine import Engine
 from ..evaluation.generation import Sample, Sampler, loaded_placement, plain_generation, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
+from ..reporting import counted
 from ..scoring.batching import pad_ids
 from ..scoring.scorer import FrozenScorer
 
@@ -37,13 +38,13 @@ class Mixture:
     def of(cls, num_samples: int, temperatures: Sequence[float]) -> "Mixture":
         """
         Half of the samples at T = 1, the others evenly at the other temperatures; the greedy completion is one more.
-        Raises `ValueError` if T = 1 is missing, a temperature is not above 0, or there are too few samples.
+        Raises `ValueError` if T = 1 is missing, one is below 0.01, or there are too few samples.
         """
         others = sorted({t for t in temperatures if t != 1.0}, reverse=True)
-        if 1.0 not in temperatures or any(not 0.0 < t < math.inf for t in others):
-            raise ValueError(f"The temperatures are {[*temperatures]}, but must be above 0, and 1 among them.")
+        if 1.0 not in temperatures or any(not 0.01 <= t < math.inf for t in others):
+            raise ValueError(f"The temperatures are {[*temperatures]}, but must be at least 0.01, and 1 among them.")
         if num_samples < 2 + len(others):
-            few = f"{num_samples} samples are too few for the temperatures {[*temperatures]}"
+            few = f"{counted(num_samples, 'sample')} cannot serve the temperatures {[*temperatures]}"
             raise ValueError(f"{few}: give {2 + len(others)} or more.")
         rest = num_samples // 2 if others else 0
         shares = {t: rest // len(others) + (i < rest % len(others)) for i, t in enumerate(others)}

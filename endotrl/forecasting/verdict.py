@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.intervals import MIN_CLUSTERS, Estimate, is_noise
+from ..reporting import counted
 from .policies import Objective
 from .summary import MIN_ESS, Summary
 
@@ -28,7 +29,7 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    few = f"With so few questions ({num_questions}), what follows is of these alone."
+    few = f"With {counted(num_questions, 'question')}, what follows is of these alone."
     words = [] if num_questions >= MIN_CLUSTERS else [few]
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
@@ -72,7 +73,7 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
         if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
             words.append(
                 f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-                f"{summary.num_mixed} questions with right and wrong answers."
+                f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
             )
     else:
         return [

@@ -22,7 +22,7 @@ def adapter_config(name: str, revision: str | None = None) -> Any:
     """The [`~peft.PeftConfig`] of an adapter by name; `None` if it is none, or is a model itself."""
     try:
         # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
-        if not find_adapter_config_file(name, revision=revision) or optional_file(name, "config.json", revision):
+        if optional_file(name, "config.json", revision) or not find_adapter_config_file(name, revision=revision):
             return None
     except OSError:  # no model of that name either, which its loading says
         return None

@@ -157,6 +157,8 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     (True, False)
     ```
     """
+    if isinstance(answers, str) or not answers or any(answer is None or answer == "" for answer in answers):
+        raise ValueError(f"`answers` is {answers!r}, but it must be a list of accepted answers, none of them empty.")
     text = visible(completion)
     accepted = [tidy(final_answer(answer)) for answer in answers]
     return any(_gives(text, answer, accepted, math) for answer in accepted)

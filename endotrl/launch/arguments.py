@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
+from ..checks import check_choice
 from ..field_help import with_help
 from ..monitoring.monitor import Action
 from ..rewards.controls import FormatReward
@@ -83,8 +84,8 @@ class RecipeArguments(RunArguments):
             raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
         for one in fields(self):
             choices, value = one.metadata.get("choices"), getattr(self, one.name)
-            if choices and value not in choices:
-                raise ValueError(f"`{one.name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}.")
+            if choices:
+                check_choice(one.name, value, choices)
 
 
 def _metadata(setting: RewardSetting) -> dict[str, Any]:

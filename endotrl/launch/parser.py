@@ -4,15 +4,18 @@
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Collection, Iterable, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn, get_type_hints
 
 import yaml
 from trl import TrlParser
 
+from ..checks import did_you_mean
 from ..reporting import ignore_upstream_warnings
 from ..shipped import local_path
 from .ranges import check_together, check_value
+
+
+ALL_SETTINGS = "`--help` of the recipe's script lists all settings."
 
 
 class RecipeParser(TrlParser):
@@ -71,16 +74,16 @@ class RecipeParser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """In place of printing the usage and ending the process."""
-        raise ValueError(f"{message}. `--help` lists all settings.")
+        raise ValueError(f"{message}. {ALL_SETTINGS}")
 
     def _unknown(self, words: Sequence[str]) -> str:
         moved: dict[str, str] = {}
         if any(dataclass.__name__ == "PPOConfig" for dataclass in self.dataclass_types):
             from ..trainers.ppo_migration import CONFIG as moved  # needs a newer TRL than other recipes
-        known = [option for action in self._actions for option in action.option_strings]
-        unknown = []
-        for word in (word for word in words if word.startswith("--")):
-            name, similar = word.removeprefix("--").split("=")[0], get_close_matches(word, known, n=1)
-            hint = f" (of TRL's own PPO: now {moved[name]})" if name in moved else ""
-            unknown.append(word + (hint or (f" (did you mean {similar[0]}?)" if similar else "")))
-        return f"There is no setting {', '.join(unknown or words)}. `--help` lists all settings."
+        known = [action.dest for action in self._actions]
+        names = [word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")]
+        unknown = [
+            name + (f" (of TRL's own PPO: now {moved[name]})" if name in moved else did_you_mean(name, known))
+            for name in names
+        ]
+        return f"There is no setting {', '.join(unknown or words)}. {ALL_SETTINGS}"

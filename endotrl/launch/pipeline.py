@@ -29,6 +29,7 @@ from ..monitoring.detector import HELD_OUT
 from ..monitoring.monitor import Action
 from ..reporting import say, terminal_table
 from ..rewards import EndogenousReward, SentenceReward
+from ..runs.processes import end_with_launcher
 from ..runs.record import make_record
 from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, train_and_save
 from ..runs.wandb_run import active_run, check_wandb_login, log_table
@@ -39,7 +40,6 @@ from .arguments import RecipeArguments, RewardArguments, RunArguments, make_pars
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
 from .data import Data, check_number, load_preferences, load_prompts
-from .launcher import end_with_launcher
 from .lengths import fit_lengths
 from .preflight import check_generation, check_model, check_optimizer, check_packages
 from .reward_functions import make_reward_funcs

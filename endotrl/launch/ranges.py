@@ -2,7 +2,7 @@
 """Types and ranges of settings. TRL and transformers take most values as they are, and fail where they are used."""
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
@@ -10,9 +10,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 INF = float("inf")
 
-# By interval, as mathematicians write it. `null` is left to the type.
-RANGES: dict[str, tuple[str, ...]] = {
-    "[1, inf)": (
+# By range, in words and as a test. `null` is left to the type.
+RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
+    ("at least 1", lambda n: n >= 1): (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("num_generations", "num_generations_eval", "generation_batch_size", "steps_per_generation"),
         *("num_iterations", "max_completion_length", "max_length", "ref_model_sync_steps", "lora_r"),
@@ -20,23 +20,27 @@ RANGES: dict[str, tuple[str, ...]] = {
         *("vllm_max_model_length", "vllm_tensor_parallel_size", "dataset_num_proc", "max_sentences"),
         *("ddp_bucket_cap_mb", "pad_to_multiple_of", "max_new_tokens", "num_beams"),
     ),
-    "(0, inf)": (
+    ("greater than 0", lambda n: n > 0): (
         *("learning_rate", "temperature", "repetition_penalty", "logging_steps", "eval_steps", "save_steps"),
         *("lora_alpha", "delta", "sapo_temperature_neg", "sapo_temperature_pos", "vllm_server_timeout"),
     ),
-    "[0, inf)": (
+    ("at least 0", lambda n: n >= 0): (
         *("beta", "epsilon", "epsilon_high", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"),
         *("top_k", "eval_delay", "save_total_limit", "dataloader_num_workers", "neftune_noise_alpha"),
         *("max_tool_calling_iterations", "num_completions_to_print", "center_rewards_coefficient"),
         *("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg", "router_aux_loss_coef"),
         *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
     ),
-    "(0, 1]": ("top_p", "top_entropy_quantile", "vllm_gpu_memory_utilization"),
-    "(0, 1)": ("test_split_size",),
-    "[0, 1]": ("min_p", "ref_model_mixup_alpha", "label_smoothing_factor"),
-    "[0, 1)": ("adam_beta1", "adam_beta2", "lora_dropout"),
-    "[0, 4294967296)": ("seed", "data_seed"),
-    "[1, 65536)": ("vllm_server_port", "vllm_group_port"),
+    ("greater than 0 and at most 1", lambda n: 0 < n <= 1): (
+        "top_p",
+        "top_entropy_quantile",
+        "vllm_gpu_memory_utilization",
+    ),
+    ("greater than 0 and less than 1", lambda n: 0 < n < 1): ("test_split_size",),
+    ("at least 0 and at most 1", lambda n: 0 <= n <= 1): ("min_p", "ref_model_mixup_alpha", "label_smoothing_factor"),
+    ("at least 0 and less than 1", lambda n: 0 <= n < 1): ("adam_beta1", "adam_beta2", "lora_dropout"),
+    ("at least 0 and less than 4294967296", lambda n: 0 <= n < 2**32): ("seed", "data_seed"),
+    ("at least 1 and less than 65536", lambda n: 1 <= n < 65536): ("vllm_server_port", "vllm_group_port"),
 }
 # What TRL looks at when it gets there.
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -73,9 +77,9 @@ def check_value(name: str, value: Any, hint: Any, choices: Any = None) -> Any:
     # NaN is in no interval.
     if not all(-INF < number < INF for number in numbers):
         raise ValueError(f"{said}, but it must be finite.")
-    interval = next((interval for interval, names in RANGES.items() if name in names), None)
-    if interval is not None and not all(_is_in(number, interval) for number in numbers):
-        raise ValueError(f"{said}, but it must be {_interval_in_words(interval)}.")
+    for (words, test), names in RANGES.items():
+        if name in names and not all(map(test, numbers)):
+            raise ValueError(f"{said}, but it must be {words}.")
     if name == "max_steps" and value != -1 and value < 1:
         raise ValueError(f"{said}, but it must be at least 1, or -1 for `num_train_epochs`.")
     parts = get_args(hint) or (hint,)
@@ -141,16 +145,3 @@ def in_words(hint: Any) -> str:
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _is_in(number: float, interval: str) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
-    ends = {low} if interval[0] == "[" else set()
-    ends |= {high} if interval[-1] == "]" else set()
-    return low < number < high or number in ends
-
-
-def _interval_in_words(interval: str) -> str:
-    low, high = interval[1:-1].split(", ")
-    words = f"at least {low}" if interval[0] == "[" else f"greater than {low}"
-    return words if high == "inf" else f"{words} and {'at most' if interval[-1] == ']' else 'less than'} {high}"

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
+from ..checks import check_rewards
 from .batch_statistics import mean_and_error
 from .detector import ASKED_CHANGE, HELD_OUT, error_key
 
@@ -79,6 +80,9 @@ class HeldOut(TrainerCallback):
         name: str = "questions",
         seed: int = 0,
     ) -> None:
+        if isinstance(questions, str) or not callable(grader):
+            what = f"`questions` is {questions!r}" if isinstance(questions, str) else f"`grader` is {grader!r}"
+            raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
         rows = [dict(row) for row in questions]
         if not rows:
             raise ValueError("There are no held-out questions: `questions` is empty.")
@@ -89,8 +93,8 @@ class HeldOut(TrainerCallback):
                     f"and the columns of the first row: {sorted(rows[0])}."
                 )
         for setting, value in {"every": every, "num_samples": num_samples, "batch_size": batch_size}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{setting}` is {value}, but it must be at least 1.")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"`{setting}` is {value!r}, but it must be a whole number of at least 1.")
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
         self.history: dict[int, float] = {}
@@ -194,9 +198,7 @@ class HeldOut(TrainerCallback):
         columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
         with torch.no_grad():
             grades = self.grader(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
-        if len(grades) != len(rows):
-            raise ValueError(f"The grader gave {len(grades)} grades to {len(rows)} completions.")
-        return [math.nan if grade is None else float(grade) for grade in grades]
+        return [math.nan if grade is None else float(grade) for grade in check_rewards(grades, len(rows))]
 
     def _warn_of_trained_questions(self) -> None:
         dataset = self._trainer.train_dataset

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
+from ..checks import check_choice
 from ..rewards.frozen_model_reward import warn_without_kl_penalty
 from ..runs.callback_order import add_in_order
 from ..runs.wandb_run import active_run
@@ -71,13 +72,14 @@ class CollapseMonitor(TrainerCallback):
         thresholds: CollapseThresholds | None = None,
         copy_weights: bool | None = None,
     ) -> None:
-        if action not in _THEN:
-            raise ValueError(f"`action` is {action!r}, but it must be one of {', '.join(map(repr, _THEN))}.")
+        check_choice("action", action, tuple(_THEN))
         if isinstance(held_out, str):
             raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
         self.action = action
         self.held_out = held_out
-        self.thresholds = CollapseThresholds() if thresholds is None else thresholds
+        if not isinstance(thresholds, CollapseThresholds | None):
+            raise TypeError(f"`thresholds` is {thresholds!r}, but it must be `CollapseThresholds(...)`.")
+        self.thresholds = thresholds or CollapseThresholds()
         self.copy_weights = copy_weights
         self.alarms: list[tuple[int, str]] = []
         self._observer: BatchObserver | None = None

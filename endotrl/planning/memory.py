@@ -13,6 +13,7 @@ SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
 # The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
+TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are reached
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
 
 
@@ -154,22 +155,13 @@ def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: boo
     return size.layers * block_numbers(size, tokens)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """
-    What is assumed of a GPU: its peak of dense bfloat16 products (`flops`, operations per second), the `bandwidth` of
-    its memory (bytes per second), and the fractions of the peak (for decoding: of the bandwidth) that are reached.
-    """
-
-    flops: float = 312e12
-    bandwidth: float = 2.0e12
-    training_utilization: float = 0.35
-    scoring_utilization: float = 0.5
-    decoding_utilization: float = 0.5
-
-
 def plan_time(
-    size: ModelSize, work: Workload, accumulation: int, iterations: int = 1, speed: Speed | None = None
+    size: ModelSize,
+    work: Workload,
+    accumulation: int,
+    iterations: int = 1,
+    flops: float = 312e12,  # peak of dense bfloat16 products, operations per second
+    bandwidth: float = 2e12,  # of the memory, bytes per second
 ) -> dict[str, float]:
     """
     Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
@@ -177,7 +169,6 @@ def plan_time(
     with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
     Communication is not counted.
     """
-    speed = speed or Speed()
     length = work.prompt_tokens + work.completion_tokens
     tokens = work.micro_batch * work.sequences * length * accumulation
     backward = 2 if size.trainable < size.parameters else 4
@@ -189,9 +180,9 @@ def plan_time(
     if work.generation_batch:
         cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
         read = 2 * size.parameters + work.generation_batch * cache
-        generation = work.completion_tokens * read / (speed.bandwidth * speed.decoding_utilization)
+        generation = work.completion_tokens * read / (bandwidth * DECODING)
     return {
         "generation": generation,
-        "scoring": 2 * scored * tokens / (speed.flops * speed.scoring_utilization),
-        "training": training / (speed.flops * speed.training_utilization),
+        "scoring": 2 * scored * tokens / (flops * SCORING),
+        "training": training / (flops * TRAINING),
     }

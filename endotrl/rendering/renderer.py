@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
+from ..reporting import counted
 from .ends import Ends, ReadPrompt, encode_answer, render_turns
 from .images import (
     ImageInputs,
@@ -193,8 +194,9 @@ class Renderer:
         """A prompt with bare placeholders, and its pictures."""
         prompt, pictures = place_images(row, prompt, column)
         if self._placeholders.image is None:
+            images = counted(len(pictures), "image")
             raise ValueError(
-                f"The prompt of row {row} has {_count(len(pictures), 'image')}, and the frozen model reads only text: "
+                f"The prompt of row {row} has {images}, and the frozen model reads only text: "
                 "it would judge an answer to another question. Use a model that reads images, or leave such rows out. "
                 '`EndogenousReward(..., images="ignore")` judges completions as answers to the text alone.'
             )
@@ -255,7 +257,7 @@ class Renderer:
         self._warn_once(
             "prompts",
             f"The policy has read other prompts than the reward renders: that of row {row} has "
-            f"{_count(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
+            f"{counted(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
             f"token {at} on: {there!r} for the policy, {here!r} for the reward. {scored}",
         )
         if self.keeps_prompts:
@@ -401,8 +403,8 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     elif overlong == "error":
         fix = 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
     if fix is not None:
-        counts = [_count(num_prompt, "prompt token"), _count(num_completion, "completion token")]
-        counts += [_count(markers, "marker")] if markers else []
+        counts = [counted(num_prompt, "prompt token"), counted(num_completion, "completion token")]
+        counts += [counted(markers, "marker")] if markers else []
         raise ValueError(
             f"Row {row} has {' and '.join(counts)}, together more than the {max_length} tokens of the frozen model's "
             f"context. {fix}"
@@ -448,7 +450,3 @@ def _token_ids(row: int, given: Sequence[int]) -> list[int]:
     if ids and min(ids) < 0:
         raise ValueError(f"{wanted} they contain {min(ids)}. Pass them without padding.")
     return ids
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

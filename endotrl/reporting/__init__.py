@@ -19,13 +19,14 @@ from .terminal import (
     terminal_text,
     working,
 )
-from .text import cell_text, correlation_in_words, number, plain
+from .text import cell_text, correlation_in_words, counted, number, plain
 
 
 __all__ = [
     "HeatMapRow",
     "cell_text",
     "correlation_in_words",
+    "counted",
     "curves",
     "figure",
     "heat_maps",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup, escape
 
-from .text import JOINERS, is_hidden, number, plain
+from .text import JOINERS, counted, is_hidden, number, plain
 
 
 STEPS = 8  # shades on each side of neutral
@@ -123,8 +123,7 @@ def heat_maps(
 
 
 def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
-    count = len(row.contributions)
-    units = f"{count:,} {unit}{'' if count == 1 else 's'}"
+    units = counted(len(row.contributions), unit)
     if row.total is None:
         return f"no {total} · {units}"
     parts = {units: math.fsum(row.contributions), **row.rest}
@@ -134,7 +133,8 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
             f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: "
             "they are of another reward."
         )
-    return f"{total} {number(row.total)} = " + " + ".join(f"{name} {number(value)}" for name, value in parts.items())
+    sums = " + ".join(f"{name} {number(value)}" for name, value in parts.items())
+    return f"{total} {number(row.total)} = {sums}" if row.rest else f"{total} {number(row.total)} · {units}"
 
 
 def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "token", decimals: int = 3) -> Markup:

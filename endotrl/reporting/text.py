@@ -24,6 +24,12 @@ def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
     return (f"{0:.{decimals}f}" if float(text) == 0 else text).replace("-", "−")
 
 
+def counted(count: int, noun: str) -> str:
+    """How many there are of something: `1 row`, `1,200 rows`, `2 entries`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def correlation_in_words(correlation: float) -> str:
     """Correlation of reward and length as people say it."""
     value = f"(r = {number(correlation, 2, sign=True)})"

@@ -9,7 +9,8 @@ from ..rendering.messages import text_of
 
 class AccuracyReward:
     r"""
-    1.0 for a right final answer, 0.0 for a wrong one: see [`~endotrl.grading.is_right`].
+    1.0 for a right final answer, 0.0 for a wrong one, `None` in rows without an answer: see
+    [`~endotrl.grading.is_right`].
 
     Args:
         column (`str`):
@@ -35,14 +36,15 @@ class AccuracyReward:
         self.__name__ = "accuracy"
         self.column, self.math = column, math
 
-    def __call__(self, completions: list[Any], **columns: Any) -> list[float]:
+    def __call__(self, completions: list[Any], **columns: Any) -> list[float | None]:
         """Returns one number per completion. `columns` has the dataset's columns."""
         if self.column not in columns:
             raise ValueError(
                 f"The reward compares with the column {self.column!r}, which the dataset does not have. It has "
                 f"{sorted(columns)}."
             )
+        answers = [given if isinstance(given, list) else [given] for given in columns[self.column]]
         return [
-            float(is_right(text_of(completion), given if isinstance(given, list) else [given], self.math))
-            for completion, given in zip(completions, columns[self.column], strict=True)
+            None if row in ([], [None], [""]) else float(is_right(text_of(completion), row, self.math))
+            for completion, row in zip(completions, answers, strict=True)
         ]

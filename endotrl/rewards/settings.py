@@ -45,8 +45,13 @@ def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
         number = float(text)
     except ValueError as error:
         raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is not a number.") from error
-    if not {"discounted": 0 < number <= 1, "power": math.isfinite(number), "first": 1 <= number < math.inf}[name]:
-        raise ValueError(f"`aggregate` is {aggregate!r}, but {text!r} is out of range.")
+    fits, rule = {
+        "discounted": (0 < number <= 1, "greater than 0 and at most 1"),
+        "power": (math.isfinite(number), "finite"),
+        "first": (1 <= number < math.inf, "finite and at least 1"),
+    }[name]
+    if not fits:
+        raise ValueError(f"`aggregate` is {aggregate!r}, but its number must be {rule}.")
     return name, number
 
 

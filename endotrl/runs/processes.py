@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processes of `accelerate launch` that a command of the command line runs in."""
+"""The processes of `accelerate launch` that a command or a recipe runs in."""
 
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+# In the command line of a launcher.
+LAUNCHERS = ("accelerate", "torchrun", "torch.distributed", "deepspeed", "trl")
 Block = TypeVar("Block")
 
 
@@ -42,3 +47,29 @@ def leave() -> None:
     """Ends the process group, if there is one: a process that exits in it may abort in a thread of gloo."""
     if "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized():
         sys.modules["torch"].distributed.destroy_process_group()
+
+
+def end_with_launcher(every: float = 1.0) -> None:
+    """
+    Sends this process SIGTERM when the one that launched it, if any, has ended: `accelerate launch` ends on SIGTERM,
+    and leaves what it has started to itself.
+    """
+    import psutil
+
+    launcher = os.getppid()
+    # Both: settings of a launcher may be exported by hand, and a shell may have its name in its command line.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if sys.platform == "win32" or not launched:
+        return
+    # It may have ended while this process was importing.
+    if not any(name in word for word in psutil.Process(launcher).cmdline() for name in LAUNCHERS):
+        if launcher == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(every)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -28,13 +28,10 @@ def check_wandb_login(training_args: TrainingArguments) -> None:
     if PartialState().is_main_process:
         # Before: W&B reads the environment once.
         continue_wandb_run(training_args.output_dir, anew=training_args.resume_from_checkpoint is None)
-        reason = _no_login()
+        reason = _no_login("`report_to: wandb`")
     (reason,) = broadcast_object_list([reason])
     if reason is not None:
-        raise ValueError(
-            f"`report_to: wandb` needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline "
-            "(`wandb sync` uploads the run later), or `report_to: none`."
-        )
+        raise ValueError(f"{reason}, or `report_to: none`.")
 
 
 def check_wandb(project: str | None) -> None:
@@ -43,19 +40,20 @@ def check_wandb(project: str | None) -> None:
         return
     if find_spec("wandb") is None:
         raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
-    if (reason := _no_login()) is not None:
-        raise ValueError(f"--wandb needs an account, and W&B says: {reason} Without one, set WANDB_MODE=offline.")
+    if (reason := _no_login("--wandb")) is not None:
+        raise ValueError(f"{reason}.")
 
 
-def _no_login() -> str | None:
-    """Why W&B cannot be written to; at a terminal, it asks for the key now."""
+def _no_login(what: str) -> str | None:
+    """Why W&B cannot be written to, as `what` asks for; at a terminal, it asks for the key now."""
     import wandb
 
     if wandb.setup().settings.mode not in ("offline", "disabled"):
         try:
             wandb.login(verify=False)
         except wandb.Error as error:
-            return str(error)
+            without = "Without one, set WANDB_MODE=offline (`wandb sync` uploads the run later)"
+            return f"{what} needs an account, and W&B says: {error} {without}"
     return None
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.sources import STREAM, Reader
+from ..reporting import counted
 from ..runs.files import lock, write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
 from ..runs.record import now, versions
@@ -202,7 +203,7 @@ class Output:
         except BrokenPipeError:  # the reader of a pipe has seen enough
             raise
         except OSError as error:
-            saved = f"The {saved_rows} rows before are saved: the same command goes on behind them."
+            saved = f"Saved before: {counted(saved_rows, 'row')}, behind which the same command goes on."
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}. {saved}") from error
 
 

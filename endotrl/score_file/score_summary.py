@@ -17,6 +17,7 @@ from ..data.sources import STREAM
 from ..reporting import (
     HeatMapRow,
     correlation_in_words,
+    counted,
     heat_maps,
     number,
     page,
@@ -56,12 +57,11 @@ def show_report(report: ScoreReport, output: str, html: str | None, by_sentence:
 def summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
     """What came out, in words."""
     tally = report.tally
-    speed = f"{tally.tokens:,} tokens in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
-    lines = [f"{_rows(tally.rows - tally.errors)} scored, {speed}."]
+    speed = f"{counted(tally.tokens, 'token')} in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
+    lines = [f"{counted(tally.rows - tally.errors, 'row')} scored, {speed}."]
     if kept := report.resumed_rows:
-        lines.append(
-            f"{_rows(kept)} {'was' if kept == 1 else 'were'} done by earlier runs, {tally.rows - kept:,} by this one."
-        )
+        was = "was" if kept == 1 else "were"
+        lines.append(f"{counted(kept, 'row')} {was} done by earlier runs, {tally.rows - kept:,} by this one.")
     if tally.mean_reward is not None:
         words = f"Mean reward {number(tally.mean_reward)}{unit}"
         if tally.length_correlation is not None:
@@ -72,10 +72,10 @@ def summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
         found = ", ".join(f"{number(slope)} × {kind}" for slope, kind in kinds)
         lines.append(f"Taken out among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
     if tally.skipped:
-        lines.append(f"{_rows(tally.skipped)} got no reward (null, with the reason).")
+        lines.append(f"{counted(tally.skipped, 'row')} got no reward (null, with the reason).")
     if tally.errors:
         where = "" if output == STREAM else f"; {output}.errors.jsonl says why"
-        lines.append(f"{_rows(tally.errors)} could not be scored{where}.")
+        lines.append(f"{counted(tally.errors, 'row')} could not be scored{where}.")
     return lines
 
 
@@ -93,14 +93,14 @@ def heat_map_page(
     from ..rewards.endogenous import EndogenousReward
     from ..rewards.scored import heat_map_row
 
-    examples = report.examples
+    examples, first = report.examples, f"the first {counted(len(report.examples), 'row')}"
     if isinstance(reward, EndogenousReward):
         kind, unit = "Token", " nats"
         maps = heat_maps(
             [heat_map_row(reward, e.stats, e.row.prompt, _name(e), images=images_of(e.row.extra)) for e in examples]
         )
         lead = (
-            f"The endogenous reward of {model}, in nats, for the first {len(examples)} rows. Colour is what a token "
+            f"The endogenous reward of {model}, in nats, for {first}. Colour is what a token "
             "contributes: the numbers of a row sum to its reward."
         )
     else:
@@ -108,7 +108,7 @@ def heat_map_page(
         rows = [_sentence_row(example) for example in examples]
         maps = heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SENTENCE_DECIMALS)
         lead = (
-            f"The sentence reward model {model}, for the first {len(examples)} rows. A sentence's contribution is its "
+            f"The sentence reward model {model}, for {first}. A sentence's contribution is its "
             "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the "
             "score."
         )
@@ -119,10 +119,6 @@ def heat_map_page(
         lead=" ".join([lead, *summary_lines(report, output, unit)]),
         footer=f"endotrl {__version__} · {command}",
     )
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _name(example: Example) -> str:

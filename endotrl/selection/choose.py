@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..checks import check_choice
+from ..reporting import counted
 from ..score_file.rows import Row
 from ..score_file.sharded import Scored
 
@@ -15,31 +16,17 @@ from ..score_file.sharded import Scored
 @dataclass(frozen=True)
 class Choice:
     """
-    What to make of the responses to a prompt.
-
-    Args:
-        kind (`str`, *optional*, defaults to `"pairs"`):
-            `"pairs"`, rows of TRL's preference format: the best with the worst response, the second best with the
-            second worst, and so on; `"best"` and `"top"`, rows of the prompt-completion format for SFT: the best
-            response, or a fraction; `"ranked"`, one row with all `completions`, the best first, and their `scores`.
-        margin (`float`, *optional*, defaults to `0.0`):
-            A pair's rewards differ by more than this. So equal rewards, which are a tie, make no pair.
-        num_pairs (`int`, *optional*, defaults to `1`):
-            Most pairs of a prompt.
-        fraction (`float`, *optional*, defaults to `0.25`):
-            Of the responses to a prompt, how many `"top"` keeps, in $(0, 1]$; rounded up.
-        unfinished (`bool`, *optional*, defaults to `False`):
-            Whether responses count that a limit on their tokens cut off. `completion_ids` tell.
-
-    Raises:
-        `ValueError`: If a setting is out of range.
+    What to make of the responses to a prompt: `"pairs"`, rows of TRL's preference format, the best with the worst
+    response, the second best with the second worst, and so on; `"best"` and `"top"`, rows of the prompt-completion
+    format for SFT, the best response or a fraction; `"ranked"`, one row with all `completions`, the best first, and
+    their `scores`. Raises `ValueError` if a setting is out of range.
     """
 
     kind: str = "pairs"
-    margin: float = 0.0
-    num_pairs: int = 1
-    fraction: float = 0.25
-    unfinished: bool = False
+    margin: float = 0.0  # a pair's rewards differ by more than this: so equal ones, which are a tie, make no pair
+    num_pairs: int = 1  # most pairs of a prompt
+    fraction: float = 0.25  # of the responses to a prompt that `"top"` keeps, in (0, 1]; rounded up
+    unfinished: bool = False  # whether responses count that a limit on their tokens cut off, as `completion_ids` tell
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("pairs", "best", "top", "ranked"))
@@ -106,13 +93,15 @@ class Counts:
 
     def why_not(self) -> str:
         """Why some prompts and responses are in no row, in words; empty if there are none."""
+        if not self.prompts:
+            return "The input has no rows."
         reasons = [
-            (self.bad, "responses without a reward"),
-            (self.unfinished, "responses that were cut off"),
-            (self.alone, "prompts with fewer than two different responses"),
-            (self.close, "prompts whose responses do not differ by more than the margin"),
+            (self.bad, "response", "without a reward"),
+            (self.unfinished, "response", "cut off"),
+            (self.alone, "prompt", "with fewer than two different responses"),
+            (self.close, "prompt", "whose responses do not differ by more than the margin"),
         ]
-        found = "; ".join(f"{count:,} {what}" for count, what in reasons if count)
+        found = "; ".join(f"{counted(count, noun)} {what}" for count, noun, what in reasons if count)
         return f"Left out: {found}." if found else ""
 
     def add_pair(self, better: Scored, worse: Scored) -> None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, IterableDataset
 
-from ..checks import check_choice
+from ..checks import check_choice, check_rewards
 from ..rendering.messages import TEMPLATE_COLUMNS, Completion, Prompt
+from ..reporting import counted
 from ..rewards.corrections import LengthControl
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
@@ -63,8 +64,12 @@ def rank(
     [[1, 0]]
     ```
     """
-    if len(prompts) != len(candidates):
-        raise ValueError(f"There are {len(prompts)} prompts and candidates for {len(candidates)}. Give each its own.")
+    if isinstance(prompts, str) or any(isinstance(responses, str) for responses in candidates):
+        raise TypeError("`rank` takes a list of prompts, and for each of them a list of candidates, but got a text.")
+    for name, given in {"candidates": candidates, "completion_ids": completion_ids}.items():
+        if given is not None and len(given) != len(prompts):
+            count = counted(len(prompts), "prompt")
+            raise ValueError(f"Give `{name}` one entry per prompt: it has {len(given)}, for {count}.")
     data: list[dict[str, Any]] = [
         {"prompt": prompt, "completions": list(responses)}
         for prompt, responses in zip(prompts, candidates, strict=True)
@@ -258,7 +263,7 @@ def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row
     if all(row.completion_ids is not None for row in block):
         columns["completion_ids"] = [row.completion_ids for row in block]
     rewards = reward(prompts=[row.prompt for row in block], completions=[row.completion for row in block], **columns)
-    return [{"reward": value} for value in rewards]
+    return [{"reward": value} for value in check_rewards(rewards, len(block))]
 
 
 def _chosen(
@@ -267,7 +272,7 @@ def _chosen(
     counts = Counts()
     rows = [row for group in by_prompt(scored_rows(reward, dataset, residual)) for row in choice.rows(group, counts)]
     if not rows:
-        raise ValueError(f"Of {counts.prompts} prompts, none gives a row. {counts.why_not()}".strip())
+        raise ValueError(f"Of {counted(counts.prompts, 'prompt')}, none gives a row. {counts.why_not()}".strip())
     return Dataset.from_list(rows)
 
 

@@ -5,14 +5,7 @@ part is wrong, and then improves by its own reward, without a label.
 
 A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
 adds. The truth is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward
-can mend. There are three kinds of wrong demonstrations:
-
-- [`derailed_answer`], in the demo: the first digit is one too high, and anything follows. If most demonstrations are
-  such, nearly every greedy answer is wrong: low temperatures do not help.
-- [`zero_answer`], in the quick demo: the same with a zero first, which is learned in fewer steps, because a model can
-  tell such a beginning without adding.
-- [`wrong_answer`], in most studies: one digit anywhere is changed, so that a greedy answer is right already, and
-  training only brings sampled answers to it.
+can mend. Wrong: [`derailed_answer`] in the demo, [`zero_answer`] in the quick one, [`wrong_answer`] in studies.
 """
 
 import random
@@ -60,7 +53,7 @@ def answer_text(question: Question) -> str:
 
 
 def wrong_answer(question: Question, generator: random.Random) -> str:
-    """The answer with one digit changed."""
+    """The answer with one digit changed: greedy answers are right already, and sampled ones come to them."""
     answer = answer_text(question)
     position = generator.randrange(len(answer))
     digit = generator.choice([d for d in "0123456789" if d != answer[position]])
@@ -68,12 +61,12 @@ def wrong_answer(question: Question, generator: random.Random) -> str:
 
 
 def derailed_answer(question: Question, generator: random.Random) -> str:
-    """The answer with its first digit one too high, and three random digits after it."""
+    """The first digit one too high, and three random ones: if most are such, nearly every greedy answer is wrong."""
     return derail(answer_text(question), generator)
 
 
 def zero_answer(question: Question, generator: random.Random) -> str:
-    """A zero, whatever the question, and three random digits after it."""
+    """A zero and three random digits: learned in fewer steps, as such a beginning is told without adding."""
     return f"0{generator.randrange(1000):03d}"
 
 

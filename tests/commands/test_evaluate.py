@@ -20,6 +20,7 @@ from endotrl.evaluation.examples_page import answer_example
 from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
+from endotrl.reporting import counted
 
 from ..evaluation.rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, write
 
@@ -115,7 +116,7 @@ class TestBenchmark:
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines()[:16])) <= 80
         first, *lines = filter(None, map(str.strip, out.splitlines()))
-        assert first.startswith("3 items are too few for a verdict;") and "too few" not in "".join(lines)
+        assert first.startswith("No verdict from 3 distinct items;") and "No verdict" not in "".join(lines)
         values = [estimate["average"]["value"] for estimate in results["metrics"].values()]
         shown = [line.split()[1] for line in lines if line.split()[0] in names]
         assert shown == [f"{value:.3f}" for value in sorted(values, reverse=True)]
@@ -175,7 +176,7 @@ class TestBenchmark:
         evaluate("preference", path, "--scorers", "bellman.sum", "length")
         pages = [(tmp_path / "out" / name).read_text() for name in ("report.html", "results.md")]
         for text in (capsys.readouterr().out, *pages):
-            assert "With only 2 items, intervals are too narrow." in text
+            assert "With only 2 distinct items, intervals are too narrow." in text
 
     def test_the_same_command_goes_on(self, evaluate, rm_bench):
         few = evaluate("rm-bench", rm_bench, "--limit", "1", "--scorers", "bellman.sum")
@@ -215,7 +216,7 @@ class TestBenchmark:
             [row["prompt"] for row in rows for _ in "ab"], answers
         )
         assert scores == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
-        assert results["verdict"].startswith("5 items are too few") and results["statements"] == []
+        assert results["verdict"].startswith("No verdict from 5 distinct items") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
 
@@ -248,7 +249,7 @@ class TestCompare:
         capsys.readouterr()
         assert main(["eval", "compare", "a", "b", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
-        assert "5 items that not all of the runs have are left out" in out
+        assert "Left out, as not all runs have them: 5 items." in out
         assert max(map(len, out.splitlines()[:8])) <= 80
         # Recomputed from the examples of the 25 items that both have.
         scores = [[e["scores"]["bellman.sum"] for e in results["examples"][:25]] for results in (a, b)]
@@ -261,12 +262,13 @@ class TestCompare:
         assert "noise" in rows["length"]  # the same in both
 
     def test_three_models_in_one_table(self, evaluate, tmp_path, capsys):
-        for output, answers in (("a", ("yes", "no, I will not")), ("b", ("no, I will not", "yes"))):
+        short, long = "yes", "no, I will not"
+        for output, answers in (("a", (short, long)), ("b", (long, short)), ("c", (short, long))):
             responses = dict(zip(("chosen", "rejected"), answers, strict=True))
             path = write(tmp_path / "p.jsonl", [{"prompt": f"Say {i}", "id": i, **responses} for i in range(24)])
             evaluate("preference", path, "--scorers", "length", "random", output=output)
         capsys.readouterr()
-        assert main(["eval", "compare", *"aba", "--markdown", "c.md"]) == 0
+        assert main(["eval", "compare", *"abc", "--markdown", "c.md"]) == 0
         out = capsys.readouterr().out
         verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
         assert " ".join(out.split()).startswith(verdict)
@@ -340,7 +342,7 @@ class TestGeneration:
         ]
         assert value["length"] == pytest.approx(sum(sum(row) / len(row) for row in longest) / 4)
         hopeless = sum(not any(line["right"]) for line in lines)
-        assert (f"For {hopeless} of 4 questions no sample is right" in results["verdict"]) == (hopeless > 0)
+        assert (f"No sample is right for {counted(hopeless, 'question')} of 4" in results["verdict"]) == (hopeless > 0)
         data = browser_data(tmp_path / "out" / "examples.html")
         assert data["scorers"] == ["log_prob.mean", "length", "majority"]
         for shown, line in zip(data["examples"], lines, strict=True):

@@ -33,7 +33,7 @@ class TestCommand:
         assert all(len(row["accuracy_interval"]) == 2 and row["ess"] >= 1 for row in result["betas"])
         page = (tmp_path / "o" / "report.html").read_text()
         assert "2605.04542" in page and "2601.21590" in page
-        assert page.index("questions are too few") < page.index("<img")
+        assert page.index("is of these alone") < page.index("<img")
         # A line is lost, as by a kill: it is made again, and nothing else.
         log = tmp_path / "o" / "answers.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)

@@ -16,7 +16,7 @@ import torch
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.evaluate_options import BENCHMARK_HELP
 from endotrl.commands.main import main, make_parser
-from endotrl.reporting import correlation_in_words
+from endotrl.reporting import correlation_in_words, counted
 
 from ..evaluation.rows import write
 from ..monitoring.diagnosis.runs import healthy, write_state
@@ -227,6 +227,23 @@ class TestScore:
 )
 def test_correlation_in_words(correlation, words):
     assert correlation_in_words(correlation) == words
+
+
+def test_numbers_of_things():
+    found = [counted(1, "row"), counted(0, "row"), counted(1200, "log entry"), counted(1, "log entry")]
+    assert found == ["1 row", "0 rows", "1,200 log entries", "1 log entry"]
+
+
+def test_a_workspace_that_is_refused(monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+
+    class Refused:
+        def save(self):
+            raise wandb.errors.CommError("permission denied")
+
+    monkeypatch.setattr("endotrl.runs.wandb_workspace.make_workspace", lambda *_: Refused())
+    assert main(["workspace", "a/b"]) == 2
+    assert "W&B does not save a workspace for a/b: permission denied" in capsys.readouterr().err
 
 
 def test_module_is_the_entry_point():

@@ -3,14 +3,15 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from endotrl.demo import demo, parts, run_demo
-from endotrl.demo.findings import Part, Policy, half_width, summary
+from endotrl.demo import demo, findings, parts, run_demo
+from endotrl.demo.findings import Part, Policy, half_width, plot_accuracy, summary
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.demo.progress import Kept, Progress
 from endotrl.grading import is_right
@@ -134,6 +135,17 @@ class TestSummary:
         assert text.startswith("By its own reward, without a label, the model improved: 41% to 91% right (+50 ± 0")
         assert "random reward −20" in text and "Temperature 0 is no substitute: " in text and "5%" in text
 
+    def test_what_was_forecast_is_the_end_of_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        part = replace(self.part(greedy=0.05, own=0.9, random=0.2), forecast=0.97)
+        part.policies["endogenous"].curve.extend([0.4, 0.9])
+        assert "was forecast before its first step: 97%. After 2 steps it has come to 91%." in summary(part)
+        drawn = []
+        monkeypatch.setattr(findings, "as_png", lambda fig: drawn.append(fig) or b"")
+        plot_accuracy(part)
+        dotted = [line for line in drawn[0].axes[0].lines if line.get_linestyle() == ":"]
+        assert [line.get_ydata()[0] for line in dotted] == [0.97]
+        assert "forecast:\n97%" in [text.get_text() for text in drawn[0].axes[0].texts]
+
     def test_temperature_0_gives_it_too(self) -> None:
         text = summary(self.part(greedy=0.97, own=0.9, random=0.4))
         assert "the base model is 97% right already" in text and "no substitute" not in text
@@ -242,7 +254,8 @@ class TestRunDemo:
         assert "Rewards that know nothing, on the same footing: random reward" in said
         forecast = json.loads((tmp_path / "metrics.json").read_text())["arithmetic"]["sampled_forecast"]
         assert (
-            f"at beta 0.1, it will answer {forecast:.0%} right." in said and f"{forecast:.0%} (forecast) -> " in said
+            f"at beta 0.1, it will answer {forecast:.0%} right." in said
+            and f"before its first step: {forecast:.0%}. After " in said
         )
         assert not (tmp_path / "partial").exists()
         wide = [line for line in out.splitlines() if len(line) > 80]
@@ -292,7 +305,7 @@ class TestRunDemo:
         assert not (tmp_path / "output").exists()
 
     def test_an_unknown_task(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts', 'images' or 'all'"):
+        with pytest.raises(ValueError, match="'poetry'.*'arithmetic', 'facts', 'images', 'all'"):
             run_demo("poetry", tmp_path)
 
     def test_a_size_without_the_task(self, tmp_path: Path) -> None:

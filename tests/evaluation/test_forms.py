@@ -205,10 +205,10 @@ class TestNames:
             ("loss.sum", "There is no scorer 'loss.sum'"),
             ("bellman.discounted", "needs a number, such as bellman.discounted=0.95"),
             ("bellman.sum=2", "needs no number: sum"),
-            ("bellman.discounted=1.5", "'1.5' is out of range"),
+            ("bellman.discounted=1.5", "must be greater than 0 and at most 1"),
             ("log_prob.power=x", "'x' is not a number"),
-            ("log_prob.first=0", "out of range"),
-            ("log_prob.power=nan", "out of range"),
+            ("log_prob.first=0", "must be finite and at least 1"),
+            ("log_prob.power=nan", "must be finite"),
         ],
     )
     def test_bad_names(self, name, message):

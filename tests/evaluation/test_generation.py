@@ -98,6 +98,10 @@ class TestQuestions:
         path = write(tmp_path / "n.jsonl", [{"question": "q", "answer": float("nan")}])
         with pytest.raises(ValueError, match='n.jsonl, line 1: "answer" is nan, which is no answer'):
             read_questions(path)
+        for labelled, nothing in ((True, ""), (False, ""), (False, [])):
+            path = write(tmp_path / "e.jsonl", [{"question": "q", "answer": nothing}])
+            with pytest.raises(ValueError, match="e.jsonl, line 1: the answer is empty"):
+                read_questions(path, labelled=labelled)
         with pytest.raises(FileNotFoundError, match="there is no such file"):
             read_questions(str(tmp_path / "none"), labelled=True)
 

@@ -59,9 +59,9 @@ class TestMixture:
         assert np.exp(density) == pytest.approx([0.5 * 0.5 + 0.25 * 0.8 + 0.25, 0.5 * 0.2 + 0.25 * 0.1])
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="must be above 0, and 1 among them"):
+        with pytest.raises(ValueError, match="must be at least 0.01, and 1 among them"):
             Mixture.of(16, [0.5])
-        with pytest.raises(ValueError, match="too few for the temperatures"):
+        with pytest.raises(ValueError, match="cannot serve the temperatures"):
             Mixture.of(3, [1.0, 0.7, 0.5])
 
 
@@ -237,6 +237,40 @@ def test_a_reward_that_needs_answers(tiny_policy_path):
 
 def first_word(completion: str, answer: list[str]) -> float:
     return float(completion.split()[:1] != [] and completion.split()[0] in answer)
+
+
+@pytest.mark.parametrize(
+    ("grade", "message"),
+    [
+        (lambda text, answer: None, "fails on the completion 'a' and the answer 'b': TypeError"),
+        (lambda text: 1.0, "fails on the completion 'a' and the answer 'b': TypeError"),
+        (lambda text, answer: float("nan"), "gives nan to 'a', but a grade is a number from 0, wrong, to 1, right"),
+        (lambda text, answer: 34, "gives 34.0 to 'a'"),
+    ],
+)
+def test_a_grader_that_gives_no_grade(grade, message):
+    with pytest.raises(ValueError, match=message):
+        Grader(grade).grade(["a"], "b")
+
+
+def test_a_grader_that_cannot_be_imported(tmp_path):
+    (tmp_path / "grader.py").write_text("def grade(:\n")
+    with pytest.raises(ValueError, match="grader.py cannot be imported: SyntaxError"):
+        Grader(f"{tmp_path / 'grader.py'}:grade")
+
+
+@pytest.mark.parametrize(
+    ("setting", "error"),
+    [
+        ({"betas": []}, ValueError),
+        ({"betas": [0.0]}, ValueError),
+        ({"betas": [1.0, float("nan")]}, ValueError),
+        ({"reward": "length"}, TypeError),
+    ],
+)
+def test_mistakes_are_found_before_a_model_is_loaded(setting, error, tmp_path):
+    with pytest.raises(error, match=f"`{next(iter(setting))}` is "):
+        endotrl.forecast(str(tmp_path / "no model"), ["a"], grader="text", **setting)
 
 
 def test_graders(tmp_path):

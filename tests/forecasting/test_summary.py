@@ -123,4 +123,4 @@ def test_right_answers_are_probable_but_not_most():
 
 def test_few_questions():
     result = from_records([second_best("0")], Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
-    assert result.verdict.startswith("With so few questions (1), what follows is of these alone. It would hurt")
+    assert result.verdict.startswith("With 1 question, what follows is of these alone. It would hurt")

@@ -51,6 +51,12 @@ def test_cases_are_of_their_own() -> None:
     assert len(set(keys)) == len(keys) == len({case["id"] for case in CASES})
 
 
+@pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
+def test_what_is_no_list_of_answers(answers: Any) -> None:
+    with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
+        is_right("4", answers)
+
+
 class TestNumbers:
     @pytest.mark.parametrize(
         ("text", "value"),

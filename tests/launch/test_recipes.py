@@ -216,10 +216,10 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
     # stands for anything.
     "grpo": [
         # Names
-        (["--reward_alfa", "2"], "There is no setting --reward_alfa (did you mean --reward_alpha?). `--help` lists"),
-        ({"reward_alfa": 2.0}, "no setting --reward_alfa (did you mean --reward_alpha?)"),
-        (["--max_step", "2"], "(did you mean --max_steps?)"),
-        (["--xyz123", "2"], "There is no setting --xyz123. `--help` lists all settings."),
+        (["--reward_alfa", "2"], "no setting reward_alfa (did you mean reward_alpha?). `--help` of"),
+        ({"reward_alfa": 2.0}, "no setting reward_alfa (did you mean reward_alpha?)"),
+        (["--max_step", "2"], "(did you mean max_steps?)"),
+        (["--xyz123", "2"], "There is no setting xyz123. `--help` of the recipe's script lists all"),
         (["--config"], "must come after it"),
         ("beta: [1\nb: }", "no YAML: while parsing a flow sequence…line 1"),
         ("- beta", "must contain a YAML mapping"),

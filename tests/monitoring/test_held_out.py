@@ -149,11 +149,18 @@ def test_error_of_grades() -> None:
         ({"questions": [{"question": "a"}]}, "must have a `prompt`"),
         ({"questions": [{"prompt": "a", "answer": "b"}, {"prompt": "a"}]}, "Row 1"),
         ({"questions": QUESTIONS, "every": 0}, "`every` is 0"),
+        ({"questions": QUESTIONS, "every": 2.5}, "`every` is 2.5, but it must be a whole number"),
     ],
 )
 def test_bad_settings(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         HeldOut(grader=Grader(), **arguments)
+
+
+@pytest.mark.parametrize("arguments", [("questions.jsonl", Grader()), (QUESTIONS, "accuracy")])
+def test_mixed_up_arguments(arguments: Any) -> None:
+    with pytest.raises(TypeError, match="`HeldOut` takes rows, such as a dataset, and a reward function"):
+        HeldOut(*arguments)
 
 
 def test_attach(tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

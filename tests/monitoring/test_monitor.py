@@ -358,6 +358,8 @@ def test_bad_settings() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             CollapseMonitor(**arguments)
+    with pytest.raises(TypeError, match="it must be `CollapseThresholds"):
+        CollapseMonitor(thresholds={"kl": 1.0})
     with pytest.raises(TypeError, match="`trainer` is a GRPOConfig, but it must be a trainer"):
         CollapseMonitor().attach(GRPOConfig(use_cpu=True, bf16=False))
 

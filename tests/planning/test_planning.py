@@ -368,7 +368,7 @@ class TestCommand:
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= 80
         printed = " ".join(shown.split())
-        assert "on each of 8 GPUs of 80 GiB" in printed
+        assert "; 8 GPUs of 80 GiB" in printed
         seconds, sequences = (float(n) for n in re.search(r"about ([\d.]+) s for (\d+) sequences", printed).groups())
         told = r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\."
         number, unit = re.search(told, printed).groups()

@@ -227,7 +227,7 @@ class TestHeatMaps:
         ]
         document = Document(heat_maps(rows))
         for shown in (
-            "line 1 · reward −2.500 = 2 tokens −2.500",
+            "line 1 · reward −2.500 · 2 tokens",
             "reward 9.000 = 1 token −1.000 + V of the prompt 10.000",
             "no reward · 1 token",
         ):

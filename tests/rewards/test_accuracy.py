@@ -33,3 +33,7 @@ def test_without_math_verify(monkeypatch):
     with pytest.raises(ImportError, match=r"math-verify.*pip install 'endotrl\[eval\]'"):
         AccuracyReward("gold", math=True)
     assert AccuracyReward("gold")(completions=[r"\boxed{\frac{1}{2}}"], gold=["0.5"]) == [1]
+
+
+def test_a_row_without_an_answer_has_no_accuracy():
+    assert AccuracyReward("gold")(completions=["a"] * 5, gold=[None, [], "", "a", ["b"]]) == [None] * 3 + [1, 0]

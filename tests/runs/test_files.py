@@ -91,6 +91,12 @@ def test_two_runs_in_one_output(tiny_model_path, tmp_path, capsys):
     assert not list(tmp_path.glob("*.lock"))
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder in which no file can be made")
+def test_a_folder_without_room_for_a_lock_is_no_other_run():
+    with pytest.raises(OSError, match="/proc/x cannot be written: No such file or directory"), only_run_on("/proc/x"):
+        pass
+
+
 def test_the_output_is_taken_before_the_checkpoint_is_read(tiny_model_path, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
 

@@ -53,11 +53,43 @@ class TestRank:
 
     @pytest.mark.parametrize(
         ("candidates", "message"),
-        [([["a"], ["b"]], "1 prompts and candidates for 2"), ([[]], "a list of whole responses")],
+        [
+            ([["a"], ["b"]], "`candidates` one entry per prompt: it has 2, for 1 prompt"),
+            ([[]], "a list of one or more whole responses"),
+        ],
     )
     def test_errors(self, candidates, message):
         with pytest.raises(ValueError, match=message):
             rank(by_length, ["p"], candidates)
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "message"),
+        [
+            (("p", [["a"]]), TypeError, "a list of prompts, and for each of them a list of candidates"),
+            ((["p"], ["ab"]), TypeError, "a list of prompts, and for each of them a list of candidates"),
+            (
+                (["p"], [["a", "b"]], [[[1], [2]]] * 2),
+                ValueError,
+                "`completion_ids` one entry per prompt: it has 2, for 1 prompt",
+            ),
+        ],
+    )
+    def test_mixed_up_arguments(self, arguments, error, message):
+        prompts, candidates, *ids = arguments
+        with pytest.raises(error, match=message):
+            rank(by_length, prompts, candidates, completion_ids=ids[0] if ids else None)
+
+    @pytest.mark.parametrize(
+        ("rewards", "message"),
+        [
+            ([1.0], "gave 1 rewards to 2"),
+            ([1.0, math.nan], "completion 1 is nan"),
+            (["1", 2.0], "completion 0 is '1'"),
+        ],
+    )
+    def test_a_reward_function_that_gives_no_numbers(self, rewards, message):
+        with pytest.raises(ValueError, match=message):
+            rank(lambda **_: rewards, ["p"], [["a", "b"]])
 
     def test_length_control_of_a_batch_is_refused(self, tiny_model_path):
         with pytest.raises(ValueError, match='`residual="residual"`'):
@@ -102,7 +134,7 @@ class TestPreferencePairs:
         pairs = preference_pairs(by_length, self.ROWS, num_pairs=5, margin=1.0)  # more than, not at least
         assert [(row["chosen"], row["rejected"]) for row in pairs] == [("aaaa", "a")]
         with pytest.raises(
-            ValueError, match="Of 3 prompts, none gives a row. Left out: 1 prompts with fewer .*; 2 prompts whose"
+            ValueError, match="Of 3 prompts, none gives a row. Left out: 1 prompt with fewer .*; 2 prompts whose"
         ):
             preference_pairs(by_length, self.ROWS, margin=3.0)
 

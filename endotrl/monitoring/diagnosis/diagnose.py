@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ...reporting import counted
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
 from .run_logs import Run, read_run, trend
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
@@ -90,6 +91,8 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
                 run.entries.append(entry)
             step = by_step.get(entry["step"], {})
             step.update({key: value for key, value in entry.items() if key not in step})
+    if not run.entries:
+        raise ValueError(f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log.")
     logged = {key for entry in run.entries for key in entry}
     for name in held_out or []:
         if f"rewards/{name}/mean" not in logged:
@@ -143,8 +146,9 @@ def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple
     z = 0.0 if change is None else change.z if upwards else -change.z
     if change is None or len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
         what = f"of `{key}`" if key else "with a reward or a loss"
+        entries = counted(len(values), "log entry")
         return "unclear", (
-            f"Too few points to tell: {len(values)} log entries {what}, and a trend takes {2 * ENOUGH}. Log more "
+            f"Too few points to tell: {entries} {what}, and a trend takes {2 * ENOUGH}. Log more "
             "often (`logging_steps=1`), or ask again later."
         )
     told = f"No fault found: {name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"

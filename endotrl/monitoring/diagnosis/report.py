@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from ... import __version__
-from ...reporting import curves, page, plain, sparkline, table, terminal_text
+from ...reporting import counted, curves, page, plain, sparkline, table, terminal_text
 from ..detector import ENTROPY_KEYS, REWARD_KEYS
 from .diagnose import Diagnosis
 from .run_logs import Run
@@ -35,15 +35,13 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
         sections.append(("Side by side", Markup("").join([*blocks, _comparison(diagnoses)])))
     for diagnosis in diagnoses:
         heading = f"{diagnosis.run.path}: " if several else ""
-        if several or not diagnosis.findings:
-            sections.append((f"{heading}verdict", diagnosis.verdict))
         for finding in diagnosis.findings:
             sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
-        sections.append((f"{heading}what was read", _source(diagnosis)))
+        sections.append((f"{heading}What was read", _source(diagnosis)))
     if not several:
         sections.append(("Curves", _comparison(diagnoses)))
     title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
-    lead = "" if several else diagnoses[0].verdict
+    lead = "" if several else Markup('<p class="verdict">{}</p>').format(_with_code(diagnoses[0].verdict))
     return page(title, sections, lead=lead, footer=f"endotrl {__version__}")
 
 
@@ -87,18 +85,26 @@ def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, 
 
 def _finding(run: Run, finding: Finding) -> Markup:
     return Markup("<p>{}</p>{}<p><b>Change:</b> {}</p><p class=meta>See {}</p>").format(
-        plain(finding.evidence),
+        _with_code(finding.evidence),
         curves(dict(list(curve_series(run, finding.curves).items())[:4])),
-        plain(finding.change),
+        _with_code(finding.change),
         plain(finding.reference),
     )
 
 
+def _with_code(text: str) -> Markup:
+    """Text whose words in backticks are code."""
+    parts = [
+        (Markup("<code>{}</code>") if i % 2 else Markup("{}")).format(p) for i, p in enumerate(plain(text).split("`"))
+    ]
+    return Markup("").join(parts)
+
+
 def _source(diagnosis: Diagnosis) -> str:
     run = diagnosis.run
-    text = f"Read: {len(run.steps)} log entries of {run.source}"
-    text += f", {len(run.completions)} files of completions" if run.completions else ""
-    text += f", {len(run.checkpoints)} checkpoints." if run.checkpoints else "."
+    text = f"Read: {counted(len(run.steps), 'log entry')} of {run.source}"
+    text += f", {counted(len(run.completions), 'file')} of completions" if run.completions else ""
+    text += f", {counted(len(run.checkpoints), 'checkpoint')}." if run.checkpoints else "."
     text += f" Held out: {', '.join(diagnosis.held_out)}." if diagnosis.held_out else ""
     if diagnosis.not_checked:
         text += f" Not checked, for it was not logged: {', '.join(diagnosis.not_checked)}."

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from ...reporting import counted
 from ...runs.checkpoints import checkpoints
 from .wandb_file import read_wandb_file
 
@@ -103,7 +104,8 @@ def read_run(path: str | Path) -> Run:
         raise FileNotFoundError(f"{path} does not exist. A run is {KINDS}.")
     run = _read_folder(path) if path.is_dir() else _read_file(path)
     if not run.entries and not run.completions:
-        raise ValueError(f"{run.source or path} has no log entry yet: nothing was logged, or another thing is in it.")
+        what = "nothing was logged yet, it is being written, or it is something else"
+        raise ValueError(f"{run.source or path} has no log entry: {what}. A run is {KINDS}.")
     run.path = path
     return run
 
@@ -139,13 +141,14 @@ def _read_folder(folder: Path) -> Run:
             logs.append(max(found, key=_modified))
         if len(found) > 1:
             notes.append(
-                f"{len(found) - 1} older {kind} runs are in the folder: the newest is read, give the path of another "
-                "to read that"
+                f"{counted(len(found) - 1, f'older {kind} run')} in the folder: the newest is read, give the path of "
+                "another to read that"
             )
     if not logs:
         lines = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
         logs = lines[:1]
-        notes += [f"{path.name} is in the folder, too, and was not read" for path in lines[1:]]
+        others = ", ".join(path.name for path in lines[1:4]) + (", ..." if len(lines) > 4 else "")
+        notes += [f"Not read, of the same folder: {others}"] if others else []
     runs, missing = [], []
     for path in logs:
         try:

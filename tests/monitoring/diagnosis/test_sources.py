@@ -170,7 +170,11 @@ def test_events(tmp_path: Path) -> None:
         (lambda path: path / "nowhere", FileNotFoundError, "does not exist. A run is a `trainer_state.json`"),
         (lambda path: path, ValueError, "No log is in"),
         (lambda path: (path / "a.txt").write_text("a") and path / "a.txt", ValueError, "of no kind that is known"),
-        (lambda path: write_state(path / "a.json", []), ValueError, "has no log entry yet"),
+        (
+            lambda path: write_state(path / "a.json", []),
+            ValueError,
+            "has no log entry: nothing was logged yet, it is being written, or",
+        ),
         (lambda path: (path / "a.json").write_text("[1]") and path / "a.json", ValueError, "holds no log"),
         (lambda path: (path / "a.wandb").write_text("x") and path / "a.wandb", ValueError, "is no W&B run"),
     ],
@@ -220,3 +224,12 @@ def test_what_is_no_table_of_completions(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="no column completion, prompt, step"):
         diagnose(tmp_path)
+    (tmp_path / "a.parquet").write_text("no table")
+    with pytest.raises(ValueError, match="a.parquet is no Parquet file, or is being written, and there is no other"):
+        diagnose(tmp_path)
+
+
+def test_files_that_are_not_read_are_few_words(tmp_path: Path) -> None:
+    for name in "abcdef":
+        (tmp_path / f"{name}.jsonl").write_text('{"step": 1, "reward": 1.0}\n')
+    assert diagnose(tmp_path).run.notes == ["Not read, of the same folder: b.jsonl, c.jsonl, d.jsonl, ..."]

@@ -35,7 +35,7 @@ print("done", flush=True)
 def test_child_without_its_launcher(number, name, launched, expected):
     env = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "TORCHELASTIC"))}
     env |= {
-        "MODULE": str(ROOT / "endotrl" / "launch" / "launcher.py"),
+        "MODULE": str(ROOT / "endotrl" / "runs" / "processes.py"),
         "SECONDS": "30" if expected != "done" else "1",
     }
     if launched:
