@@ -187,7 +187,9 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
         changes[smaller] = {"micro_batch": 1}
     if work.vllm_share and not work.vllm_sleeps:
         changes["--vllm_enable_sleep_mode true"] = {"vllm_sleeps": True}
-    everything = {" ".join(changes): {key: value for change in changes.values() for key, value in change.items()}}
+    everything: dict[str, dict[str, Any]] = {
+        " ".join(changes): {key: value for change in changes.values() for key, value in change.items()}
+    }
     tried = [
         (words, recipe.size, replace(work, **change)) for words, change in (changes | everything).items() if words
     ]
@@ -198,7 +200,7 @@ def advice(recipe: Recipe, hardware: Hardware) -> list[tuple[str, Engine, float]
         option = "--use_peft true --lora_target_modules all-linear"
         if work.sequences == 2:  # a reward model
             option += " --lora_task_type TOKEN_CLS"
-        for words, change in ({"": {}} | everything).items():
+        for words, change in [("", {}), *everything.items()]:
             changed = replace(work, frozen=recipe.frozen_with_adapter, **change)
             tried.append((f"{option} {words}".strip(), size, changed))
     found = []

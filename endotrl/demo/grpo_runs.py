@@ -33,7 +33,7 @@ def train_with_grpo(
     model: PreTrainedModel,
     processing_class: ProcessingClass,
     reward: Any,
-    accuracy: Callable[..., list[float]],
+    accuracy: Callable[..., Sequence[float | None]],
     dataset: Dataset,
     output_dir: Path,
     peft_config: Any = None,

@@ -4,7 +4,7 @@
 import gc
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ class Task:
     make_base: Callable[[Progress], PreTrainedModel]
     load: Callable[[], PreTrainedModel]  # the base model, to be trained
     controls: dict[str, Callable[[], Any]]  # rewards by name, to compare the model's own with
-    accuracy: Callable[..., list[float]]
+    accuracy: Callable[..., Sequence[float | None]]
     dataset: Callable[[], Dataset]
     settings: dict[str, Any]  # of GRPO
     limit: int  # tokens of a held-out answer

@@ -67,17 +67,17 @@ def unit_of(question: Question, sample: Sample, grader: Grader) -> Unit:
 def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> dict[str, Any]:
     texts = [sample.text for sample in drawn.samples]
     ids = [list(sample.token_ids) for sample in drawn.samples]
-    rewards = drawn.log_probs[1.0]
+    given = drawn.log_probs[1.0]
     if reward is not None:
         as_messages = not isinstance(question.prompt, str)
-        rewards = reward(
+        given = reward(
             prompts=[question.prompt] * len(texts),
             completions=[[{"role": "assistant", "content": text}] if as_messages else text for text in texts],
             completion_ids=ids,
             **({} if question.answer is None else {"answer": [question.answer] * len(texts)}),
         )
-    rewards = check_rewards(rewards, len(texts))
-    if None in rewards:
+    rewards = [value for value in check_rewards(given, len(texts)) if value is not None]
+    if len(rewards) < len(texts):
         what = f"A completion of {question.id} has no reward, but a forecast needs a number for each"
         raise ValueError(f'{what}: no `truncation="skip"`.')
     return {
@@ -87,7 +87,7 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
         "token_ids": ids,
         "finished": [sample.finished for sample in drawn.samples],
         "log_probs": {str(t): values for t, values in drawn.log_probs.items()},
-        "rewards": [float(value) for value in rewards],
+        "rewards": list(map(float, rewards)),
         "right": None if question.answer is None else grader.grade(texts, question.answer),
         "groups": grader.groups(texts),
     }

@@ -80,9 +80,11 @@ class HeldOut(TrainerCallback):
         name: str = "questions",
         seed: int = 0,
     ) -> None:
-        if isinstance(questions, str) or not callable(grader):
-            what = f"`questions` is {questions!r}" if isinstance(questions, str) else f"`grader` is {grader!r}"
-            raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
+        fits = {"questions": not isinstance(questions, str), "grader": callable(grader)}
+        for setting, value in {"questions": questions, "grader": grader}.items():
+            if not fits[setting]:
+                what = f"`{setting}` is {value!r}"
+                raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
         rows = [dict(row) for row in questions]
         if not rows:
             raise ValueError("There are no held-out questions: `questions` is empty.")
