@@ -168,7 +168,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("score", [digest, coarse])
-@pytest.mark.parametrize(("benchmark", "file", "made", "figures"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("benchmark", "file", "made", "figures"), CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_figures(benchmark, file, made, figures, score, tmp_path):
     path = real_or_made(tmp_path, file, made)
     items = items_of(benchmark, path)
