@@ -13,12 +13,11 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
   $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
   matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
-- **`scale_rewards="group"`** divides by the group's standard deviation $\sigma$, so that $\beta\sigma$ takes the place
-  of $\beta$. $\sigma$ is that of the *trained* policy, and falls as it sharpens: the fixed point
-  $k\,\sigma(k) = c\alpha/\beta$ is followed from $k = 0$ on, as training does. Where $\beta$ is too small it has none,
-  and the policy runs to the most probable completion, until the group has no spread. A completion is part of its own
-  group: the standard deviation that a deviation $d$ meets is $\sqrt{\sigma^2 (G-2)/(G-1) + d^2/G}$.
-- **`scale_rewards="batch"`** is the same with one $\sigma$, that of the rewards of all prompts.
+- **`scale_rewards="group"`** divides by the standard deviation of the group, which the completion is part of: a
+  completion ends at the expected advantage $\mathbb{E}[(R - \bar R)/s]$ over groups of it and $G - 1$ others of the
+  *trained* policy in the place of $cR$. Few of a group are unlike, and $s$ is most often below the policy's standard
+  deviation: $\beta$ acts as less than $\beta$ times it. Groups are drawn among the samples, anew in each step.
+- **`scale_rewards="batch"`** divides by one standard deviation $\sigma$, that of all rewards of the *trained* policy.
 
 Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions
 more), and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
@@ -42,6 +41,7 @@ ScaleRewards = Literal["group", "batch", "none"]
 
 EPSILON = 1e-4  # TRL adds it to standard deviations
 STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
+GROUPS, GROUP_STEPS, FOLLOWING = 64, 200, 40  # groups of each prompt and step; later steps take the mean over steps
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,22 @@ class Samples:
             raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
         if not objective.has_groups:
             return self.normalized(self.base + self.rewards / beta)
-        share = 1.0 - 1.0 / objective.num_generations
+        size = objective.num_generations
+        share = 1.0 - 1.0 / size
         if objective.scale_rewards == "none":
             return self._tree.policy(self.base, share * self.rewards / beta)
+        grouped, generator = objective.scale_rewards == "group", np.random.default_rng(0)
         log_weights = self.base
-        for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
-            advantages = self._scaled_deviations(np.exp(log_weights), objective)
-            target = self._tree.policy(self.base, share * advantages / beta)
-            following = self.normalized(log_weights + STEP * (target - log_weights))
-            change = np.abs(np.exp(following) - np.exp(log_weights)).max()
+        for step in range(GROUP_STEPS if grouped else MAX_STEPS):  # natural gradient ascent, in the space of policies
+            weights, rate = np.exp(log_weights), STEP
+            if grouped:
+                advantages = self._group_advantages(weights, size, generator)
+                rate = min(STEP, 1 / max(1, step - FOLLOWING + 1 / STEP))
+            else:
+                advantages = share * self._batch_advantages(weights)
+            target = self._tree.policy(self.base, advantages / beta)
+            following = self.normalized(log_weights + rate * (target - log_weights))
+            change = np.abs(np.exp(following) - weights).max()
             log_weights = following
             if change < TOLERANCE:
                 break
@@ -130,14 +137,25 @@ class Samples:
         r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
-    def _scaled_deviations(self, weights: Array, objective: Objective) -> Array:
+    def _batch_advantages(self, weights: Array) -> Array:
+        """Rewards less their mean, over the standard deviation of those of all prompts."""
+        mean = (weights * self.rewards).sum() / self.num_prompts
+        std = np.sqrt((weights * (self.rewards - mean) ** 2).sum() / self.num_prompts)
+        return (self.rewards - self.mean(weights, self.rewards)[self.owner]) / (std + EPSILON)
+
+    def _group_advantages(self, weights: Array, size: int, generator: np.random.Generator) -> Array:
+        """Mean advantages in groups of a completion and others that are drawn by their weights."""
         deviations = self.rewards - self.mean(weights, self.rewards)[self.owner]
-        size = objective.num_generations
-        if objective.scale_rewards == "batch":
-            means = np.bincount(self.owner, weights * self.rewards).sum() / self.num_prompts
-            return deviations / (np.sqrt((weights * (self.rewards - means) ** 2).sum() / self.num_prompts) + EPSILON)
-        variances = self.mean(weights, deviations**2)[self.owner]
-        return deviations / (np.sqrt(variances * (size - 2) / (size - 1) + deviations**2 / size) + EPSILON)
+        ranks = generator.permuted(np.tile(np.arange(GROUPS), (self.num_prompts, size - 1, 1)), axis=-1)
+        quantiles = (ranks + generator.random(ranks.shape)) / GROUPS  # stratified
+        ends = np.cumsum(np.bincount(self.owner, minlength=self.num_prompts))
+        drawn = np.searchsorted(np.cumsum(weights), quantiles + np.arange(self.num_prompts)[:, None, None])
+        others = deviations[np.minimum(drawn, ends[:, None, None] - 1)]
+        own = deviations[:, None]
+        means = (others.sum(1)[self.owner] + own) / size
+        squares = (others**2).sum(1)[self.owner] + own**2
+        variances = np.maximum(squares - size * means**2, 0.0) / (size - 1)
+        return ((own - means) / (np.sqrt(variances) + EPSILON)).mean(1)
 
 
 class _Tree:
