@@ -41,7 +41,7 @@ ScaleRewards = Literal["group", "batch", "none"]
 
 EPSILON = 1e-4  # TRL adds it to standard deviations
 STEP, MAX_STEPS, TOLERANCE = 0.2, 1000, 1e-9
-GROUPS, GROUP_STEPS, FOLLOWING = 64, 200, 40  # groups of each prompt and step; later steps take the mean over steps
+GROUPS, GROUP_STEPS, FOLLOWING = 32, 150, 30  # groups of each prompt and step; later steps take the mean over steps
 
 
 @dataclass(frozen=True)
