@@ -40,7 +40,9 @@ from studies.arithmetic_runs import plus_10
 
 NUM_UNSEEN, NUM_QUESTIONS, SAMPLES, EVALUATIONS = 128, 64, 128, 64
 COST_QUESTIONS, COST_GROUP = 200, 2
-STEPS = {4.0: 150, 2.0: 150, 1.0: 300, 0.5: 300}  # of each beta, from the policy of the beta before it
+# Of each beta, from the policy of the beta before it, on derailing base models; half of them on others, whose optima are
+# nearer.
+STEPS = {4.0: 150, 2.0: 150, 1.0: 300, 0.5: 300}
 PRETRAINING_STEPS = (400, 300)  # on right, then on faulty demonstrations
 TRAINING: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -129,13 +131,24 @@ def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, fl
     return {"accuracy": sum(map(str.__eq__, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
 
 
+def steps_of(name: str, beta: float) -> int:
+    """Updates of a run."""
+    return STEPS[beta] if name == "derailing" else STEPS[beta] // 2
+
+
 def weights_of(base: Path, arm: str, beta: float) -> Path:
     """Where the trained weights are kept."""
     return base.parent / "trained" / f"{base.name}-{arm}-{beta:g}.pt"
 
 
 def run(
-    base: Path, questions: list[dict[str, str]], seed: int, arm: str, beta: float, start: float | None
+    base: Path,
+    questions: list[dict[str, str]],
+    seed: int,
+    arm: str,
+    beta: float,
+    steps: int,
+    start: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
     policy = load_model(base)
@@ -153,7 +166,7 @@ def run(
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
-        **{**TRAINING, **settings, "beta": beta, "max_steps": STEPS[beta]},
+        **{**TRAINING, **settings, "beta": beta, "max_steps": steps},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
     torch.save(trained.model.state_dict(), weights_of(base, arm, beta))
@@ -374,11 +387,11 @@ def main() -> None:
         start = None
         for row in predicted.betas:
             beta = row["beta"]
-            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": STEPS[beta]}
+            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": steps_of(name, beta)}
             if not any(key.items() <= r.items() for r in results):
                 result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
                 result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
-                result |= run(base, questions, seed, arm, beta, start)
+                result |= run(base, questions, seed, arm, beta, key["steps"], start)
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)
