@@ -40,7 +40,9 @@ from studies.arithmetic_runs import plus_10
 
 NUM_UNSEEN, NUM_QUESTIONS, SAMPLES, EVALUATIONS = 128, 64, 128, 64
 COST_QUESTIONS, COST_GROUP = 200, 2
-STEPS = {4.0: 150, 2.0: 100, 1.0: 150, 0.5: 150}  # of each beta, from the policy of the beta before it
+# Of each beta, from the policy of the beta before it, on derailing base models; half of them on others, whose optima are
+# nearer.
+STEPS = {4.0: 150, 2.0: 150, 1.0: 300, 0.5: 300}
 PRETRAINING_STEPS = (400, 300)  # on right, then on faulty demonstrations
 TRAINING: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -70,7 +72,7 @@ path for good (7.5 nats). To begin nearer, at the policy of the beta before, is 
 base model of seed 0, by RLOO at beta 4, 2 and 1, it ends 0.03, 0.06 and 0.13 nats short, not 0.06, 0.08 and 0.18.
 
 Not run yet: most runs of that schedule (the table has those there are), seed 2, `scale_rewards="group"`, and facts."""
-KEYS = ("base", "seed", "arm", "beta", "schedule", "steps", "forecast", "sampled", "trained", "history")
+KEYS = ("base", "seed", "arm", "beta", "steps", "forecast", "sampled", "trained", "history")
 
 
 def reversed_demonstration(question: arithmetic.Question, generator: random.Random) -> str:
@@ -129,13 +131,24 @@ def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, fl
     return {"accuracy": sum(map(str.__eq__, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
 
 
+def steps_of(name: str, beta: float) -> int:
+    """Updates of a run."""
+    return STEPS[beta] if name == "derailing" else STEPS[beta] // 2
+
+
 def weights_of(base: Path, arm: str, beta: float) -> Path:
     """Where the trained weights are kept."""
     return base.parent / "trained" / f"{base.name}-{arm}-{beta:g}.pt"
 
 
 def run(
-    base: Path, questions: list[dict[str, str]], seed: int, arm: str, beta: float, start: float | None
+    base: Path,
+    questions: list[dict[str, str]],
+    seed: int,
+    arm: str,
+    beta: float,
+    steps: int,
+    start: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
     policy = load_model(base)
@@ -153,7 +166,7 @@ def run(
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
-        **{**TRAINING, **settings, "beta": beta, "max_steps": STEPS[beta]},
+        **{**TRAINING, **settings, "beta": beta, "max_steps": steps},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
     torch.save(trained.model.state_dict(), weights_of(base, arm, beta))
@@ -216,7 +229,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The table of all runs."""
     rows = []
     order = [(base, arm) for base in sorted(BASES) for arm in ARMS]
-    for r in sorted(results, key=lambda r: (order.index((r["base"], r["arm"])), -r["beta"], r["seed"], r["schedule"])):
+    for r in sorted(results, key=lambda r: (order.index((r["base"], r["arm"])), -r["beta"], r["seed"])):
         expected, trained = r["forecast"], r["trained"]
         low, high = expected["accuracy_interval"]
         row = {"base": f"{r['base']} {r['seed']}", "trainer": ARMS[r["arm"]][0], "beta": f"{r['beta']:g}"}
@@ -224,7 +237,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
         row |= {"95%": f"{low:.1%} to {high:.1%}", "trained": f"{trained['accuracy']:.1%}"}
         row |= {"difference": f"{difference(r):+.1f}", "effective samples": f"{expected['ess']:.0f}"}
         row |= {
-            "schedule, steps": f"{r['schedule']}, {r['steps']}",
+            "steps": f"{r['steps']}",
             "gain of the last quarter": f"{last_gain(r):+.2f}",
         }
         row |= {"KL: forecast, trained": f"{expected['kl']:.2f}, {trained['kl']:.2f}"}
@@ -235,11 +248,11 @@ def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each trainer on each base: how far forecast and truth are apart."""
     rows = []
-    for name, arm, schedule in itertools.product(BASES, ARMS, ("path", "short")):
-        some = [r for r in results if (r["base"], r["arm"], r["schedule"]) == (name, arm, schedule)]
+    for name, arm in itertools.product(BASES, ARMS):
+        some = [r for r in results if (r["base"], r["arm"]) == (name, arm)]
         if some:
             gaps, short = ([f(r) for r in some] for f in (lambda r: abs(difference(r)), short_of_optimum))
-            row = {"base": name, "trainer": ARMS[arm][0], "schedule": schedule, "within 3 points": within(some)}
+            row = {"base": name, "trainer": ARMS[arm][0], "within 3 points": within(some)}
             row |= {"mean difference": f"{sum(gaps) / len(gaps):.1f}", "largest": f"{max(gaps):.1f}"}
             mean = f"{sum(short) / len(short):.2f}, {max(short):.2f}" if arm == "rloo" else ""
             rows.append(row | {"short of the optimum: mean, largest": mean})
@@ -299,9 +312,8 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         f"Forecast: {NUM_QUESTIONS} questions that no demonstration had, {SAMPLES} samples each, before a step is "
         f"trained. Training: TRL as it is, on the same questions, {TRAINING['per_device_train_batch_size']} answers "
         f"a step in groups of {TRAINING['num_generations']}, reward `EndogenousReward`. The learning rate falls from "
-        f"{TRAINING['learning_rate']:g} to 0. Schedule *path*: the largest beta starts from the base model, every other "
-        "from the policy of the beta before it, as the optimum does not depend on where a run begins. Schedule "
-        "*short*, made before: all start from the base model, with 80, 100, 150 and 150 steps. "
+        f"{TRAINING['learning_rate']:g} to 0. The largest beta starts from the base model, every other from the policy "
+        "of the beta before it: the optimum does not depend on where a run begins. "
         f"Trained: {EVALUATIONS} sampled answers to each question.",
         "",
         "Verdicts on the base models of the first seed, for RLOO:",
@@ -375,11 +387,11 @@ def main() -> None:
         start = None
         for row in predicted.betas:
             beta = row["beta"]
-            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "schedule": "path"}
+            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": steps_of(name, beta)}
             if not any(key.items() <= r.items() for r in results):
-                result = {**key, "steps": STEPS[beta], "forecast": row, "sampled": predicted.alternatives["sampled"]}
+                result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
                 result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
-                result |= run(base, questions, seed, arm, beta, start)
+                result |= run(base, questions, seed, arm, beta, key["steps"], start)
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)

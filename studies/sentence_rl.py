@@ -28,6 +28,7 @@ trained on that model by DenseGRPOTrainer on the rewards of the sentences, and b
 """
 
 import argparse
+import itertools
 import random
 import statistics
 import tempfile
@@ -232,6 +233,7 @@ CREDIT: dict[str, dict[str, Any]] = {
 }
 SEEDS, STEPS = 3, 32
 LEARNING_RATES, TRIAL_SEED = (1e-4, 3e-4), 100
+AT_ALL_RATES = ("sentences", "response", "true-sentences", "true-score")
 KL = 0.05
 GENERATIONS = 4  # responses to a prompt
 SENTENCES = (4, 6)  # of an answer
@@ -414,9 +416,12 @@ class FactsRuns:
         """Chooses the learning rate, and runs the cells that are missing."""
         for rate in LEARNING_RATES:
             self._keep("trial", "response", TRIAL_SEED, rate)
-        jobs = [(seed, arm) for seed in range(seeds) for arm in arms]
-        for seed, arm in tqdm(jobs, desc="Policies", unit=" runs"):
-            self._keep("cells", arm, seed, self.learning_rate)
+        best_rate = self.learning_rate
+        jobs = [(seed, arm, best_rate) for seed in range(seeds) for arm in arms]
+        others = [rate for rate in LEARNING_RATES if rate != best_rate]
+        jobs += itertools.product(range(seeds), [arm for arm in arms if arm in AT_ALL_RATES], others)
+        for seed, arm, rate in tqdm(jobs, desc="Policies", unit=" runs"):
+            self._keep("cells", arm, seed, rate)
 
     @property
     def learning_rate(self) -> float:
@@ -520,25 +525,29 @@ def samples_to(curve: Sequence[float], target: float) -> int | None:
     return BATCH * (reached[0] + 1) if reached else None
 
 
-def curves(figures: dict[str, Any]) -> dict[str, dict[int, list[float]]]:
+def curves(cells: Sequence[dict[str, Any]]) -> dict[str, dict[int, list[float]]]:
     """Shares of right sentences by arm and seed."""
     found: dict[str, dict[int, list[float]]] = {arm: {} for arm in ARMS}
-    for cell in sorted(figures["cells"], key=lambda cell: cell["seed"]):
+    for cell in sorted(cells, key=lambda cell: cell["seed"]):
         found[cell["arm"]][cell["seed"]] = cell["right"]
     return {arm: runs for arm, runs in found.items() if runs}
 
 
-def summarize(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each arm: shares before and after, and samples to what it and its rival both reach, with the rival's."""
+def summarize(figures: dict[str, Any], rate: float) -> dict[str, dict[str, Any]]:
+    """
+    Of each arm at a learning rate: shares before and after, and samples to what it and its rival both reach, with the
+    rival's.
+    """
     summary: dict[str, dict[str, Any]] = {}
-    found = curves(figures)
+    cells = [cell for cell in figures["cells"] if cell["learning_rate"] == rate]
+    found = curves(cells)
     for arm, runs in found.items():
         summary[arm] = {
             "seeds": len(runs),
             "before": statistics.mean(curve[0] for curve in runs.values()),
             "best": [best(curve) for curve in runs.values()],
             "after": [statistics.mean(curve[-WINDOW:]) for curve in runs.values()],
-            "sentences": [c["sentences"][-1] for c in figures["cells"] if c["arm"] == arm],
+            "sentences": [c["sentences"][-1] for c in cells if c["arm"] == arm],
         }
         rivals = found.get(PAIRED.get(arm, ""), {})
         seeds = [seed for seed in runs if seed in rivals]
@@ -600,8 +609,9 @@ def verdict(summary: dict[str, dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def page(figures: dict[str, Any], summary: dict[str, dict[str, Any]], rate: float) -> str:
+def page(figures: dict[str, Any], summaries: dict[float, dict[str, dict[str, Any]]], rate: float) -> str:
     """The results as a document."""
+    summary = summaries[rate]
     signal = [
         [ARMS[arm], spread(values, lambda value: f"{value:.2f}")] for arm, values in figures.get("signal", {}).items()
     ]
@@ -609,7 +619,11 @@ def page(figures: dict[str, Any], summary: dict[str, dict[str, Any]], rate: floa
         [f"{cell['learning_rate']:g}", percent(best(cell["right"])), percent(statistics.mean(cell["right"][-WINDOW:]))]
         for cell in figures["trial"]
     ]
-    unwhitened = " before states were whitened" if any("unwhitened" in cell for cell in figures["cells"]) else ""
+    others = "".join(
+        f"At a learning rate of {other:g}:\n\n{markdown_table(HEADERS, table_rows(found))}\n\n"
+        for other, found in summaries.items()
+        if other != rate and found
+    )
     return f"""# Does RL gain from rewards of sentences?
 
 {verdict(summary)}
@@ -622,7 +636,7 @@ Samples are responses until the share of right sentences, the mean of {WINDOW} s
 rival both reach with all seeds. The rival is the arm with one score per response: {ARMS["response"]} for reward models, the number of
 right sentences for the truth. In brackets: least and most of the seeds, prompts of which are the same for both.
 
-## Why
+{others}## Why
 
 What the credit of a sentence says about it: its correlation with whether the sentence is right, both less their means
 over the {GENERATIONS} responses to a prompt, before RL. The reward models are those of the first seeds.
@@ -641,7 +655,7 @@ writes what the model prefers. The response-level arm collapsed at a learning ra
 The policy answers prompts about {SENTENCES[0]} to {SENTENCES[1]} of 154 facts, one sentence each. It is a transformer of 0.5M parameters whose
 words are those of the answers, and it has learned from answers of which half of the sentences are right (wrong ones have the
 answer to another question of their kind). No reward model was trained on these facts; the arms of reward models were found by
-looking at answers about them ([sentence.md](sentence.md)). The reward models are those of that page{unwhitened}, heads on the states of the frozen
+looking at answers about them ([sentence.md](sentence.md)). The reward models are those of that page, heads on the states of the frozen
 SmolLM2-135M-Instruct, trained for each seed on pairs of its own.
 
 All arms are `DenseGRPOTrainer` with {BATCH} responses a step, {GENERATIONS} to a prompt, {STEPS} steps, temperature 1, a KL penalty of {KL}, and the same prompts.
@@ -657,7 +671,7 @@ Not measured here: policies that know more than these facts, sentences that depe
 """
 
 
-def plot(figures: dict[str, Any], path: Path) -> None:
+def plot(figures: dict[str, Any], rate: float, path: Path) -> None:
     """Shares of right sentences over samples: means and bands of the seeds."""
     import matplotlib
 
@@ -665,7 +679,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
-    for arm, runs in curves(figures).items():
+    for arm, runs in curves([cell for cell in figures["cells"] if cell["learning_rate"] == rate]).items():
         panel = panels[int(arm.startswith("true"))]
         smoothed = torch.tensor([smooth(curve) for curve in runs.values()])
         samples = BATCH * torch.arange(1, smoothed.shape[1] + 1)
@@ -706,9 +720,10 @@ def main() -> None:
     runs.run_all(args.arms, args.seeds)
     if "signal" not in runs.figures:
         runs.measure_signal(args.seeds)
-    summary = summarize(runs.figures)
-    (output / "sentence-rl.md").write_text(page(runs.figures, summary, runs.learning_rate), encoding="utf-8")
-    plot(runs.figures, output / "sentence-rl.png")
+    summaries = {rate: summarize(runs.figures, rate) for rate in LEARNING_RATES}
+    summary = summaries[runs.learning_rate]
+    (output / "sentence-rl.md").write_text(page(runs.figures, summaries, runs.learning_rate), encoding="utf-8")
+    plot(runs.figures, runs.learning_rate, output / "sentence-rl.png")
     console = Console()
     console.print(verdict(summary))
     console.print(terminal_table(HEADERS, table_rows(summary), "Right sentences"))
