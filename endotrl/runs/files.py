@@ -25,7 +25,7 @@ def lock(path: Path, message: str) -> BaseFileLock:
     """
     held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        path.touch()  # raises where there can be no file, which `FileLock` takes for a lock of another
+        path.open("ab").close()  # raises where there can be no file, which `FileLock` takes for a lock of another
         held.acquire()
     except Timeout as error:
         raise ValueError(message) from error

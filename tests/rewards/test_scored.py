@@ -62,7 +62,7 @@ def test_styles_stay_in_their_cell(reward):
 
 def test_a_completion_by_itself(reward):
     (stats,) = reward.score(PROMPTS[:1], ANSWERS[:1])
-    assert f"log-probability −{-reward.rule.outcome(stats):.3f} = {len(stats.tokens)} tokens" in stats._repr_html_()
+    assert f"log-probability −{-reward.rule.outcome(stats):.3f} · {len(stats.tokens)} tokens" in stats._repr_html_()
     assert stats._repr_html_().count('class="t ') == len(stats.tokens)
     ids, values = torch.tensor([1, 2]), torch.zeros(3)
     bare = TokenStats(ids, ids, values[:2], values, None, finished=True, alpha=1.0, num_completion_tokens=2)

@@ -80,7 +80,7 @@ class TestParseRow:
         ("line", "reason"),
         [
             (b'{"prompt": "a", "completion": ', "Not valid JSON: Expecting value"),
-            (b"\xff\xfe", "Not valid JSON: 'utf-8' codec can't decode byte 0xff"),
+            (b"\xff\xfe", "Not UTF-8 text: 'utf-8' codec can't decode byte 0xff"),
             (b'{"prompt": "a", "completion": "b", "x": NaN}', "A number is NaN"),
             (b'{"prompt": "a", "completion": "b", "x": 1e999}', "A number is NaN, infinite or too large for a float"),
             (b"[" * 100_000, "nested too deeply"),
@@ -495,7 +495,7 @@ class TestPaths:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
         try:
             with pytest.raises(
-                OSError, match=r"out\.jsonl cannot be written: File too large\. The (\d+) rows before are"
+                OSError, match=r"out\.jsonl cannot be written: File too large\. Saved before: (\d+) rows"
             ):
                 score_file(reward, source, output, SETTINGS, block_size=4)
         finally:

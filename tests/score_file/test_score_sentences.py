@@ -59,8 +59,8 @@ def test_sentences_in_the_output_and_on_the_page(score: Any, sentence_model_path
     contribution, reward, weight = expected.contributions[0], expected.sentence_rewards[1], expected.weights[1]
     numbers = f"contribution {contribution:+.4f} · reward {reward:.4f} · weight {weight:.4f}".replace("-", "−")
     assert numbers in page
-    shown = f"score {expected.score:.3f} = 2 sentences {expected.score:.3f}<".replace("-", "−")
-    assert shown in page and "= 1 sentence " in page
+    shown = f"score {expected.score:.3f} · 2 sentences<".replace("-", "−")
+    assert shown in page and " · 1 sentence<" in page
 
 
 def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:
