@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of settings that several objects have, rewards of any function, and names that may be meant."""
+"""Ranges of settings that several objects have, rewards of any function, names that may be meant, and of objects."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
+
+
+def lasting_repr(value: object) -> str:
+    """`repr`, as another process has it, too: without addresses, which functions and images tell."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

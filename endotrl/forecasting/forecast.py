@@ -2,7 +2,6 @@
 """Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import lasting_repr
 from ..evaluation.engine import Engine
 from ..evaluation.generation import loaded_placement
 from ..evaluation.intervals import Unit
@@ -194,7 +194,7 @@ def forecast(
 
 def _name(value: Any) -> str | None:
     """By which a function or an object is known again in another process, with its settings if it tells them."""
-    return value if isinstance(value, str | None) else re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+    return value if isinstance(value, str | None) else lasting_repr(value)
 
 
 def from_records(

@@ -4,7 +4,6 @@
 import hashlib
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
 
-from ..checks import check_rewards
+from ..checks import check_rewards, lasting_repr
 from .batch_statistics import mean_and_error
 from .detector import ASKED_CHANGE, HELD_OUT, error_key
 
@@ -80,10 +79,12 @@ class HeldOut(TrainerCallback):
         name: str = "questions",
         seed: int = 0,
     ) -> None:
-        fits = {"questions": not isinstance(questions, str), "grader": callable(grader)}
-        for setting, value in {"questions": questions, "grader": grader}.items():
-            if not fits[setting]:
-                what = f"`{setting}` is {value!r}"
+        for setting, given, fits in (
+            ("questions", questions, not isinstance(questions, str)),
+            ("grader", grader, callable(grader)),
+        ):
+            if not fits:
+                what = f"`{setting}` is {given!r}"
                 raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
         rows = [dict(row) for row in questions]
         if not rows:
@@ -100,8 +101,8 @@ class HeldOut(TrainerCallback):
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
         self.history: dict[int, float] = {}
-        # Grades of other questions are not compared with. (Of an image, `repr` tells where it is in memory.)
-        known = re.sub(" at 0x[0-9a-fA-F]+", "", repr(rows)).encode()
+        # Grades of other questions are not compared with.
+        known = lasting_repr(rows).encode()
         self._memory = f"{MEMORY}{name}/{hashlib.sha256(known).hexdigest()[:16]}"
         self._trainer: Any = None
         self._first: Tensor | None = None  # grades of the first asking, per question
