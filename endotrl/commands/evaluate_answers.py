@@ -19,6 +19,7 @@ from ..evaluation.generation import (
     majority_scores,
     pass_at_k,
     prompt_rows,
+    seed_of,
 )
 from ..evaluation.intervals import Unit
 from ..evaluation.items import Item
@@ -85,8 +86,7 @@ class AnswerRun:
 
     def _answer(self, generator: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
         # What a block draws depends on its seed and its first question, not on what was done before it.
-        seed = 0 if name == GREEDY else int(name) * 2**32 + int(block[0].key[:8], 16)
-        samples = generator([self.prompt(q) for q in block], count, seed % 2**63)
+        samples = generator([self.prompt(q) for q in block], count, seed_of(name, block[0].key))
         return [_record(q, name, row) for q, row in zip(block, samples, strict=True)]
 
     def finish(

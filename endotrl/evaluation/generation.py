@@ -49,6 +49,11 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
+def seed_of(*parts: Any) -> int:
+    """A seed for what `parts` say. Of larger ones, torch's generator on a CPU reads the lowest 32 bits alone."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4])
+
+
 class Sampler:
     """
     Generates with transformers, prompts padded on the left; or with `vllm` ([`vllm_engine`]; `make test-vllm` runs it
@@ -82,7 +87,7 @@ class Sampler:
         results: list[list[Sample]] = []
         for start in range(0, len(rows), per_batch):
             batch = rows[start : start + per_batch]
-            torch.manual_seed(int.from_bytes(hashlib.sha256(f"{seed} {start}".encode()).digest()[:7]))
+            torch.manual_seed(seed_of(seed, start))
             results += self._generate(batch, num_samples)
         return results
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..checks import check_rewards
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Sample, prompt_rows
+from ..evaluation.generation import Sample, prompt_rows, seed_of
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
 from ..evaluation.run_folder import RunFolder, in_blocks
@@ -40,9 +40,8 @@ def collect(
     records = {} if folder is None else _saved(folder)
 
     def answer(block: list[Question]) -> list[dict[str, Any]]:
-        # What a block draws depends on its seed and its first question, not on what was done before it.
-        block_seed = (seed * 2**32 + int(block[0].key[:8], 16)) % 2**63
-        drawn = draw([q.prompt for q in block], mixture.temperatures, block_seed)
+        # What a block draws depends on the seed and its first question, not on what was done before it.
+        drawn = draw([q.prompt for q in block], mixture.temperatures, seed_of(seed, block[0].key))
         return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
 
     todo = list({q.key: q for q in questions if q.key not in records}.values())

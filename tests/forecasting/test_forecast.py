@@ -184,6 +184,13 @@ class TestForecast:
         assert result.details["wrong_more_probable"] == 1.0
         assert "<table" in result._repr_html_()
 
+    def test_seeds(self, tiny_policy_path):
+        """Each seed has samples of its own, and the same ones again."""
+        kwargs = {"betas": [1.0], "samples": 8, "max_new_tokens": 6, "grader": "text", "progress": False}
+        rewards = [endotrl.forecast(tiny_policy_path, ["a b", "c d"], seed=s, **kwargs).betas[0] for s in (0, 1, 2, 0)]
+        assert rewards[0] == rewards[3]
+        assert len({row["reward"] for row in rewards}) == 3
+
     def test_no_labels(self, tiny_policy_path):
         result = endotrl.forecast(
             tiny_policy_path, ["a b", "c d"], betas=[1.0], samples=8, max_new_tokens=3, grader="text", progress=False
