@@ -99,6 +99,7 @@ class Size:
     num_facts: int = 60  # held-out ones
     pretraining: dict[str, Any] = field(default_factory=lambda: PRETRAINING)
     wrong: tuple[str, Callable[..., str]] = ONE_TOO_HIGH
+    widths: tuple[int, int] = (96, 256)  # of the transformer that adds: hidden, and within its MLPs
 
 
 SIZES = {
@@ -108,6 +109,7 @@ SIZES = {
         None,
         pretraining=QUICK_PRETRAINING,
         wrong=A_ZERO,
+        widths=(64, 192),
     ),
     "default": Size(ARITHMETIC, ("random", "length"), {**FACTS, "max_steps": 8, "gradient_accumulation_steps": 2}),
     "full": Size({**ARITHMETIC, "max_steps": 100}, ("random", "length"), FACTS, ("random",), num_facts=154),
@@ -224,7 +226,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     """A small transformer pretrained on demonstrations of addition that derail, against rewards that know nothing."""
     tokenizer = arithmetic.make_tokenizer()
     torch.manual_seed(seed)
-    model = arithmetic.make_model(tokenizer, hidden_size=96, intermediate_size=256)
+    model = arithmetic.make_model(tokenizer, *size.widths)
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
     beginning, wrong = size.wrong
     controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
