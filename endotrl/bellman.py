@@ -23,9 +23,12 @@ Aggregate = Literal["sum", "mean", "discounted"]
 
 
 def check_alpha(alpha: float) -> None:
-    """Raises `ValueError` if `alpha` is not a positive finite number."""
-    if not (isinstance(alpha, SupportsFloat) and 0.0 < alpha < float("inf")):  # tensors too; YAML reads `1e-1` as text
-        raise ValueError(f"`alpha` is {alpha!r}, but the temperature of the soft value must be positive and finite.")
+    """Raises `ValueError` if `alpha` is not a positive number with which float32 can compute soft values."""
+    if not (isinstance(alpha, SupportsFloat) and 1e-30 <= alpha <= 1e30):  # tensors too; YAML reads `1e-1` as text
+        raise ValueError(
+            f"`alpha` is {alpha!r}, but the temperature of the soft value must be positive and finite in float32: "
+            "1e-30 to 1e30."
+        )
 
 
 def check_discount(name: str, value: float) -> None:

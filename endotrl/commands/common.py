@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, NoReturn
 
 from ..checks import did_you_mean
-from ..reporting import say
+from ..reporting import counted, say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 from ..runs.processes import processes
 
@@ -22,6 +22,9 @@ NARROW = 512
 # EXIT_FOUND: rows that could not be scored, or what `diagnose --fail-on` is to find.
 EXIT_OK, EXIT_FOUND, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+
+# Of parsed arguments, those that are not typed as `--name`.
+NO_OPTIONS = {"command", "command_line", "run", "file", "benchmark", "runs", "recipe", "name", "project"}
 
 DATA_HELP = (
     "file (.json, .jsonl, both also .gz, .parquet), folder of such files, OWNER/NAME[/CONFIG][:SPLIT] on the Hugging "
@@ -99,6 +102,23 @@ def default_output(source: str, ending: str) -> str:
     """Where a command writes by default: into the current folder, as the input's may be shared, or not writable."""
     name = PurePath(source).name.removesuffix(".gz").replace(":", "-")
     return source if source == "-" else f"{PurePath(name).stem}{ending}"
+
+
+def counted_items(count: int, distinct: int) -> str:
+    """How many items there are, and how many of them differ: `3 items (2 distinct)`."""
+    return counted(count, "item") + (f" ({distinct:,} distinct)" if distinct < count else "")
+
+
+def as_options(message: object, args: argparse.Namespace) -> str:
+    """What the library says of its parameters, in the words of the command line: `--name value`, of its options."""
+
+    def option(match: re.Match[str]) -> str:
+        name, value = "tokenizer" if match[1] == "processing_class" else match[1], match[2]
+        if name not in args or name in NO_OPTIONS or value in ("False", "None"):
+            return match[0]
+        return " ".join([f"--{name.replace('_', '-')}", *([] if value in (None, "True") else [value.strip("\"'")])])
+
+    return re.sub(r"`(\w+)(?:=([^`\s]+))?`", option, str(message))
 
 
 def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:

@@ -44,7 +44,7 @@ from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
 from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
-from .common import choose_dtype, resolved_dtype
+from .common import choose_dtype, counted_items, resolved_dtype
 
 
 LOADING = ("dtype", "device", "trust_remote_code")
@@ -153,7 +153,8 @@ def publish(
     console = Console(highlight=False)
     console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
     headers, rows, left_out = terminal_rows(results, console.width)
-    title = f"{results['title']}, {counted(results['num_items'], 'item')}, {results['model']}"
+    items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
+    title = f"{results['title']}, {items}, {results['model']}"
     console.print(terminal_table(headers, rows, title))
     if "bias" in headers:
         console.print(LENGTH_NOTE.partition(" length-controlled")[0])

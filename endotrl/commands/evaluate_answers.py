@@ -105,6 +105,7 @@ class AnswerRun:
         used = [answer for (key, _), answer in answers.items() if key in keys]
         results = {
             **header(args, {**self.settings, "seeds": args.seeds}, used, len(questions)),
+            "num_distinct": len(keys),
             "benchmark": name,
             "title": title,
             "headline": headline,

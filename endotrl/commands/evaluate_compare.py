@@ -12,6 +12,7 @@ from rich.console import Console
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import Table, markdown_table, markdown_text
 from ..reporting import counted, number, terminal_table, terminal_text, working
+from .common import counted_items
 
 
 MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
@@ -21,13 +22,18 @@ def run(args: argparse.Namespace) -> None:
     """Reads runs and shows their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
         raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
+    files = [results_file(path).resolve() for path in args.runs]
+    if same := next((path for i, path in enumerate(args.runs) if files[i] in files[:i]), None):
+        raise ValueError(f"{same} is a run that is named twice. Name runs that differ.")
     with working("Intervals"):
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
     console = Console(highlight=False)
     console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
     letters = LETTERS[: len(runs)]
-    title = f"{found['benchmark']}: {', '.join(letters)} on {counted(found['num_units'], 'item')}"
+    # Of benchmarks, several items may make a cluster and still differ.
+    distinct = found["num_clusters"] if "num_distinct" in runs[0] else found["num_units"]
+    title = f"{found['benchmark']}: {', '.join(letters)} on {counted_items(found['num_units'], distinct)}"
     short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
     short = ([*short[0][2:], "metric, scorer"], [[*row[2:], f"{row[1]}, {row[0]}"] for row in short[1]])
     console.print(terminal_table(*short, title, fold=True))
@@ -70,9 +76,14 @@ def comparison_rows(found: Mapping[str, Any]) -> Table:
     return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 
 
+def results_file(path: str) -> Path:
+    """The `results.json` that is meant by a file or its folder."""
+    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+
+
 def read_results(path: str) -> dict[str, Any]:
     """Contents of a `results.json`, given as the file or its folder."""
-    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    file = results_file(path)
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         _ = results["units"], results["metrics"]

@@ -20,7 +20,17 @@ from typing import Any
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, quiet_libraries, say, working
 from ..runs.processes import leave
-from .common import COUNT, EXIT_FAILED, EXIT_FOUND, EXIT_INTERRUPTED, EXIT_OK, Parser, add_command, positive_number
+from .common import (
+    COUNT,
+    EXIT_FAILED,
+    EXIT_FOUND,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    Parser,
+    add_command,
+    as_options,
+    positive_number,
+)
 from .evaluate_options import add_eval, add_forecast
 from .rows_options import add_pairs, add_score
 
@@ -58,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             told = f"{error.filename} is a file, and no folder. Name another path."
         elif isinstance(error, OSError) and error.filename is not None:
             told = f"{error.filename} cannot be used: {error.strerror}. Name another path."
-        say(f"endotrl {args.command}: error: {told}")
+        say(f"endotrl {args.command}: error: {as_options(told, args)}")
         return EXIT_FAILED
     except RuntimeError as error:
         import torch

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..reporting import counted, number, say
 from ..rewards.settings import SETTINGS
@@ -20,7 +21,7 @@ from ..score_file.run import score_file
 from ..score_file.score_summary import heat_map_page, show_report
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
-from .common import EXIT_FOUND, EXIT_OK, choose_dtype, default_output, resolved_dtype, use_form
+from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, resolved_dtype, use_form
 
 
 # Settings that a sentence reward model has, too.
@@ -58,10 +59,12 @@ def run_score(args: argparse.Namespace) -> int:
             tokens=not args.no_tokens,
             num_examples=0 if args.html is None else args.html_rows,
             progress=not args.quiet and state.is_main_process,
-            on_error=errors_on_terminal("the output" if output == STREAM else f"{output}.errors.jsonl"),
+            on_error=errors_on_terminal(args, "the output" if output == STREAM else f"{output}.errors.jsonl"),
             held=True,
             residual=residual,
         )
+    if state.is_main_process and not report.tally.rows:  # of standard input, whose rows cannot be counted before
+        raise ValueError(f"The input has no rows. A row is a line such as {ROW_FORMAT}.")
     if state.is_main_process and args.html is not None:
         shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
         html = heat_map_page(
@@ -102,21 +105,21 @@ def run_pairs(args: argparse.Namespace) -> int:
         limit=args.limit,
         overwrite=args.overwrite,
         progress=not args.quiet,
-        on_error=errors_on_terminal(),
+        on_error=errors_on_terminal(args),
     )
     if state.is_main_process and not args.quiet:
         _show_pairs(counts, choice, output, residual, "" if by_sentence else " nats")
     return EXIT_FOUND if counts.bad else EXIT_OK
 
 
-def errors_on_terminal(where: str | None = None) -> Callable[[int, str], None]:
+def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Callable[[int, str], None]:
     """Says on the terminal which rows are bad: the first ones, and `where` all of them are named."""
     numbers = count(1)
 
     def on_error(line: int, error: str) -> None:
         shown = next(numbers)
         if shown <= SHOWN_ERRORS:
-            say(f"line {line}: {error}")
+            say(f"line {line}: {as_options(error, args)}")
         elif shown == SHOWN_ERRORS + 1:
             say("More rows are bad." if where is None else f"More rows are bad: {where} names them all.")
 

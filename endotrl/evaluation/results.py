@@ -196,8 +196,8 @@ def units_of(units: Sequence[Mapping[str, Any]], name: str) -> list[Unit]:
 def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     Paired differences of runs to the first one, as in `results.json`, on the units that all have: `num_units`,
-    `left_out`, `verdict` (a sentence), and `rows`: `{"scorer", "metric", "values", "differences"}`, with a difference
-    `{"value", "low", "high", "verdict"}` for each further run. Runs are called A, B, C, ...
+    `num_clusters`, `left_out`, `verdict` (a sentence), and `rows`: `{"scorer", "metric", "values", "differences"}`,
+    with a difference `{"value", "low", "high", "verdict"}` for each further run. Runs are called A, B, C, ...
     """
     first = runs[0]
     for run in runs[1:]:
@@ -234,6 +234,7 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "benchmark": first["benchmark"],
         "num_units": num_units,
+        "num_clusters": num_clusters,
         "left_out": sum(len(run["units"]) - num_units for run in runs),
         "verdict": _comparison_verdict(rows, first["main_metric"], num_clusters),
         "rows": rows,

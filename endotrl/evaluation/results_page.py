@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
-from ..reporting import HeatMapRow, figure, heat_maps, number, page, plain, settings_table, table
+from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, plain, settings_table, table
 from ..rewards.scored import columns_of, pictures_of
 from .benchmarks.dsp import DOMAINS, NONE
 from .benchmarks.rm_bench import STYLES
@@ -105,8 +105,9 @@ def _length(results: Mapping[str, Any]) -> Markup:
     keys = ["better_is_longer", "similar_length", "better_is_shorter", "length_controlled", "bias"]
     rows = [[name, *[split[key] for key in keys]] for name, split in _ordered(results, "length")]
     counts = next(iter(results["length"].values()))
+    longer = counted(counts["num_better_is_longer"], "pair")
     caption = (
-        f"Accuracy where the better response is longer ({counts['num_better_is_longer']} pairs), of similar length "
+        f"Accuracy where the better response is longer ({longer}), of similar length "
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
         "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each command says to mistakes, before it has written anything."""
 
+import io
 import json
 import shlex
 from pathlib import Path
@@ -53,16 +54,19 @@ MISTAKES = {
     "score rows.jsonl --model no/such-model": "The frozen model 'no/such-model' cannot be loaded",
     "score no.jsonl --model MODEL": "no.jsonl: there is no such file or folder",
     "score t.csv --model MODEL": "t.csv: .csv files are not read, but .json, .jsonl,",
-    f"{SCORE} --alpha 0": "`alpha` is 0.0, but the temperature",
+    "score - --model MODEL": "The input has no rows. A row is a line such as {",
+    f"{SCORE} --alpha 0": "--alpha is 0.0, but the temperature",
+    f"{SCORE} --alpha 1e308": "--alpha is 1e+308, but the temperature",
     f"{SCORE} --device cuda:99": "--device cuda:99 cannot be used",
     f"{SCORE} --device toaster": "--device toaster cannot be used",
+    f"{SCORE} --output /proc/x": "/proc/x cannot be written",
     f"{SCORE} --output no/out.jsonl": "The folder of the output, no, does not exist",
     f"{SCORE} --html no/page.html": "The folder of the page, no, does not exist",
     f"{SCORE} --html rows.jsonl": "is also the input or the output",
     f"{SCORE} --output rows.jsonl": "would be written over the input",
     "score rows.jsonl --model SENTENCES --token-reward log_prob": "--token-reward is a setting of the endogenous",
-    f"{PAIRS} --margin -1": "`margin` is -1.0",
-    f"{PAIRS} --fraction 0": "`fraction` is 0.0",
+    f"{PAIRS} --margin -1": "--margin is -1.0",
+    f"{PAIRS} --fraction 0": "--fraction is 0.0",
     f"{PAIRS} --form gain.sum": "--form gain.sum needs a second pass",
     f"{PAIRS} --form length": "There is no scorer 'length'",
     f"{PAIRS} --form bellman.sum --aggregate mean": "--form bellman.sum and --aggregate were given",
@@ -80,6 +84,7 @@ MISTAKES = {
         "the model's context has 256. Lower --max-new-tokens."
     ),
     "eval compare rows.jsonl none": "is no run of endotrl eval",
+    "eval compare a b ./a": "./a is a run that is named twice",
     "forecast --data nan.jsonl --model MODEL": 'nan.jsonl, line 1: "answer" is nan, which is no answer',
     f"{FORECAST} --temperatures 0.5": "1 among them",
     f"{FORECAST} --samples 2": "samples cannot serve the temperatures",
@@ -109,6 +114,7 @@ def test_one_message(words, reason, tiny_model_path, sentence_model_path, tmp_pa
     (tmp_path / "t.csv").write_text("prompt,completion\nHi,there\n")
     (tmp_path / "other.yaml").write_text("model_name_or_path: nowhere\noutput_dir: output\n")
     (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     try:
         code = main(shlex.split(words.replace("MODEL", tiny_model_path).replace("SENTENCES", sentence_model_path)))

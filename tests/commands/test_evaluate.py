@@ -325,6 +325,14 @@ class TestGeneration:
         assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 12
         assert "answers" in (tmp_path / "out" / "report.html").read_text()
 
+    def test_questions_asked_twice(self, evaluate, tmp_path, capsys):
+        path = write(tmp_path / "twice.jsonl", [{"question": q, "answer": "2"} for q in ("1+1?", "1+1?", "3-1?")])
+        for seed in "01":
+            evaluate("generation", path, "--max-new-tokens", "4", "--seeds", seed, output=seed)
+        assert main(["eval", "compare", "0", "1"]) == 0
+        out = capsys.readouterr().out
+        assert out.count("3 items (2 distinct)") == 3 and "Right answers to 3 questions (2 distinct)" in out
+
     def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
         # A grader that a random model can satisfy: an answer is right if it has an even number of characters.
         grader = lambda text, answers, math: len(text) % 2 == 0  # noqa: E731

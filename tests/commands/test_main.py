@@ -152,6 +152,10 @@ class TestScore:
         assert len((tmp_path / "in.scores.jsonl.errors.jsonl").read_text().splitlines()) == 2
         assert score() == 1  # resumed, nothing to do, and still not all well
 
+    def test_hints_name_options(self, score, tmp_path, capsys):
+        assert score(file=write(tmp_path / "long.jsonl", [{"prompt": "a b " * 200, "completion": "c"}])) == 1
+        assert "Shorten the prompt, or pass --overlong-prompt truncate_left to drop" in capsys.readouterr().err
+
     def test_many_bad_rows_do_not_flood_the_terminal(self, score, tmp_path, capsys):
         bad = tmp_path / "bad.jsonl"
         bad.write_text("{}\n" * 100)
