@@ -171,9 +171,9 @@ class TestExactGradient:
         rewards = endogenous_rewards(EndogenousReward(transformer, alpha=alpha), horizon=3)
         torch.testing.assert_close(rewards, alpha * log_probs, rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize("beta", [1.0, 0.3])
-    @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    @pytest.mark.parametrize("shift", [0.0, 3.0])
+    @pytest.mark.parametrize(
+        ("shift", "alpha", "beta"), [(0.0, 1.0, 1.0), (0.0, 1.0, 0.3), (0.0, 0.7, 1.0), (3.0, 0.7, 0.3)]
+    )
     def test_ascent_reaches_the_power_distribution(self, shift, alpha, beta, transformer, tmp_path):
         horizon = 3
         reference = log_probs_of(AutoModelForCausalLM.from_pretrained(transformer), horizon, temperature=alpha)
@@ -239,7 +239,10 @@ def train(
     alpha: float = 1.0,
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """A TRL trainer on the one prompt, as a user would run it: 256 completions a step."""
+    """
+    A TRL trainer on the one prompt, of 256 completions a step. There are few different ones: the reward of each is
+    calculated when it is first seen. (What the reward is with its batches: `tests/rewards/test_trl_integration.py`.)
+    """
     config_class = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig}[trainer_class]
     settings = {
         "per_device_train_batch_size": 256,
@@ -259,10 +262,17 @@ def train(
         temperature=alpha,  # the policy is softmax(f/alpha), as the reward takes it
         **{**settings, **kwargs},
     )
+    endogenous, known = EndogenousReward(model, alpha=alpha), {}
+
+    def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        new = {tuple(ids): i for i, ids in enumerate(completion_ids) if tuple(ids) not in known}
+        if new:
+            columns = ([column[i] for i in new.values()] for column in (prompts, completions, completion_ids))
+            known.update(zip(new, endogenous(*columns), strict=True))
+        return [known[tuple(ids)] for ids in completion_ids]
+
     dataset = Dataset.from_dict({"prompt": [PROMPT] * 256})
-    trainer = trainer_class(
-        model=model, reward_funcs=EndogenousReward(model, alpha=alpha), args=args, train_dataset=dataset
-    )
+    trainer = trainer_class(model=model, reward_funcs=reward, args=args, train_dataset=dataset)
     trainer.train()
     return trainer.model
 

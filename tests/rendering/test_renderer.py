@@ -37,6 +37,7 @@ NO_END_TEMPLATE = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
+NO_HEADER_TEMPLATE = "{% for m in messages %}{{ m['content'] + '<|im_end|>' }}{% endfor %}"
 # As Gemma 2's.
 NO_SYSTEM_TEMPLATE = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -267,6 +268,18 @@ CASES = {
     "base model, reasoning": Case(
         USER, "Hm.</think>Paris.", ("Hm.</think>Paris.", END), template=THINK_TEMPLATE, **BASE
     ),
+    # The end behind what the template adds to an answer; and what stands before an end that is no special token.
+    "an end behind a space": Case(
+        USER, "Paris.", ("Paris.", END), template=FILLED_TEMPLATE, warning="<think>", change=with_another_eos,
+        settings={"eos_token_ids": [EOS, START_ID]},
+    ),
+    "a word that is the end": Case(
+        USER, "Paris", ("Paris", START, "!"), template=NO_END_TEMPLATE.replace("'\n'", f"'{START}!'"),
+        settings={"eos_token_ids": [2]},  # of "!"
+    ),
+    "text before the end": Case(
+        USER, "Paris", ("Paris", START), template=NO_END_TEMPLATE.replace("'\n'", f"'{START} {END}'")
+    ),
     # What the policy generated is scored as it was generated.
     "ids, plain": Case("Capital?", "Paris.", ids=(*"Paris.", END)),
     "ids, message": Case(USER, PARIS, ids=(*"Paris.", END)),
@@ -311,6 +324,9 @@ CASES = {
     "foreign ids with unknown words": Case(USER, PARIS, ids=("Paris.", 5000), **FOREIGN),
     # Several turns: only the assistant is scored.
     "turns": Case(USER, TURNS, (*FIRST, TOOL, *LAST)),
+    "base model, a result that ends as a turn does": Case(
+        USER, TURNS, (*FIRST, Read(f"Paris 😀{END}"), *LAST), template=NO_HEADER_TEMPLATE, **BASE
+    ),
     "two calls": Case(USER, [*TURNS[:2], *TURNS], (*FIRST, TOOL, *FIRST, TOOL, *LAST)),
     "a result at the end": Case(USER, TURNS[:2], FIRST),
     "turns, ids": Case(USER, TURNS, ids=(*FIRST_SAMPLED, TOOL, *LAST_SAMPLED)),

@@ -24,7 +24,10 @@ def record(model, rows, left=5, **given):
         mask[k, start:end] = 1
     given = {key: torch.full_like(input_ids, value) for key, value in given.items()}
     model(input_ids=input_ids, attention_mask=mask, use_cache=False, **given)
-    found = [recorder.find((*row.prompt_ids, *row.completion_ids)) for row in rows]
+    ids = [(*row.prompt_ids, *row.completion_ids) for row in rows]
+    if given:  # as beside rows with images: what was given is compared with what is known of each row
+        recorder.expect((row_ids, None) for row_ids in ids)
+    found = [recorder.find(row_ids) for row_ids in ids]
     recorder.close()
     return found
 

@@ -4,6 +4,7 @@ The GPU benchmark as it runs on a GPU, in tiny sizes on the stand-in for one: `f
 of its own, because libraries remember that there is a GPU.
 """
 
+import gc
 import sys
 import tempfile
 import time
@@ -39,18 +40,23 @@ ANSWERS: dict[str, Any] = {
 
 
 def parts() -> dict[str, Any]:
-    """Those that have paths of their own on a GPU; workloads differ only in lengths."""
+    """Those that have paths of their own on a GPU: workloads differ in lengths, and tiny models of one shape in none."""
 
     def scoring(machine: gpu.Machine) -> dict[str, gpu.Cell]:
-        return dict(list(gpu.scoring(machine).items())[-2:])
+        return dict(list(gpu.scoring(machine).items())[-2:-1])
 
-    return {"exactness": gpu.exactness, "step": gpu.training_step, "scoring": scoring}
+    def step(machine: gpu.Machine) -> dict[str, gpu.Cell]:
+        return {k: v for k, v in gpu.training_step(machine).items() if not k.startswith("0.5B: shared with LoRA")}
+
+    return {"exactness": gpu.exactness, "step": step, "scoring": scoring}
 
 
 def main(file: str) -> None:
     quiet_libraries()
     results: dict[str, Any] = {"cells": {}, "failed": {}}
     with ExitStack() as stack:
+        # Often, and of many objects.
+        stack.enter_context(mock.patch.object(gc, "collect", lambda *args: 0))
         for name, value in ANSWERS.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, lambda *args, value=value, **kwargs: value))
         stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda *args, **kwargs: CUDA))
