@@ -26,7 +26,7 @@ more), and what an optimizer has not reached yet. A run that is stopped early is
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -108,25 +108,39 @@ class Samples:
         """
         if not 0.0 < beta < np.inf:
             raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
+        if self._is_too_much(objective):
+            return np.concatenate([part.policy(objective, beta) for part in self._parts()])
+        gains = self._gains(objective)
         if not objective.has_groups:
-            return self.normalized(self.base + self.rewards / beta)
-        share = 1.0 - 1.0 / objective.num_generations
+            return self.normalized(self.base + gains(np.exp(self.base)) / beta)
         if objective.scale_rewards == "none":
-            return self._tree.policy(self.base, share * self.rewards / beta)
-        advantages: Callable[[Array], Array] = self._scaled_by_batch
-        if objective.scale_rewards == "group":
-            if self.num_prompts > PROMPTS:
-                starts = range(0, self.num_prompts, PROMPTS)
-                return np.concatenate([self._part(start).policy(objective, beta) for start in starts])
-            advantages = self._scaled_by_group(objective.num_generations)
+            return self._tree.policy(self.base, gains(np.exp(self.base)) / beta)
         log_weights = self.base
         for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
             weights = np.exp(log_weights)
-            target = self._tree.policy(self.base, share * advantages(weights) / beta)
+            target = self._tree.policy(self.base, gains(weights) / beta)
             log_weights = self.normalized(log_weights + STEP * (target - log_weights))
             if np.abs(np.exp(log_weights) - weights).max() < TOLERANCE:
                 break
         return log_weights
+
+    def first_gains(self, objective: Objective) -> Array:
+        r"""
+        What each completion gains as training begins, of shape `(N,)`: the derivative in $1/\beta$, at 0, of the
+        expectation of any $a$ is its covariance with them under the frozen model.
+        """
+        if self._is_too_much(objective):
+            return np.concatenate([part.first_gains(objective) for part in self._parts()])
+        return self._gains(objective)(np.exp(self.base))
+
+    def covariance(self, weights: Array, first: Array, second: Array) -> Array:
+        r"""
+        Covariances within each prompt under weights that sum to 1 there, of shape `(P,)`, over $1 - \sum w^2$: of
+        equal weights, that makes it unbiased.
+        """
+        deviations = second - self.mean(weights, second)[self.owner]
+        spare = 1.0 - np.bincount(self.owner, weights**2, self.num_prompts)
+        return self.mean(weights, (first - self.mean(weights, first)[self.owner]) * deviations) / spare.clip(min=1e-9)
 
     def divergence(self, log_weights: Array) -> Array:
         r"""$\mathrm{KL}(\pi \| \hat\pi)$ of log-weights, of shape `(P,)`, in nats."""
@@ -136,10 +150,25 @@ class Samples:
         r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
-    def _part(self, start: int) -> "Samples":
-        token_ids, log_probs, log_proposals, rewards = self._rows
-        some = slice(start, start + PROMPTS)
-        return Samples(token_ids[some], log_probs[some], log_proposals[some], rewards[some])
+    def _is_too_much(self, objective: Objective) -> bool:
+        return objective.has_groups and objective.scale_rewards == "group" and self.num_prompts > PROMPTS
+
+    def _parts(self) -> Iterator["Samples"]:
+        for start in range(0, self.num_prompts, PROMPTS):
+            token_ids, log_probs, log_proposals, rewards = (rows[start : start + PROMPTS] for rows in self._rows)
+            yield Samples(token_ids, log_probs, log_proposals, rewards)
+
+    def _gains(self, objective: Objective) -> Callable[[Array], Array]:
+        """From the weights of a policy to expected advantages of completions, up to a constant of each prompt."""
+        if not objective.has_groups:
+            return lambda weights: self.rewards
+        share = 1.0 - 1.0 / objective.num_generations
+        if objective.scale_rewards == "none":
+            return lambda weights: share * self.rewards
+        scaled = self._scaled_by_batch
+        if objective.scale_rewards == "group":
+            scaled = self._scaled_by_group(objective.num_generations)
+        return lambda weights: share * scaled(weights)
 
     def _scaled_by_batch(self, weights: Array) -> Array:
         means = self.mean(weights, self.rewards)

@@ -67,6 +67,14 @@ class Mixture:
         greedy = np.where(is_greedy, math.log(self.counts[GREEDY] / total), -np.inf)
         return np.logaddexp.reduce([*terms, greedy])
 
+    def log_seen(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
+        """Log-probability that a completion is among the samples; arguments as of [`Mixture.log_density`]."""
+        copies = self.log_density(log_probs, is_greedy) + math.log(sum(self.counts.values()))  # expected number
+        drawn = [(n, np.exp(np.minimum(log_probs[t], -1e-15))) for t, n in self.counts.items() if t != GREEDY]
+        missed = sum(n * np.log1p(-p) for n, p in drawn)
+        some = np.log(-np.expm1(np.minimum(missed, -1e-300)))
+        return np.where(is_greedy, 0.0, np.where(copies < -30.0, copies, some))  # probabilities may underflow
+
 
 @dataclass(frozen=True)
 class Drawn:

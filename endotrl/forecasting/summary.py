@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From samples of the frozen model to what a run at each beta ends with, what costs no training, and a verdict."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from ..evaluation.generation import accuracy_of_choice, majority_scores
 from ..evaluation.intervals import Estimate, Unit, differences, estimates, resampling_weights
 from ..evaluation.results import plain_means
+from .answers import Answers
 from .policies import Array, Objective, Samples
 from .sampling import GREEDY, Mixture
 
@@ -35,10 +37,8 @@ class Summary:
         self.num_votes = self._temperatures.count(1.0)  # among which the majority and the best of n are taken
         log_probs = [{float(t): values for t, values in r["log_probs"].items()} for r in records]
         greedy = self._temperatures.index(GREEDY)
-        log_proposals = [
-            mixture.log_density(found, [ids == r["token_ids"][greedy] for ids in r["token_ids"]])
-            for r, found in zip(records, log_probs, strict=True)
-        ]
+        is_greedy = [[ids == r["token_ids"][greedy] for ids in r["token_ids"]] for r in records]
+        log_proposals = [mixture.log_density(*pair) for pair in zip(log_probs, is_greedy, strict=True)]
         self._samples = samples = Samples(
             [r["token_ids"] for r in records],
             [found[1.0] for found in log_probs],
@@ -48,12 +48,11 @@ class Summary:
         self._right = np.concatenate([r["right"] for r in records]) if self.has_labels else None
         self._lengths = np.array([len(ids) for r in records for ids in r["token_ids"]], float)
         self._truncated = np.array([not end for r in records for end in r["finished"]], float)
-        sizes = np.array([len(r["groups"]) for r in records])
-        offsets = np.concatenate([[0], sizes.cumsum()[:-1]])
-        # The answer that a sample gives, as the index of the first sample that gives it.
-        self._answers = np.concatenate([np.array(r["groups"]) + o for r, o in zip(records, offsets, strict=True)])
-        masses = np.bincount(self._answers, np.exp(samples.base), len(self._answers))
-        self._majority = np.array([o + masses[o : o + n].argmax() for o, n in zip(offsets, sizes, strict=True)])
+        self._answers = [
+            Answers(r["token_ids"], r["groups"], np.array(found[1.0]), mixture.log_seen(found, which))
+            for r, found, which in zip(records, log_probs, is_greedy, strict=True)
+        ]
+        self._agrees = np.concatenate([answers.agrees for answers in self._answers])
 
         policies = {beta: samples.policy(objective, beta) for beta in sorted(set(betas), reverse=True)}
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
@@ -76,16 +75,19 @@ class Summary:
         pair = self._units_of[over], self._units_of[name]
         return differences(*pair, plain_means, self._resampling)[metric]
 
-    def _units(self, log_weights: Array) -> list[Unit]:
+    def _units(self, log_weights: Array, log_densities: Array | None = None) -> list[Unit]:
+        """Metrics of a policy with these weights, and log-densities: by default those that the weights stand for."""
         weights, mean = np.exp(log_weights), self._samples.mean
-        shares = np.bincount(self._answers, weights, len(self._answers))
+        if log_densities is None:
+            log_densities = log_weights + self._samples.log_proposals + math.log(len(self._temperatures))
+        shape = len(self._records), -1  # all have as many samples
+        rows = zip(self._answers, weights.reshape(shape), log_densities.reshape(shape), strict=True)
+        size = self._objective.num_generations
         columns = {
             "length": mean(weights, self._lengths),
             "truncated": mean(weights, self._truncated),
-            "distinct": np.bincount(
-                self._samples.owner, 1.0 - (1.0 - shares.clip(0, 1)) ** self._objective.num_generations
-            ),
-            "agreement": shares[self._majority],
+            "distinct": np.array([answers.distinct(own, density, size) for answers, own, density in rows]),
+            "agreement": mean(weights, self._agrees),
             "reward": mean(weights, self._samples.rewards),
         }
         if np.isfinite(log_weights).all():
@@ -102,7 +104,8 @@ class Summary:
         at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in self._temperatures], len(self._records))
         votes = [i for i, t in enumerate(self._temperatures) if t == 1.0]
         return {
-            "sampled": self._units(self._samples.normalized(at_one)),  # without weights, and so without bias
+            # Without weights, and so without bias.
+            "sampled": self._units(self._samples.normalized(at_one), self._samples.log_probs),
             "greedy": self._chosen([self._temperatures.index(GREEDY)], lambda r: [0.0]),
             "temperature=0.5": self._units(half_temperature),
             "majority": self._chosen(votes, lambda r: majority_scores([r["groups"][i] for i in votes])),
@@ -137,17 +140,18 @@ class Summary:
 
     def _covariances(self) -> tuple[Estimate | None, float | None, int]:
         r"""
-        Slope of the accuracy in $1/\beta$ at 0, which is the covariance of right and reward under the frozen model;
-        and the fraction of the questions with right and wrong answers in which it is negative, and their number.
+        Slope of the accuracy in $1/\beta$ at 0, which is the covariance under the frozen model of right and what is
+        gained at first; and the fraction of the questions with right and wrong answers in which that of right and
+        reward is negative, and their number.
         """
         if self._right is None:
             return None, None, 0
         samples, weights = self._samples, np.exp(self._samples.base)
         right = samples.mean(weights, self._right)
-        deviations = samples.rewards - samples.mean(weights, samples.rewards)[samples.owner]
-        covariances = samples.mean(weights, (self._right - right[samples.owner]) * deviations)
         mixed = (right > 1e-9) & (right < 1 - 1e-9)
-        below = float((covariances[mixed] < 0).mean()) if mixed.any() else None
-        units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, covariances, strict=True)]
+        covariances = samples.covariance(weights, self._right, samples.rewards)[mixed]
+        below = float((covariances < 0).mean()) if mixed.any() else None
+        slopes = samples.covariance(weights, self._right, samples.first_gains(self._objective))
+        units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, slopes, strict=True)]
         slope = estimates(units, plain_means, self._resampling)["slope"]
         return slope, below, int(mixed.sum())

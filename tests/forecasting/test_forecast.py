@@ -197,7 +197,7 @@ class TestForecast:
         )
         assert result.alternatives["greedy"] is None
         assert result.betas[0]["accuracy"] is None
-        assert 0 < result.betas[0]["agreement"] <= 1
+        assert 0 <= result.betas[0]["agreement"] <= 1
         json.dumps(result.to_dict(), allow_nan=False)
 
 

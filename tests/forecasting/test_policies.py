@@ -208,6 +208,36 @@ class TestScaledRewards:
             assert weights[2 * i : 2 * i + 2] == pytest.approx(power / power.sum(), abs=1e-6)
 
 
+class TestFirstGains:
+    @pytest.mark.parametrize("scale", ["none", "group", "batch"])
+    @pytest.mark.parametrize(("trainer", "size"), [("rloo", 8), ("grpo", 2), ("grpo", 8)])
+    def test_derivative(self, log_probs, trainer, size, scale):
+        """The slope in 1 / beta at 0 of any expectation, against the forecast at two large betas."""
+        samples, objective = enumeration(log_probs, log_probs), Objective(trainer, size, scale)
+        right = np.arange(len(log_probs)) % 4 == 0
+        gains, base = samples.first_gains(objective), np.exp(log_probs)
+        step = 1e-4
+        ahead, behind = (np.exp(samples.policy(objective, 1 / h)) @ right for h in (2 * step, step))
+        assert base @ (gains * right) - (base @ gains) * (base @ right) == pytest.approx(
+            (ahead - behind) / step, rel=2e-3
+        )
+
+    def test_many_prompts(self, log_probs):
+        objective = Objective("grpo", 4, "group")
+        many = Samples([COMPLETIONS] * 20, [log_probs] * 20, [np.zeros(len(log_probs))] * 20, [log_probs] * 20)
+        one = enumeration(log_probs, log_probs).first_gains(objective)
+        assert many.first_gains(objective) == pytest.approx(np.tile(one, 20), abs=1e-12)
+
+    def test_covariance_is_unbiased(self):
+        """On average over all ways to draw three of two equally probable completions."""
+        total = 0.0
+        for drawn in itertools.product([0.0, 1.0], repeat=3):
+            samples = Samples([[[int(d)] for d in drawn]], [np.zeros(3)], [np.zeros(3)], [drawn])
+            values = np.array(drawn)
+            total += samples.covariance(np.full(3, 1 / 3), values, values)[0] / 8
+        assert total == pytest.approx(0.25)  # the variance
+
+
 class TestErrors:
     def test_settings(self):
         with pytest.raises(ValueError, match="a group has at least 2 completions"):

@@ -3,6 +3,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from endotrl.forecasting.forecast import from_records
@@ -60,10 +61,34 @@ def test_weights(result):
     assert row["accuracy_interval"] == pytest.approx([shares[2]] * 2)  # all questions are alike
     assert row["length"] == pytest.approx(3 + shares[2])
     assert row["truncated"] == pytest.approx(shares[0] / 3)
-    assert row["distinct"] == pytest.approx(sum(1 - (1 - share) ** 8 for share in shares))
+    power = [p**2 / (0.3**2 + 0.25**2 + 0.4**2) for p in (0.3, 0.25, 0.4)]  # what else there is has 0.05 at most
+    assert row["distinct"] == pytest.approx(sum(1 - (1 - p) ** 8 for p in power), abs=0.05)
     assert row["reward"] == pytest.approx(sum(s * math.log(p) for s, p in zip(shares, (0.3, 0.25, 0.4), strict=True)))
     assert row["ess"] == pytest.approx(1 / (shares[0] ** 2 / 3 + shares[1] ** 2 + shares[2] ** 2))
     assert row["ess_below_5"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("objective", "share"),
+    [(Objective("rloo"), 1.0), (Objective("grpo", 8, "none"), 7 / 8), (Objective("grpo", 2, "none"), 0.5)],
+)
+def test_slope(objective, share):
+    """The first step from the frozen model of one-token answers: that of the accuracy under pi^(1 + share / beta)."""
+    answers = np.array([0] * 200 + [1] * 120 + [2] * 80)  # as often as they are probable
+    base = np.array([0.5, 0.3, 0.2])
+    one = {
+        "key": "0",
+        "token_ids": [[int(a)] for a in (*answers, 0)],
+        "finished": [True] * 401,
+        "log_probs": {"1.0": np.log(base[[*answers, 0]]).tolist(), "0.5": [0.0] * 401},
+        "rewards": np.log(base[[*answers, 0]]).tolist(),
+        "right": (np.array([*answers, 0]) == 0).astype(float).tolist(),
+        "groups": [[0, 200, 320][a] for a in (*answers, 0)],
+    }
+    found = from_records([one], Mixture({1.0: 400, 0.0: 1}), objective, [1.0]).details["slope"]["value"]
+    step = 1e-5
+    power = base ** (1 + share * step)
+    assert found == pytest.approx((power[0] / power.sum() - base[0]) / step, rel=0.02)
 
 
 def test_verdict_says_where_samples_do_not_suffice(result):
@@ -84,6 +109,8 @@ def test_verdict_says_where_samples_do_not_suffice(result):
 def test_verdicts(right, words):
     """The same samples three times over, so that they suffice."""
     once = record("", right)
+    if right is None:  # one answer in two texts, which together are more probable than the most probable text
+        once["groups"] = [0, 0, 2, 0, 0]
     more = {key: value * 3 if isinstance(value, list) else value for key, value in once.items()}
     more |= {"log_probs": {t: values * 3 for t, values in once["log_probs"].items()}, "groups": once["groups"] * 3}
     records = [more | {"key": str(i)} for i in range(30)]
