@@ -115,6 +115,7 @@ _SAID = re.compile(
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:(?:is|are|was|equals?"
     r"|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b|(?:must|should|would|could|might|may"
     r"|can|will|has to|have to|ought to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
+    r"|\bI(?:'ll| will|'d| would)? (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b"
     rf"|(?:{_ANSWER})(?:\s+(?:final|finale|correcta?|richtige|est|es|è|é|e|ist|lautet|is|равен))*\s*(?:\b(?:ist"
     r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
@@ -181,6 +182,17 @@ def said(text: str) -> list[str]:
     matches = (match for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
     ends = {match.end() for match in matches if not is_denied(text, *match.span())}
     return [text[end:].strip() for end in sorted(ends, reverse=True)[:_MOST_STATEMENTS]]
+
+
+def mark_labels(text: str, mark: str) -> str:
+    """A text with a mark for each "the answer is" and "Answer:"."""
+    spans = sorted(match.span() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
+    marked, done = "", 0
+    for start, end in spans:
+        if start >= done and not is_denied(text, start, end):
+            marked, done = marked + text[done:start] + mark, end
+            done += len(text[end:]) - len(text[end:].lstrip())
+    return marked + text[done:]
 
 
 def first_line(rest: str) -> str:
