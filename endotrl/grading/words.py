@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Answers of words, read clause by clause. A clause claims the accepted answer if that stands alone in it, is its
-subject, or is what its verb leads to, and nothing else stands beside it; it claims another one if something else stands
-there alone or is said to be what is asked. What counts is the first claim, unless a stronger one follows, or one that
-turns against it ("but", "so").
+Answers of words, read clause by clause. A clause claims an accepted answer if that stands alone in it, is its subject,
+or is what its verb leads to, with nothing beside it; it claims another one if something else stands there. What counts
+is the first claim, unless a stronger one follows, or one that turns against it ("but", "so").
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,55 +21,63 @@ _LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|of|certainly|thus|hence|therefore|indeed|answer|let"
     r"|absolutely|correct|in|on|at|by|for|from|after|before|during|with|as|since|when|while|although|if|because|it"
     r"|this|that|these|those|he|she|they|there|here|i|we|you|to|an?|note|first|finally|given|based|according|step"
-    r"|solution|explanation|reasoning|its|his|her|their|my|your|both|each|many|some|most|people|one|of|what|which"
-    r"|who|\w+(?:al|[trsbde])ly)\b"
+    r"|solution|explanation|reasoning|its|his|her|their|my|your|both|each|many|some|most|people|one|what|which|who"
+    r"|\w+(?:al|[trsbde])ly)\b"
 )
 _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
+# What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
-# What stands for an answer in lower case.
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_BE = r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b|(?<=\w)'(?:s|re|m)\b)"
+_BE = (
+    r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
+    r"|(?<=\w)'(?:s|re|m)\b)"
+)
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
     r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
 )
-_THE = r"(?:(?:[Tt]he|[Aa]n?)\s+)?"
+# Where a clause ends.
 _BREAK = re.compile(
-    r"\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
-    r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)|(?<=[a-z)][.?!])\s+|\s+and\s+(?=(?:the )?(?:"
-    rf"{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])|(?={_LABEL})"
+    r"(\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
+    r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
+    rf"|(?<=[a-z)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
+    rf"|(?={_LABEL}))"
 )
 _TURN = re.compile(
-    r"\W*(?:(?:but|yet|so|however|therefore|thus|hence|actually|instead|now(?:adays)?|today|since then|finally|namely|in (?:fact|truth"
-    r"|reality|the end|other words)|the truth is|(?:also )?(?:called|known as))\b[,:]?\s*|i\.e\.,?\s*)+",
+    r"\W*(?:(?:but|yet|so|however|therefore|thus|hence|actually|instead|now(?:adays)?|today|since then|finally|namely"
+    r"|in (?:fact|truth|reality|the end|other words)|the truth is|(?:also )?(?:called|known as))\b[,:]?\s*|i\.e\.,?\s*)+",
     re.IGNORECASE,
 )
 _SUBORDINATE = re.compile(
-    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))|if|unless|than|until|as"
-    r"|after|before|whether|(?!being\b)\w{2,}ing|followed|succeeded|preceded|compared)\b",
+    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
+    r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|(?!being\b)\w{2,}ing|followed|succeeded|preceded"
+    r"|compared)\b",
     re.IGNORECASE,
 )
-# What others say, or was thought before.
+# What others say, was thought before, or is only a reason.
 _ATTRIBUTED = re.compile(
-    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer|insist|suggest|expect"
-    r"|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed|insisted|told"
-    r"|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice|instinct|mistake)|tempted"
-    r"|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think|guess|say)|at first|initially|seems"
-    r"|used to be|formerly|previously|torn)\b",
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer|insist"
+    r"|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
+    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
+    r"|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think|guess"
+    r"|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
     re.IGNORECASE,
 )
 _RETRACTED = re.compile(
-    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s| is| was| are| were)\s+(?:\w+ )?"
-    r"(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|false|misconception|untrue|not (?:right"
-    r"|true))\b",
+    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
+    r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|false|misconception|untrue"
+    r"|not (?:right|true))\b",
     re.IGNORECASE,
 )
-# Behind an answer: others beside it, or that it is only one of several.
-_LEFT_OPEN = re.compile(
+# Behind an answer: others beside it, or that it is not the only one or the first.
+_BESIDE = re.compile(
     r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
     r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
-    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}\W*$)|\s+(?:is|was|are|were|comes?|came|only|would be)\s+(?:\w+\s+)?"
-    r"(?:also|too|merely|only|another|second|next|later|even|one (?:possibility|option|candidate)|the (?:runner|second))\b"
+    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
+)
+_LESS = re.compile(
+    r"\s+(?:is|was|are|were|comes?|came|only|would be)\s+(?:\w+\s+)?(?:also|too|merely|only|another|second|next|later"
+    r"|even|one (?:possibility|option|candidate)|the (?:runner|second))\b"
 )
 # Behind a name, what kind of thing it is.
 _KIND = (
@@ -84,31 +91,30 @@ _PART = re.compile(
     rf"|{_MARK}[^\S\n]+(?!{_KIND})(?=[A-Z][a-z'-]+))"
 )
 _SAME = re.compile(
-    rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?[*_(]*"
-    rf"{_MARK}[*_)]*)+"
+    rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
+    rf"[*_(]*{_MARK}[*_)]*)+"
 )
-# Words that no answer follows, but what one is compared with, comes after, or belongs to.
+# Behind these words stands not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|above|below|under|between|among"
-    r"|against|without|except|besides|despite|and|or|nor|whether|if|when|while|such as|via|till|until|since|then|where|who"
-    r"|which|because)|(?<!\bgo )(?<!\bgoing )(?<!filled )(?<!starts )(?<!begins )(?<!ends )(?<!made )\bwith|(?<!stands )"
-    r"(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|\b(?:close|next|second(?: only)?|similar"
-    r"|compared|prior|adjacent|opposite|opposed|akin|superior|inferior|equivalent|thanks|according|heir|lost|married"
-    r"|related|due|way|attributed) to|(?<!known )\bas"
-    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying|picking)\b)\w{3,}ing)\s+$",
+    r"|against|without|except|besides|despite|and|or|nor|whether|if|when|while|such as|via|till|until|since|then|where"
+    r"|who|which|because|(?:close|next|second(?: only)?|similar|compared|prior|adjacent|opposite|opposed|akin|superior"
+    r"|inferior|equivalent|thanks|according|heir|lost|married|related|due|way|attributed) to)|(?<!\bgo )(?<!going )"
+    r"(?<!filled )(?<!starts )(?<!begins )(?<!ends )(?<!made )\bwith|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )"
+    r"(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )"
+    r"\b(?!(?:being|meaning|choosing|saying|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
-_OF = re.compile(rf"\bof\s+$", re.IGNORECASE)
+# "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?|{_BE}\s+{_ADVERB}(?:the|another)\s+(?:[\w'-]+\s+){{1,4}}?)\s*of\s+$",
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
-_DESCRIBED = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
-_ITEM = re.compile(r"^\W*\d{1,2}[.)]\s+")
-_PRONOUNS = ("it", "that", "this", "he", "she", "the answer")
-
-
+_COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
+# In brackets, what is no answer.
 _ASIDE = re.compile(rf"(?<=\w)\s*\([^(){_MARK}]*\)")
+# Of a table all but the last column.
 _TABLE = re.compile(
     r"\A\s*\|.*\|[^\S\n]*\n\s*\|[\s:|-]+\|[^\S\n]*\n|^[^\S\n]*\|.*\|(?=[^|\n]+\|[^\S\n]*$)|\|[^\S\n]*$", re.MULTILINE
 )
@@ -116,123 +122,102 @@ _TABLE = re.compile(
 
 class _Claim(NamedTuple):
     """
-    An answer that a clause gives: whether it is an accepted one, of what (empty if it stands alone), whether the clause
-    turns against what comes before, and its weight: 0 of what others say, 1 of what is told, 2 of what something is
-    said to be, 3 of what is called the answer.
+    Whether a clause gives an accepted answer or another one, with a weight: 0 for what others say, 1 for what is told,
+    2 for what something is said to be, 3 for what is called the answer; of what (empty if the answer stands alone),
+    and whether it turns against what comes before.
     """
 
     right: bool
     weight: int
-    turns: bool
-    subject: str
+    subject: str = ""
+    turns: bool = False
 
 
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
-    text = _with_marks(
-        mark_labels(plain_text(text.translate({ord(_MARK): " ", ord(_LABEL): " "})), f" {_LABEL} "), answers
-    )
+    text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
+    text = _with_marks(mark_labels(plain_text(text), f" {_LABEL} "), answers)
     text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}", rest) is not None)
-    other = _NAME if any(re.search("[A-Z0-9]", answer) for answer in answers) else _TERM
-    claims: list[_Claim] = []
-    for sentence in sentences(text):
-        _read(_ITEM.sub("", sentence), other, claims)
     best: _Claim | None = None
-    for claim in claims:
-        if best is None or claim.weight > best.weight or claim.weight == 3:
-            best = claim
-        elif claim.turns and claim.weight and best.weight < 3:
+    for claim in _claims(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM):
+        if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
             return False
     return best is not None and best.right
 
 
-def _read(sentence: str, other: str, claims: list[_Claim]) -> None:
-    """Adds the claims of a sentence."""
-    breaks = [m.span() for m in _BREAK.finditer(sentence)]
-    starts, ends = [0, *(end for _, end in breaks)], [*(start for start, _ in breaks), len(sentence)]
-    before, turns, unreal = "", False, False
-    for start, end, following in zip(starts, ends, [*starts[1:], len(sentence)], strict=True):
-        clause, before, behind = sentence[start:end], sentence[:start].rstrip()[-1:], sentence[end:following].strip()
-        if not re.search(r"\w", clause):
-            continue
-        if _RETRACTED.match(clause) and claims:
-            claims.pop()
-            continue
-        if _SUBORDINATE.match(clause) and (start or behind[:1] == ","):
-            unreal = unreal or re.match(r"\W*if\b", clause, re.IGNORECASE) is not None
-            continue
-        turn = _TURN.match(clause)
-        turns = turns or turn is not None
-        begin = start + (turn.end() if turn else 0)
-        if not re.search(r"\w", sentence[begin:end]):
-            continue
-        labelled = clause.lstrip().startswith(_LABEL)
-        claim = _claim(
-            sentence,
-            start + clause.index(_LABEL) + 1 if labelled else begin,
-            end,
-            other,
-            _LABEL if labelled else before,
-            behind,
-        )
-        if _ATTRIBUTED.search(clause) or (unreal and " would " in clause) or clause.lstrip().startswith("because"):
-            claim = (claim or _Claim(False, 0, False, ""))._replace(weight=0)
-        if claim is not None:
-            weight = 3 if labelled and claim.weight else claim.weight
-            claims.append(claim._replace(weight=weight, turns=turns or (before == ":" and not claim.subject)))
-            turns = False
+def _claims(text: str, other: str) -> list[_Claim]:
+    claims: list[_Claim] = []
+    for sentence in sentences(text):
+        parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
+        turns = unreal = False
+        for i in range(1, len(parts), 2):
+            before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
+            if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
+                unreal = unreal or subordinate["unreal"] is not None
+            elif claims and _RETRACTED.match(clause):
+                claims.pop()
+            else:
+                turn = _TURN.match(clause)
+                turns = turns or turn is not None
+                called = clause.lstrip().startswith(_LABEL)
+                start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
+                opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
+                before_it = "".join(parts[:i]) + clause[:start]
+                claim = _claim(before_it, clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
+                if _ATTRIBUTED.search(clause) or (unreal and " would " in clause):
+                    claim = (claim or _Claim(False, 0))._replace(weight=0)
+                if claim is not None:
+                    turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
+                    claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
+                    turns = False
+    return claims
 
 
-def _claim(sentence: str, start: int, end: int, other: str, before: str, behind: str) -> _Claim | None:
-    clause = sentence[start:end]
+def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
+    """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
+    sentence, position = before + clause + after, len(before)
     for mention in re.finditer(_MARK, clause):
         left, right = clause[: mention.start()], clause[mention.end() :]
-        if is_denied(sentence, start + mention.start(), start + mention.end()):
+        governed = re.sub(rf"(?:(?:the|an?)\s+)?{_ADVERB}$", "", left, flags=re.IGNORECASE)
+        if (
+            is_denied(sentence, position + mention.start(), position + mention.end())
+            or _GOVERNOR.search(governed)
+            or (re.search(r"\bof\s+$", governed) and not _OF_IT.search(governed))
+            or (not left.strip() and re.fullmatch(rf"\W*{_ADVERB}{other}\s+and\s+", before))
+        ):
             continue
-        governed = re.sub(rf"{_THE}{_ADVERB}$", "", left)
-        if _GOVERNOR.search(governed) or (_OF.search(governed) and not _OF_IT.search(governed)):
-            continue
-        if _LEFT_OPEN.match(sentence[start + mention.end() :]):
-            return _Claim(False, 1, False, "")
-        verb = re.search(rf"(?P<subject>.*?)\s*{_BE}", left)
-        if before == "(" and (left.strip() or right.strip()):
+        if _BESIDE.match(right + after) or _LESS.match(right):
+            return _Claim(False, 1)
+        if opened == "(" and (left + right).strip():
             return None
-        alone = len(left.split()) <= 2 and not re.match(r"\W*\w", right)
-        return _Claim(
-            True,
-            2 if verb or alone or re.match(rf"\s*{_BE}", right) else 1,
-            False,
-            _subject(verb["subject"] if verb else ""),
-        )
-    if before == "(":
+        verb = re.match(rf"(.*?)\s*{_BE}", left)
+        strong = verb or re.match(rf"\s*{_BE}", right) or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
+        return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
+    if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
-    complement = rf"(?:the )?{other}" + ("" if other == _NAME else r"\W*$")
     if (
-        (not start or before in (":", _LABEL, ".") or POSSIBLY.match(clause.lstrip()))
-        and behind not in (":", "and", "!", "=")
+        opens
+        and closed not in (":", "and", "!", "=")
         and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
     ):
-        found = _Claim(False, 1 if clause.startswith("The ") and behind == "," else 2, False, "")
-    elif described := next((m for m in _DESCRIBED.finditer(clause) if re.match(complement, clause[m.end() :])), None):
-        found = _Claim(False, 2, False, _subject(clause[: described.start()]))
-    elif told := re.match(rf"\W*{_ADVERB}{other}\s+(?:(?P<the>{_BE}\s+(?:the|its)\b)|(?!of\b|and\b|or\b)[a-z'])", clause):
-        if not told["the"] and other is _TERM:
-            return None
-        found = _Claim(False, 2 if told["the"] else 1, False, "-")
-    else:
-        return None
-    return None if is_denied(sentence, start, end) else found
+        return _Claim(False, 1 if closed == "(" or (closed == "," and clause.startswith("The ")) else 2)
+    complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
+    for verb in _COMPLEMENT.finditer(clause):
+        if complement.match(clause, verb.end()):
+            return _Claim(False, 2, _subject(clause[: verb.start()]))
+    told = re.match(rf"\W*{_ADVERB}{other}\s+(?:({_BE}\s+(?:the|its)\b)|(?!of\b|and\b|or\b)[a-z'])", clause)
+    return _Claim(False, 2 if told[1] else 1, "-") if told and (told[1] or other == _NAME) else None
 
 
 def _subject(text: str) -> str:
     subject = " ".join(text.casefold().split())
-    return "" if subject in _PRONOUNS else subject
+    return "" if subject in ("it", "that", "this", "he", "she") else subject
 
 
 def _with_marks(text: str, answers: Sequence[str]) -> str:
-    text = _TABLE.sub("", fold(text)).replace('"', "")
+    text = re.sub(r'(?<!\d)"', "", _TABLE.sub("", fold(text)))
     for answer in sorted(answers, key=len, reverse=True):
         text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
     return _ASIDE.sub("", _PART.sub(" ", _SAME.sub(_MARK, text)))
