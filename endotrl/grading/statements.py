@@ -28,10 +28,8 @@ _DENIAL = re.compile(
     r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)"
     r"|eliminat(?:e[sd]?|ing)|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than"
     r"|except(?: for)?|unlike|far from|incorrect(?:ly)?|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)"
-    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|few|nobody|refus(?:e[sd]?|ing)|declin(?:e[sd]?|ing)"
-    r"|unknown|would(?: have|'ve)|gave up|quit|considered|replaced|(?:earlier|formerly|previously|originally),? (?:it"
-    r"|he|she|they) (?:was|were)|assum(?:e|ing)|suppos(?:e|ing)|unwise|foolish|premature|naive|aside from|apart from"
-    r"|contrary to"
+    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|nobody|refus(?:e[sd]?|ing)|unknown"
+    r"|gave up|considered|replaced|assum(?:e|ing)|suppos(?:e|ing)|unwise"
     # Whether it is so is asked, not said.
     r"|whether|(?:know|sure|ask(?:s|ed)?|wonder(?:s|ing)?|see|check|verify|tell|say|confirm|determine) if|nicht"
     r"|kein\w*|nie|pas|jamais|nunca|niet|geen|non è)\b|n't\b|(?<!\w)(?:não|не|不是|不)(?!\w)",
@@ -67,13 +65,19 @@ _RETRACTED = re.compile(
     r"|doubt)|\bnot (?:have |given )?enough\b",
     re.IGNORECASE,
 )
-_DISTANCE = re.compile(
-    r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|said|assume|expect|believe|answer)|(?:thought"
-    r"|assumed|believed|guessed|expected|claimed|tempt(?:ed|ing)|attributed|credited)|(?:first|initial|common|naive"
-    r"|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others|every(?:one"
-    r"|body))\s+(?:people\s+)?(?:\w+ly\s+|always\s+)?(?:thinks?|says?|believes?|claims?|answers?|guess(?:es)?"
-    r"|assumes?|expects?)|at first|it (?:seems|looks|looked|appears)|commonly (?:mistaken|confused)|going to say"
-    r"|used to be|formerly|previously|was once)\b",
+# What others say, was thought before, or is only a reason.
+ATTRIBUTED = re.compile(
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer|insist"
+    r"|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
+    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
+    r"|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think|guess"
+    r"|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
+    re.IGNORECASE,
+)
+_WRONG = re.compile(
+    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
+    r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|misconception"
+    r"|not right)\b|\W*(?:but|though) (?:he|she|they) made a mistake\b",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
@@ -132,8 +136,14 @@ MATH = re.compile(
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
-    parts = [text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text)]
-    said = [part for part in parts if part and not _asks(part)]
+    said: list[str] = []
+    for start, end in _segment(text):
+        part = text[start:end].strip()[-_LONGEST_SENTENCE:]
+        if (wrong := _WRONG.search(part)) is not None:  # and so is what comes before
+            del said[len(said) - (wrong.start() == 0) :]
+            part = part[wrong.end() :].strip(" ,;:.")
+        if part and not _asks(part):
+            said.append(part)
     joined = said[:1]
     for part in said[1:]:
         if _GOES_ON.match(part) or (POSSIBLY.search(part) and POSSIBLY.search(joined[-1])):
@@ -165,7 +175,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     ):
         return True
     whole = before[max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0) :]
-    return _CONTRAST.search(after) is not None and _DISTANCE.search(whole) is not None
+    return _CONTRAST.search(after) is not None and ATTRIBUTED.search(whole) is not None
 
 
 def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:

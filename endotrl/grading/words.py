@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .spelling import fold, plain_text, tidy
-from .statements import POSSIBLY, after_corrections, is_denied, mark_labels, sentences
+from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
 
 
 # Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
@@ -52,21 +52,6 @@ _SUBORDINATE = re.compile(
     r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
     r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|(?!being\b)\w{2,}ing|followed|succeeded|preceded"
     r"|compared)\b",
-    re.IGNORECASE,
-)
-# What others say, was thought before, or is only a reason.
-_ATTRIBUTED = re.compile(
-    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer|insist"
-    r"|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
-    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
-    r"|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think|guess"
-    r"|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
-    re.IGNORECASE,
-)
-_RETRACTED = re.compile(
-    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
-    r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|false|misconception|untrue"
-    r"|not (?:right|true))\b",
     re.IGNORECASE,
 )
 # Behind an answer: others beside it, or that it is not the only one or the first.
@@ -156,8 +141,6 @@ def _claims(text: str, other: str) -> list[_Claim]:
             before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
-            elif claims and _RETRACTED.match(clause):
-                claims.pop()
             else:
                 turn = _TURN.match(clause)
                 turns = turns or turn is not None
@@ -166,7 +149,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
                 before_it = "".join(parts[:i]) + clause[:start]
                 claim = _claim(before_it, clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
-                if _ATTRIBUTED.search(clause) or (unreal and " would " in clause):
+                if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
                     claim = (claim or _Claim(False, 0))._replace(weight=0)
                 if claim is not None:
                     turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
