@@ -42,9 +42,9 @@ _DENIAL_BEHIND = re.compile(
     r"|must|may|might)\s+(?:not|never))\b(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
     r"|ha[sd] nothing to do with\b|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be"
     r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+"
-    r"|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake|misconception|trap))"
-    r"|(?:\w+ )?(?:be|is|was) (?:ruled out|excluded|eliminated|discarded|rejected)|un?til+\b|for (?:a while"
-    r"|some time)\b|aside\b|(?:\w+\s+)?or\s+(?:more|less|fewer|\w+er)\b)",
+    r"|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake|misconception|trap"
+    r"|distractor))|(?:\w+ )?(?:be|is|was) (?:ruled out|excluded|eliminated|discarded|rejected)|un?til+\b"
+    r"|for (?:a while|some time)\b|aside\b|(?:\w+\s+)?or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.
@@ -111,8 +111,8 @@ _SAID = re.compile(
     rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
     r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|ha(?:s|ve) to"
-    r"|ought to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d"
-    r"| would)? (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b"
+    r"|ought to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
+    r" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b"
     rf"|(?:{_ANSWER})(?:\s+(?:final|finale|correcta?|richtige|est|es|è|é|e|ist|lautet|is|равен))*\s*(?:\b(?:ist"
     r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
@@ -158,6 +158,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
     before = re.sub(r"\b(not|never),[^,.;]*,", r"\1", before)
+    after = re.sub(r"^,[^,.;]*,(?= (?:is|was)\b)", "", after)
     clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BOUNDARY.finditer(before)), default=0) :])
     if (
         _RETRACTED.search(before + after)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import fold, plain_text, tidy
+from .spelling import fold, plain_text, tidy, without_markdown
 from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
 
 
@@ -27,6 +27,11 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
+_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
+_CHOICE = (
+    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
+    r"|since\b|as\b)[a-z]))"
+)
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
     r"|(?<=\w)'(?:s|re|m)\b)"
@@ -39,7 +44,7 @@ _ADVERB = (
 _BREAK = re.compile(
     r"(\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
     r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
-    rf"|(?<=[a-z)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
+    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={_LABEL}))"
 )
 _TURN = re.compile(
@@ -116,11 +121,32 @@ class _Claim(NamedTuple):
 
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
+    text = _with_marks(_with_labels(text), answers)
+    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
+
+
+def states_choice(text: str, letter: str) -> bool:
+    """Whether a text chooses the option with this letter."""
+    text = without_markdown(text)
+    if len({option["letter"] for option in _OPTION.finditer(text)}) > 1:  # as in the question
+        text = "\n".join(line for line in text.split("\n") if not _OPTION.match(line))
+    text = _with_labels(_OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
+    text = re.sub(rf"(?:\A|{_LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
+    text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
+    if re.fullmatch(r"(?:\W*\b[A-J]\b){2,}\W*", text):
+        return False
+    return _decides(re.sub(_CHOICE, lambda m: _MARK if letter in m[0] else m[0], text), _CHOICE)
+
+
+def _with_labels(text: str) -> str:
     text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
-    text = _with_marks(mark_labels(plain_text(text), f" {_LABEL} "), answers)
-    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}", rest) is not None)
+    return mark_labels(plain_text(text), f" {_LABEL} ")
+
+
+def _decides(text: str, other: str) -> bool:
+    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}|{other}", rest) is not None)
     best: _Claim | None = None
-    for claim in _claims(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM):
+    for claim in _claims(text, other):
         if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
@@ -164,7 +190,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             is_denied(sentence, position + mention.start(), position + mention.end())
             or _GOVERNOR.search(governed)
             or (re.search(r"\bof\s+$", governed) and not _OF_IT.search(governed))
-            or (not left.strip() and re.fullmatch(rf"\W*{_ADVERB}{other}\s+and\s+", before))
+            or (not left.strip() and re.fullmatch(rf"\W*{_ADVERB}(?:\w+ )?{other}\s+and\s+", before))
         ):
             continue
         if _BESIDE.match(right + after) or _LESS.match(right):
@@ -181,12 +207,16 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         and closed not in (":", "and", "!", "=")
         and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
     ):
-        return _Claim(False, 1 if closed == "(" or (closed == "," and clause.startswith("The ")) else 2)
+        listed = re.compile(rf"(?:\s*,\s*{other})*,?\s+and\s+{other}\s+[a-z]")
+        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or listed.match(after)
+        return _Claim(False, 1 if weak else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
         if complement.match(clause, verb.end()):
             return _Claim(False, 2, _subject(clause[: verb.start()]))
-    told = re.match(rf"\W*{_ADVERB}{other}\s+(?:({_BE}\s+(?:the|its)\b)|(?!of\b|and\b|or\b)[a-z'])", clause)
+    told = re.match(
+        rf"\W*{_ADVERB}{other}\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z'])", clause
+    )
     return _Claim(False, 2 if told[1] else 1, "-") if told and (told[1] or other == _NAME) else None
 
 
