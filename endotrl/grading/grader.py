@@ -12,7 +12,7 @@ from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied,
 from .symbolic import same_expression
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
-from .words import states_words
+from .words import states_choice, states_words
 
 
 _YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
@@ -23,17 +23,6 @@ _YES_NO_WORD = re.compile(
 _SO = re.compile(r"\b(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])")
-_LETTER = re.compile(
-    r"(?<![\w'\\$-])\(?(?P<letter>[A-J])\b\)?(?!['\w+#-]|\s*\?)(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b|since\b"
-    r"|as\b)[a-z])"
-)
-_ENDORSED = re.compile(
-    r"\b(?i:only|left with|leaves|leaving|so|therefore|thus|hence|choose|pick|select|go with|it is|it's|must be"
-    r"|is)\s*,?\s*(?i:only |option |choice "
-    r"|answer )?\(?(?P<a>[A-J])\b\)?(?!\s+[a-z]+\b(?<!because)(?<!since)(?<!as)(?<!remains)(?<!is)(?<!left)(?<!fits)"
-    r"(?<!works))|\b(?P<b>[A-J])\)?\s+(?:is|must be|would be)\s+(?:the\s+)?(?:only\s+)?(?:correct|right|best|true"
-    r"|answer)\b"
-)
 _CUT_OFF = re.compile(
     r"(?:\b(?:an?|the|is|are|was|and|or|of|to|get|gives?|us|equals?|by|that|then|so|with|for|in|we|which|plus|minus"
     r"|times|has|have)|[=+*/,:(×-])\s*$",
@@ -218,7 +207,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     mathematical = value is not None and not is_name
     if boxed:  # A phrase in a box states words, and no more.
         return not choice and not mathematical and states_words(text, answers)
-    if choice is not None and _chosen(text) == choice["letter"].upper():
+    if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
     if mathematical:
         # "O" is a variable, or oxygen.
@@ -432,37 +421,8 @@ def _connected(line: str, one: _Stated, other: _Stated) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Choices, yes and no
+# Yes and no
 # ------------------------------------------------------------------------------------------------------------------
-
-
-def _chosen(text: str) -> str | None:
-    """The letter that a text chooses."""
-    text = after_corrections(without_markdown(text), lambda rest: _LETTER.search(rest) is not None)
-    if (bare := _CHOICE.match(plain_text(text))) is not None:
-        return bare["letter"].upper()
-    for line in map(first_line, said(text)):
-        if letters := _letters(line):
-            # Of "(A) Paris, not B or Rome", the first.
-            return letters[0] if len(set(letters)) == 1 or _OPTION.match(_FILLER.sub("", line)) else None
-        if lower := _CHOICE.match(line):
-            return lower["letter"].upper()
-    parts = sentences(text)
-    options = {option["letter"] for part in parts if (option := _OPTION.match(part))}
-    if len(options) > 1:  # as in the question
-        parts = [part for part in parts if not _OPTION.match(part)]
-    elif options and _OPTION.match(parts[0]):
-        return options.pop().upper()
-    for part in reversed(parts):
-        endorsed = {m["a"] or m["b"] for m in _ENDORSED.finditer(part) if not is_denied(part, m.start(), m.end())}
-        if len(endorsed) == 1:
-            return endorsed.pop()
-    letters = next(filter(None, map(_letters, reversed(parts))), [])
-    return letters[0] if len(set(letters)) == 1 else None
-
-
-def _letters(line: str) -> list[str]:
-    return [m["letter"] for m in _LETTER.finditer(line) if not is_denied(line, m.start(), m.end())]
 
 
 def _yes_or_no(text: str, of_truth: bool) -> bool | None:

@@ -19,19 +19,17 @@ _BOUNDARY = re.compile(
     re.IGNORECASE,
 )
 _NO_DENIAL = re.compile(
-    r"\bnot (?:only|just|merely|surprisingly|to be confused with [^,.;]*)|\bno (?:doubt|question|other than)"
-    r"|\bwithout (?:a |any )?doubt|\bnone other than|\bnothing (?:but|other than)|\bno one but"
-    r"|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less|lessly)\b",
+    r"\bnot (?:only|just|merely|to be confused with [^,.;]*)|\bno (?:doubt|question|one but)|\bwithout (?:a "
+    r"|any )?doubt|\b(?:none|nothing|no) (?:but|other than)|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less"
+    r"|lessly)\b",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
     r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)"
     r"|eliminat(?:e[sd]?|ing)|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than"
     r"|except(?: for)?|unlike|far from|incorrect(?:ly)?|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)"
-    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|few|nobody|refus(?:e[sd]?|ing)|declin(?:e[sd]?|ing)"
-    r"|unknown|would(?: have|'ve)|gave up|quit|considered|replaced|(?:earlier|formerly|previously|originally),? (?:it"
-    r"|he|she|they) (?:was|were)|assum(?:e|ing)|suppos(?:e|ing)|unwise|foolish|premature|naive|aside from|apart from"
-    r"|contrary to"
+    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|nobody|refus(?:e[sd]?|ing)|unknown"
+    r"|gave up|considered|replaced|assum(?:e|ing)|suppos(?:e|ing)|unwise"
     # Whether it is so is asked, not said.
     r"|whether|(?:know|sure|ask(?:s|ed)?|wonder(?:s|ing)?|see|check|verify|tell|say|confirm|determine) if|nicht"
     r"|kein\w*|nie|pas|jamais|nunca|niet|geen|non è)\b|n't\b|(?<!\w)(?:não|не|不是|不)(?!\w)",
@@ -39,26 +37,24 @@ _DENIAL = re.compile(
 )
 _DENIAL_BEHIND = re.compile(
     r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times|divided by"
-    r"|multiplied by|(?:more|less|fewer|greater) than)\s+[$€£]?(?:\d|one|two)|(?:plus|minus|times) the\b|would (?:be"
-    r"|have been)\b[^.]*\bif\b|(?:can't|won't|(?:is|was|are|were|does|did|do|has|had|can|could|would|will|should|must"
-    r"|may|might)(?:n't\b|\s+not\b|\s+never\b|not\b))(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
+    r"|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b|would (?:be"
+    r"|have been)\b[^.]*\bif\b|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|had|can|could|will|would|should"
+    r"|must|may|might)\s+(?:not|never))\b(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
     r"|ha[sd] nothing to do with\b|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be"
-    r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|ruled out|mistaken|untrue|impossible|out\b|too \w+"
-    r"|eliminated|excluded|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake"
-    r"|misconception|trap))|until\b|for (?:a while|some time)\b|till\b|aside\b|(?:can|could|may|might|should"
-    r"|must) be (?:ruled out|excluded|eliminated|discarded|rejected)|(?:\w+\s+)?or\s+(?:more|less|fewer|greater"
-    r"|higher|lower|larger|smaller)\b)",
+    r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+"
+    r"|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake|misconception|trap"
+    r"|distractor))|(?:\w+ )?(?:be|is|was) (?:ruled out|excluded|eliminated|discarded|rejected)|un?til+\b"
+    r"|for (?:a while|some time)\b|aside\b|(?:\w+\s+)?or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
     r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
-    r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|thrice|half"
-    r"|root of|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative|logarithm) of|close to"
-    r"|nearly|almost|over|above|below|under|exceeds|(?<!named )after|before|since|until|prior to)\s+[$€£(]*$"
-    r"|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+(?:option\s+)?\(?$|\b(?:page|step|chapter|figure|section|question"
-    r"|problem|part|line|exercise|example|equation|table)\s$|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but"
-    r"|except)\s+(?:the\s+)?$",
+    r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
+    r"|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative|logarithm) of|close to|nearly|almost"
+    r"|over|above|below|under|exceeds|(?<!named )after|before|since|until|prior to)\s+[$€£(]*$|\b(?:choose|pick|take"
+    r"|prefer)\b[^.]*\bover\s+(?:option\s+)?\(?$|\b(?:page|step|chapter|figure|section|question|problem|part|line"
+    r"|exercise|example|equation|table)\s$|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$",
     re.IGNORECASE,
 )
 # "It is 42, but I can't tell."
@@ -67,41 +63,42 @@ _RETRACTED = re.compile(
     r"|doubt)|\bnot (?:have |given )?enough\b",
     re.IGNORECASE,
 )
-_DISTANCE = re.compile(
-    r"\b(?:(?:might|may|could|would)\s+(?:\w+\s+)?(?:guess|think|say|said|assume|expect|believe|answer)|(?:thought"
-    r"|assumed|believed|guessed|expected|claimed|tempt(?:ed|ing)|attributed|credited)|(?:first|initial|common|naive"
-    r"|obvious)\s+(?:guess|thought|answer|mistake|choice)|(?:many|some|most|people|others|every(?:one"
-    r"|body))\s+(?:people\s+)?(?:\w+ly\s+|always\s+)?(?:thinks?|says?|believes?|claims?|answers?|guess(?:es)?"
-    r"|assumes?|expects?)|at first|it (?:seems|looks|looked|appears)|commonly (?:mistaken|confused)|going to say"
-    r"|used to be|formerly|previously|was once)\b",
+# What others say, was thought before, or is only a reason.
+ATTRIBUTED = re.compile(
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer"
+    r"|insist|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed"
+    r"|assumed|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea"
+    r"|choice|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think"
+    r"|guess|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
+    re.IGNORECASE,
+)
+_WRONG = re.compile(
+    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
+    r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|misconception"
+    r"|not right)\b|\W*(?:but|though) (?:he|she|they) made a mistake\b",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\b(?:now|today|nowadays|these days)\b|\b(?:but|however|yet|actually|in fact|in reality|the truth|instead"
-    r"|whereas)\b\b|\bothers?\b",
+    r"\b(?:now|today|nowadays|but|however|yet|actually|in (?:fact|reality)|the truth|instead|whereas|others?)\b",
     re.IGNORECASE,
 )
 # What takes back what was said before.
 CORRECTION = re.compile(
-    r"(?:^|(?<=[.!?;:,\n—–(])|(?<=\.\.)|(?<=- ))\s*(?:(?:oh|hmm+|ah|uh|but|and|no|ok(?:ay)?|well"
-    r"|so)[,.!]* )*(?:wait\b|hold on|oops|whoops|sorry|apologies|my (?:mistake|bad|apologies)|i (?:mean|meant|misread"
-    r"|miscount\w*|mis\w+ed|stand corrected)\b|(?:or )?rather,|make that|actually,|actually (?=it|the|that|i)"
-    r"|correction\b|(?:scratch|strike|forget) that|on (?:second thoughts?|reflection|closer inspection)|edit:"
-    r"|let me (?:re-?|double.)?(?:check|think again|redo|recompute|recalculate|correct|try again|fix)|i (?:made"
-    r"|was) (?:a |an )?(?:mistake|error|wrong)|that(?:'s| is| was| can't be) (?:wrong|incorrect|not right|right)"
-    r"|no, )",
+    r"(?:^|(?<=[.!?;:,\n—–(])|(?<=- ))\s*(?:(?:oh|hmm+|ah|uh|but|and|no|ok(?:ay)?|well|so)[,.!]* )*(?:wait\b|hold on"
+    r"|oops|whoops|sorry|apologies|my (?:mistake|bad|apologies)|i (?:mean|meant|misread|miscount\w*|mis\w+ed"
+    r"|stand corrected)\b|(?:or )?rather,|make that|actually(?:,| (?=it|the|that|i))|correction\b|(?:scratch|strike"
+    r"|forget) that|edit:|on (?:second thoughts?|reflection|closer inspection)|let me (?:re-?|double.)?(?:check"
+    r"|think again|redo|recompute|recalculate|correct|try again|fix)|i (?:made|was) (?:an? )?(?:mistake|error|wrong)"
+    r"|no, |that(?:'s| is| was| can't be) (?:wrong|incorrect|not right|right))",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
-    r"^\W*(?:so,? |now,? |and |but )?(?:what|which|who|whom|whose|where|when|why|how|is|are|was|were|do|does|did|can"
-    r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you) (?:are|were) asked|i (?:am"
-    r"|was) asked|question\s*:|q\s*:)\b",
+    r"^\W*(?:(?:so|now|and|but),? )?(?:what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|can"
+    r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you|i) (?:are|were|am|was) asked"
+    r"|q(?:uestion)?\s*:)\b",
     re.IGNORECASE,
 )
-_KIND = (
-    r"(?:final|correct|right|best|overall|actual|true|real|my|our|your|numerical|exact|possible|likely|desired"
-    r"|required|proper|only|valid|complete|short)"
-)
+_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|desired|required|only|short)"
 # "Answer" or "result" in the languages that models slip into.
 _ANSWER = r"\b(?:antworte?n?|ergebnis|lösung|réponse|résultat|respuesta|resultado|resposta|ответ)|答案|答え|정답"
 FOREIGN = re.compile(rf"{_ANSWER}|\b(?:ist|beträgt|sind|est|sont|es|son|è|sono)\b|\d ?€", re.IGNORECASE)
@@ -112,15 +109,15 @@ _LABEL = re.compile(
 )
 _SAID = re.compile(
     rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
-    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:(?:is|are|was|equals?"
-    r"|becomes|remains)\b|turns? out to be\b|comes? out to(?: be)?\b|comes? to\b|(?:must|should|would|could|might|may"
-    r"|can|will|has to|have to|ought to)\s+(?:\w+\s+)?be\b)|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))"
+    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
+    r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|ha(?:s|ve) to"
+    r"|ought to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
+    r" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b"
     rf"|(?:{_ANSWER})(?:\s+(?:final|finale|correcta?|richtige|est|es|è|é|e|ist|lautet|is|равен))*\s*(?:\b(?:ist"
     r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
 )
 _GOES_ON = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.IGNORECASE)
-LIKELY = re.compile(r"\b(?:probably|likely|presumably)\b", re.IGNORECASE)
 POSSIBLY = re.compile(
     r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
 )
@@ -131,8 +128,14 @@ MATH = re.compile(
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
-    parts = [text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text)]
-    said = [part for part in parts if part and not _asks(part)]
+    said: list[str] = []
+    for start, end in _segment(text):
+        part = text[start:end].strip()[-_LONGEST_SENTENCE:]
+        if (wrong := _WRONG.search(part)) is not None:  # and so is what comes before
+            del said[len(said) - (wrong.start() == 0) :]
+            part = part[wrong.end() :].strip(" ,;:.")
+        if part and not _asks(part):
+            said.append(part)
     joined = said[:1]
     for part in said[1:]:
         if _GOES_ON.match(part) or (POSSIBLY.search(part) and POSSIBLY.search(joined[-1])):
@@ -155,6 +158,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
     before = re.sub(r"\b(not|never),[^,.;]*,", r"\1", before)
+    after = re.sub(r"^,[^,.;]*,(?= (?:is|was)\b)", "", after)
     clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BOUNDARY.finditer(before)), default=0) :])
     if (
         _RETRACTED.search(before + after)
@@ -164,7 +168,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
     ):
         return True
     whole = before[max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0) :]
-    return _CONTRAST.search(after) is not None and _DISTANCE.search(whole) is not None
+    return _CONTRAST.search(after) is not None and ATTRIBUTED.search(whole) is not None
 
 
 def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
@@ -175,12 +179,24 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
     return text
 
 
+def _labels(text: str) -> list[tuple[int, int]]:
+    """Where a text says "the answer is" and "Answer:"."""
+    spans = sorted(match.span() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
+    return [span for span in spans if not is_denied(text, *span)]
+
+
 def said(text: str) -> list[str]:
     """What follows each of the last "the answer is" and "Answer:", to the end of the text; the last first."""
     text = without_markdown(text)
-    matches = (match for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
-    ends = {match.end() for match in matches if not is_denied(text, *match.span())}
-    return [text[end:].strip() for end in sorted(ends, reverse=True)[:_MOST_STATEMENTS]]
+    ends = sorted({end for _, end in _labels(text)}, reverse=True)
+    return [text[end:].strip() for end in ends[:_MOST_STATEMENTS]]
+
+
+def mark_labels(text: str, mark: str) -> str:
+    """A text with a mark for each "the answer is" and "Answer:"."""
+    for start, end in reversed(_labels(text)):
+        text = text[:start] + mark + text[end:].lstrip()
+    return text
 
 
 def first_line(rest: str) -> str:

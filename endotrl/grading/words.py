@@ -1,135 +1,235 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers of words: whether a text states an accepted one, and leaves no other beside it."""
+"""
+Answers of words, read clause by clause. A clause claims an accepted answer if that stands alone in it, is its subject,
+or is what its verb leads to, with nothing beside it; it claims another one if something else stands there. What counts
+is the first claim, unless a stronger one follows, or one that turns against it ("but", "so").
+"""
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
-from .spelling import fold, plain_text, tidy
-from .statements import LIKELY, POSSIBLY, after_corrections, first_line, is_denied, said, sentences
+from .spelling import fold, plain_text, tidy, without_markdown
+from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
 
 
-# Stands in a text for whatever is accepted. A capital letter, as segmenters look for.
-_MARK = "Ꙭ"
-_NAME = r"(?:[Tt]he )?[A-Z0-9][\w.'-]*(?:\s+(?:of|the|de|la|da|von|van|[A-Z0-9][\w.'-]*)){0,3}"
+# Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
+_MARK, _LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, and no name.
 _LEAD = (
-    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|of course|certainly|thus|hence|therefore|indeed|answer"
-    r"|absolutely|correct|in|on|at|by|for|from|after|before|during|with|as|since|when|while|although|if|because|it"
-    r"|this|that|he|she|they|there|i|we|you|to|an?|let|note|first|finally|given|based|according|step|solution"
-    r"|explanation|reasoning)\b"
+    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
+    r"|in|on|at|by|for|from|of|to|after|before|during|with|as|since|when|while|although|if|because|it|its|this|that"
+    r"|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given|based|step|solution"
+    r"|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
-# Not the answer itself: New York is not York, and Jupiter's moon is not Jupiter.
-_PART = re.compile(
-    r"\b(?:(?:New|North|South|East|West|North(?:east|west)|South(?:east|west)|(?:North|South|East|West)ern|Papua|Real"
-    rf"|San|Santa|Los|Equatorial|Upper|Lower|Inner|Outer|Anti|Non)[\s-]{_MARK}|{_MARK}'s\s+\w)"
+_PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
+# What another answer looks like, to a question for a name and to one for another word.
+_NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
+_TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
+_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
+_CHOICE = (
+    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
+    r"|since\b|as\b)[a-z]))"
 )
-# What something is compared with, comes after, or belongs to; what others say.
-_ASIDE = re.compile(
-    r"\b(?:than|(?:followed|succeeded|preceded)(?: by)?|over|(?:as|so) (?:is|are|was|were)|(?:way|second(?: only)?"
-    r"|next|close|similar|compared|prior|adjacent|opposite|akin|superior|inferior|equivalent|thanks|according|heir"
-    r"|lost|wrote|married|related) to|\w+ed from|(?!being|including|meaning|becoming|remaining|speaking|naming"
-    r"|choosing|saying|picking)\w{3,}ing|after|before|beyond|like|such as|near|next to|behind|around|ahead of"
-    r"|close to|(?<!go )(?<!filled )(?<!starts )(?<!ends )(?<!made )with|(?<!stands )for|(?:suburbs?|outskirts|north"
-    r"|south|east|west|edge|vicinity|moons?|satellites?|sons?|daughters?|wife|husband|brothers?|sisters?|mother"
-    r"|father|friends?|rivals?|students?|pupils?|teachers?|work|contemporar(?:y|ies)|successors?|predecessors?"
-    r"|neighbou?rs?|instead|ahead|front|opponents?|followers?|compounds?|oxides?|isotopes?|mixtures?|hints?|traces?"
-    rf"|touch|shades?|descendants?|ancestors?|assistants?|colleagues?|members?) of)\s+(?:the\s+|in\s+)?{_MARK}"
-    r"|\b(?:some|many|most|a few|other)s?\s+(?:people\s+)?(?:also\s+|might\s+|may\s+)?(?:say|think|believe|claim"
-    rf"|answer|guess|assume|call)\b[^,.;]*{_MARK}",
+_BE = (
+    r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
+    r"|(?<=\w)'(?:s|re|m)\b)"
+)
+_ADVERB = (
+    r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
+    r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
+)
+# Where a clause ends.
+_BREAK = re.compile(
+    r"(\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
+    r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
+    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
+    rf"|(?={_LABEL}))"
+)
+_TURN = re.compile(
+    r"\W*(?:(?:but|yet|so|however|therefore|thus|hence|actually|instead|now(?:adays)?|today|since then|finally|namely"
+    r"|in (?:fact|truth|reality|the end|other words)|the truth is|(?:also )?(?:called|known as))\b[,:]?\s*"
+    r"|i\.e\.,?\s*)+",
     re.IGNORECASE,
 )
-# Behind a name, what kind of thing it is.
-_KIND = (
-    r"(?:River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|Kingdom|Province|County|State|Lake|Canal"
-    r"|Valley|Peninsula|Bonaparte|[IVX]+|Jr|Sr|The|It|He|She|This|That|[A-Z])\b"
+_SUBORDINATE = re.compile(
+    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
+    r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|(?!being\b)\w{2,}ing|followed|succeeded|preceded"
+    r"|compared)\b",
+    re.IGNORECASE,
 )
-_NOT_SAID = r"(?<!\bis )(?<!\bwas )(?<!'s )(?<!\bby )(?<!\bis the )"
-_TOO = r"(?:also|too|merely|only|just|another|the second|second|its|even)\b"
-# What leaves another answer beside it, or in its place.
-_OTHERS = re.compile(
-    "|".join(
-        (
-            # "Paris or Rome", "Paris/Rome", but not "Paris, or rather the city on the Seine"
-            rf"{_MARK}[\"'*_)]*(?:,? (?:perhaps|maybe|possibly))?\s*[,.?!]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less"
-            r"|fewer|at least|rather|simply|just|about|as|in other words|better)\b)|/\s*|\bvs\.?\s+)\S",
-            rf"\w[\"'*_)]*,?\s+\(?(?i:or|and/or)\s+(?i:the |in |maybe |perhaps |possibly |even )?[\"'*_(]*{_MARK}",
-            # "Paris and Rome", "red and Paris"
-            rf"{_MARK}\s+(?:and|&)\s+{_NAME}",
-            rf"{_NAME}\s+(?:and|&)\s+(?:the )?{_MARK}",
-            rf"^\W*\w+(?:\s\w+)?(?:,\s*\w+(?:\s\w+)?)*,?\s+(?:and|or)\s+{_MARK}\W*$",
-            rf"{_MARK}\s+(?:is|was)\b[^.,{_MARK}]*,\s+(?!{_LEAD}){_NAME}\s+(?:is|was)\b",
-            # Lists
-            rf"{_MARK}(?:,\s*{_NAME})+,?\s+(?:or|and|&)\s+(?:the )?[A-Z0-9]",
-            rf"{_MARK}(?:,\s*{_NAME}){{2,}}\s*(?:[.:!]|$|,?\s*etc)",
-            rf"{_MARK}\s+(?!{_KIND})(?:[A-Z][a-z'-]+)",
-            # "Rome, the rival of Paris", "It is Rome (before, Paris was)", but not "Hamlet, a play, is by Shakespeare"
-            rf"^\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}|The [^,]*, {_MARK}\W*$){_NAME}(?:[,;]"
-            rf"|\s\((?!{_MARK}\))|\s[-–—>]\s|\s(?:is|was)\b[^;]*;)[^{_MARK}]*"
-            r"(?<!\bis )(?<!\bwas )(?<!\bbeen )(?<!\bby )(?<!\bis the )(?<!\bwas the )(?<!\bit's )(?<!\bi\.e\. )("
-            rf"?<!called )(?<!\bas ){_MARK}",
-            # "It is Rome; Paris is larger", "Paris is larger, but Rome is the capital"
-            rf"^(?![^;]*\b(?:not|no|n't)\b)[^;{_MARK}]*(?:\b(?:is|was)\b[^;.{_MARK}]*;\s*(?:the )?{_MARK}"
-            rf"|;\s*(?:the )?{_MARK}\s+[a-z])",
-            # "An alloy of Paris called Rome", "It is Rome, the opposite of Paris"
-            rf"{_MARK}(?!\s+(?:is|was|are|were|has|also|often|sometimes)\b)[^.,;{_MARK}]*\b(?:called|named)\s+\w",
-            rf"^[^,;{_MARK}]*(?:\b(?:is|was|are|were)|'s)\b\s[^,;{_MARK}]+,\s+(?:an?|the|another|one|his|her|its|once"
-            rf"|home)\s+(?:(?!(?:is|was|are|were|by|called|named)\b)[\w'-]+\s+)+{_MARK}",
-            rf"^\W*(?:(?i:while|although|though) )?{_MARK}\s[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however"
-            rf"|yet)\b)[^.{_MARK}]*\b(?:is|was)\s+(?:the |in )?[A-Z]",
-            rf"{_NOT_SAID}{_MARK}[^.{_MARK}]*(?:;|\b(?:but|while|whereas|however)\b),?\s+(?!{_LEAD}){_NAME}\s+(?:is"
-            rf"|was|are|were)\b(?!\s{_TOO})",
-            # "Rome is the capital, and Paris is merely its rival"
-            rf"^(?!.*\b(?:not|n't|no)\b)[^{_MARK}]*\b(?:is|was|are|were)\b[^{_MARK}]*(?:,? and"
-            rf"|, but) (?:the )?{_MARK}\s+(?:is|was|are|were)\b(?:\s(?!{_TOO})\w+)?\s{_TOO}",
-            rf"{_MARK}[\"'*_)]*\?",
-            rf"^\W*(?=[^.]*{_MARK})(?:\w+(?:\s\w+)?,\s*){{3,}}\w+(?:\s\w+)?\W*$",
-        )
-    )
+# Behind an answer: others beside it, or that it is not the only one or the first.
+_BESIDE = re.compile(
+    r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
+    r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
+    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
 )
-# "People from Paris call it Rome", "The opposite of Paris is Rome"
-_OF_SUBJECT = re.compile(
-    rf"^\W*(?:(?!is\b|was\b)[\w'-]+ ){{1,4}}(?<!city )(?<!name )(?<!word )(?:of|from|near"
-    rf"|like) (?:the )?{_MARK}(?= (?:is|was|are|were|calls?)\b)"
+_LESS = re.compile(
+    r"\s+(?:is|was|are|were|comes?|came|only|would be)\s+(?:\w+\s+)?(?:also|too|merely|only|another|second|next|later"
+    r"|even|one (?:possibility|option|candidate)|the (?:runner|second))\b"
+)
+# Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
+_PART = re.compile(
+    rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{_MARK}|{_MARK}'s\s+\w"
+    rf"|{_MARK}[^\S\n]+(?!(?:"
+    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|The|It|He|She|This|That|[A-Z])\b)"
+    r"(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
-    rf"{_MARK}(?:[\"'*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called)\b|[,(/=:-](?:or )?)\s*(?:the "
-    rf"|an? )?[\"'*_(]*{_MARK}[\"'*_)]*)+"
+    rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
+    rf"[*_(]*{_MARK}[*_)]*)+"
 )
-_RELATIVE = re.compile(
-    r"^\W*(?:[Ii]f|[Uu]nless)\b[^,]*,|,\s+(?:which|who|whose|whom|where|when|while|whereas|(?:al)?though|since|because"
-    rf"|if)\b(?!\s(?:is|was)\s+(?:the )?{_MARK})[^,;]*"
+# Behind these words stands not the answer, but what it is compared with, comes after, or belongs to.
+_GOVERNOR = re.compile(
+    r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
+    r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
+    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
+    r"|due|way|attributed) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
+    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )\bas"
+    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
+    r"|picking)\b)\w{3,}ing)\s+$",
+    re.IGNORECASE,
 )
-_IN_THE_END = re.compile(rf"^(?P<before>[^{_MARK}]*{_MARK}.*?)[,;]?\s(?:but|yet|however|so)\b[:,]?\s(?P<main>.*)$")
-_SO_THEN = re.compile(r"\W*(?:so|therefore|thus|hence)\b[:,]?\s+(?:it is |it's )?[\w' -]{1,30}\W*$", re.IGNORECASE)
-_NAME_ALONE = re.compile(rf"\W*(?:(?i:it|that|this|he|she)(?:'s| is| was) )?(?!{_LEAD}){_NAME}[.!]")
-_SUBJECT = re.compile(r"^(?P<what>[^.]{3,80}?)\s+(?:is|was|are|were)\s+(?:the |a )?[A-Z0-9].*$")
+# "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
+_OF_IT = re.compile(
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
+    re.IGNORECASE,
+)
+_COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
+# In brackets, what is no answer.
+_ASIDE = re.compile(rf"(?<=\w)\s*\([^(){_MARK}]*\)")
+# Of a table all but the last column.
+_TABLE = re.compile(
+    r"\A\s*\|.*\|[^\S\n]*\n\s*\|[\s:|-]+\|[^\S\n]*\n|^[^\S\n]*\|.*\|(?=[^|\n]+\|[^\S\n]*$)|\|[^\S\n]*$", re.MULTILINE
+)
+
+
+class _Claim(NamedTuple):
+    """
+    Whether a clause gives an accepted answer or another one, with a weight: 0 for what others say, 1 for what is told,
+    2 for what something is said to be, 3 for what is called the answer; of what (empty if the answer stands alone),
+    and whether it turns against what comes before.
+    """
+
+    right: bool
+    weight: int
+    subject: str = ""
+    turns: bool = False
 
 
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
-    text = _with_marks(text, answers)
-    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}", rest) is not None)
-    if statements := said(text):
-        claim = next(filter(None, map(first_line, statements)), "")
-        verdict = _verdict(claim)
-        # "The answer is simple." leaves it to the rest.
-        if verdict is not None or re.search("[A-Z0-9]", claim) or len(claim.split()) <= 3:
-            return bool(verdict)
-    parts = sentences(text)
-    verdicts = [verdict for verdict in map(_verdict, parts) if verdict is not None]
-    if not verdicts or not verdicts[-1] or _NAME_ALONE.fullmatch(parts[0]):
+    text = _with_marks(_with_labels(text), answers)
+    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
+
+
+def states_choice(text: str, letter: str) -> bool:
+    """Whether a text chooses the option with this letter."""
+    text = without_markdown(text)
+    if len({option["letter"] for option in _OPTION.finditer(text)}) > 1:  # as in the question
+        text = "\n".join(line for line in text.split("\n") if not _OPTION.match(line))
+    text = _with_labels(_OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
+    text = re.sub(rf"(?:\A|{_LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
+    text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
+    if re.fullmatch(r"(?:\W*\b[A-J]\b){2,}\W*", text):
         return False
-    if _SO_THEN.match(parts[-1]) and _MARK not in parts[-1]:
-        return False
-    return not (_lists_others(text) or _guesses_twice(parts) or _says_otherwise(parts))
+    return _decides(re.sub(_CHOICE, lambda m: _MARK if letter in m[0] else m[0], text), _CHOICE)
+
+
+def _with_labels(text: str) -> str:
+    text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
+    return mark_labels(plain_text(text), f" {_LABEL} ")
+
+
+def _decides(text: str, other: str) -> bool:
+    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}|{other}", rest) is not None)
+    best: _Claim | None = None
+    for claim in _claims(text, other):
+        if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
+            best = claim
+        elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
+            return False
+    return best is not None and best.right
+
+
+def _claims(text: str, other: str) -> list[_Claim]:
+    claims: list[_Claim] = []
+    for sentence in sentences(text):
+        parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
+        turns = unreal = False
+        for i in range(1, len(parts), 2):
+            before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
+            if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
+                unreal = unreal or subordinate["unreal"] is not None
+            else:
+                turn = _TURN.match(clause)
+                turns = turns or turn is not None
+                called = clause.lstrip().startswith(_LABEL)
+                start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
+                opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
+                before_it = "".join(parts[:i]) + clause[:start]
+                claim = _claim(before_it, clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
+                if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
+                    claim = (claim or _Claim(False, 0))._replace(weight=0)
+                if claim is not None:
+                    turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
+                    claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
+                    turns = False
+    return claims
+
+
+def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
+    """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
+    sentence, position = before + clause + after, len(before)
+    for mention in re.finditer(_MARK, clause):
+        left, right = clause[: mention.start()], clause[mention.end() :]
+        governed = re.sub(rf"(?:(?:the|an?)\s+)?{_ADVERB}$", "", left, flags=re.IGNORECASE)
+        if (
+            is_denied(sentence, position + mention.start(), position + mention.end())
+            or _GOVERNOR.search(governed)
+            or (re.search(r"\bof\s+$", governed) and not _OF_IT.search(governed))
+            or (not left.strip() and re.fullmatch(rf"\W*{_ADVERB}(?:\w+ )?{other}\s+and\s+", before))
+        ):
+            continue
+        if _BESIDE.match(right + after) or _LESS.match(right):
+            return _Claim(False, 1)
+        if opened == "(" and (left + right).strip():
+            return None
+        verb = re.match(rf"(.*?)\s*{_BE}", left)
+        strong = verb or re.match(rf"\s*{_BE}", right) or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
+        return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
+    if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
+        return None
+    if (
+        opens
+        and closed not in (":", "and", "!", "=")
+        and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
+    ):
+        listed = re.compile(rf"(?:\s*,\s*{other})*,?\s+and\s+{other}\s+[a-z]")
+        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or listed.match(after)
+        return _Claim(False, 1 if weak else 2)
+    complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
+    for verb in _COMPLEMENT.finditer(clause):
+        if complement.match(clause, verb.end()):
+            return _Claim(False, 2, _subject(clause[: verb.start()]))
+    told = re.match(
+        rf"\W*{_ADVERB}{other}\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z'])", clause
+    )
+    return _Claim(False, 2 if told[1] else 1, "-") if told and (told[1] or other == _NAME) else None
+
+
+def _subject(text: str) -> str:
+    subject = " ".join(text.casefold().split())
+    return "" if subject in ("it", "that", "this", "he", "she") else subject
 
 
 def _with_marks(text: str, answers: Sequence[str]) -> str:
-    text = fold(plain_text(text)).replace(_MARK, " ")
+    text = re.sub(r'(?<!\d)"', "", _TABLE.sub("", fold(text)))
     for answer in sorted(answers, key=len, reverse=True):
         text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
-    return _PART.sub(" ", _SAME.sub(_MARK, text))
+    return _ASIDE.sub("", _PART.sub(" ", _SAME.sub(_MARK, text)))
 
 
 def _in_any_order(answer: str, text: str) -> str:
@@ -139,7 +239,8 @@ def _in_any_order(answer: str, text: str) -> str:
         return text
     item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + ")"
     listed = re.compile(
-        rf"\b{item}(?:(?:\s*[,;/]\s*(?:and\s+)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}\b", re.IGNORECASE
+        rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}\b",
+        re.IGNORECASE,
     )
     return listed.sub(lambda m: _MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
 
@@ -166,44 +267,3 @@ def _pattern(answer: str) -> re.Pattern[str]:
             joined += r"(?:[\s.,\-'()]+|\s*&\s*|\s+and\s+)"
         joined += word
     return re.compile(rf"(?<![\w])(?<!\w-){mount}{joined}(?![\w+#])(?!-\w)(?!\.\d)", re.IGNORECASE)
-
-
-def _verdict(sentence: str) -> bool | None:
-    """Whether a sentence affirms the answer; `None` if it does not speak of it."""
-    sentence = _RELATIVE.sub("", sentence)
-    if (
-        (end := _IN_THE_END.match(sentence))
-        and _MARK not in end["main"]
-        and not re.search(rf"\b(?:is|was|by|it's|are) (?:the )?{_MARK}", end["before"])
-    ):
-        if re.search(r"\b(?:is|was) (?:the )?[A-Z]|^\w+\W*$", end["main"]):
-            return False
-    asides = {match.end() for pattern in (_ASIDE, _OF_SUBJECT) for match in pattern.finditer(sentence)}
-    mentions = [m.span() for m in re.finditer(_MARK, sentence) if m.end() not in asides]
-    if not mentions:
-        return None
-    return not _OTHERS.search(sentence) and not any(is_denied(sentence, start, end) for start, end in mentions)
-
-
-def _lists_others(text: str) -> bool:
-    """Whether a text is a list of short items, of which the answer is one."""
-    items = [m[1] for m in re.finditer(r"^\s*(?:[-*•]|\d{1,2}[.)])?\s*([^\n]{1,40}?)\s*$", text, re.MULTILINE)]
-    short = [_MARK in item for item in items if item and len(item.split()) <= 4 and not re.search(r"[:.]$", item)]
-    return len(short) > 1 and any(short) and not all(short)
-
-
-def _guesses_twice(parts: Sequence[str]) -> bool:
-    """Whether a text guesses more than once, and not always the same: "It may be Paris. It may be Rome."."""
-    return any(POSSIBLY.search(part) and len([*POSSIBLY.finditer(part), *LIKELY.finditer(part)]) > 1 for part in parts)
-
-
-def _says_otherwise(parts: Sequence[str]) -> bool:
-    """Whether a later sentence says something else of the same thing: "The capital is Paris. The capital is Rome."."""
-    said_of: dict[str, str] = {}
-    for part in parts:
-        if match := _SUBJECT.match(part.replace(_MARK, f"A{_MARK}")):
-            what = match["what"].casefold()
-            if _MARK in said_of.get(what, "") and _MARK not in part:
-                return True
-            said_of[what] = part
-    return False
