@@ -37,7 +37,7 @@ class Answers:
         answers = np.array(groups)
         self._alike = answers[:, None] == answers
         expanded = np.exp(log_probs - log_seen)
-        masses = np.bincount(answers, expanded * (places == np.arange(len(rows))), len(rows))
+        masses = np.bincount(answers, expanded * (places == np.arange(len(rows))), len(rows)).astype(float)
         self.agrees = np.zeros(len(rows))
         for i, answer in enumerate(answers):
             without = masses.copy()

@@ -20,8 +20,14 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   tell: taken to be the same.)
 - **`scale_rewards="batch"`** is the same with one standard deviation, that of the rewards of all prompts.
 
-Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` (which weighs tokens of short completions
-more), and what an optimizer has not reached yet. A run that is stopped early is at a larger $\beta$ of the same path.
+Training is taken to sample at a `temperature` of 1 from all tokens, with the defaults of what else moves the optimum:
+in DenseGRPO `baseline="leave_one_out"` is $c = 1$; in PPO `kl_placement="loss"` ends as GRPO with $c = 1$ does (and
+with `whiten_advantages` at $\beta$ times their standard deviation), and `gamma` below 1 elsewhere, as do
+`use_bias_correction_kl=False` and `mask_truncated_completions=True`.
+
+Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` and `"sapo"` (which weigh tokens of short
+completions more), and what an optimizer has not reached. A run that is stopped early is at a larger $\beta$ of the
+same path.
 """
 
 import itertools
@@ -165,7 +171,7 @@ class Samples:
         share = 1.0 - 1.0 / objective.num_generations
         if objective.scale_rewards == "none":
             return lambda weights: share * self.rewards
-        scaled = self._scaled_by_batch
+        scaled: Callable[[Array], Array] = self._scaled_by_batch
         if objective.scale_rewards == "group":
             scaled = self._scaled_by_group(objective.num_generations)
         return lambda weights: share * scaled(weights)

@@ -55,7 +55,8 @@ class Choice:
             completions = [_alike(row) for row, _ in kept]
             scores = [record["reward"] for _, record in kept]
             return [{"prompt": kept[0][0].prompt, "completions": completions, **_common(kept), "scores": scores}]
-        count = 1 if self.kind == "best" else math.ceil(self.fraction * len(kept))
+        # Rounded up, but not for the rounding of the product: 0.55 * 20 is more than 11.
+        count = 1 if self.kind == "best" else max(1, math.ceil(self.fraction * len(kept) - 1e-9))
         return [
             {"prompt": row.prompt, "completion": _alike(row), **row.extra, "score": record["reward"]}
             for row, record in kept[:count]

@@ -182,6 +182,12 @@ def test_top_fraction():
         top_fraction(by_length, rows, 0.0)
 
 
+@pytest.mark.parametrize(("fraction", "num", "kept"), [(0.55, 20, 11), (0.14, 50, 7), (0.26, 10, 3), (1e-12, 4, 1)])
+def test_a_fraction_is_rounded_up_and_no_further(fraction, num, kept):
+    rows = [{"prompt": "p", "completion": "a" * (n + 1)} for n in range(num)]
+    assert len(top_fraction(by_length, rows, fraction)) == kept
+
+
 class TestScoreDataset:
     def test_columns_of_every_format(self, reward):
         plain = Dataset.from_list([{"prompt": f"{i} =", "completion": f" {i}", "response": "x"} for i in range(70)])
