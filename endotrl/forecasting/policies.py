@@ -160,9 +160,10 @@ class Samples:
         return objective.has_groups and objective.scale_rewards == "group" and self.num_prompts > PROMPTS
 
     def _parts(self) -> Iterator["Samples"]:
+        token_ids, log_probs, log_proposals, rewards = self._rows
         for start in range(0, self.num_prompts, PROMPTS):
-            token_ids, log_probs, log_proposals, rewards = (rows[start : start + PROMPTS] for rows in self._rows)
-            yield Samples(token_ids, log_probs, log_proposals, rewards)
+            some = slice(start, start + PROMPTS)
+            yield Samples(token_ids[some], log_probs[some], log_proposals[some], rewards[some])
 
     def _gains(self, objective: Objective) -> Callable[[Array], Array]:
         """From the weights of a policy to expected advantages of completions, up to a constant of each prompt."""
