@@ -118,14 +118,17 @@ class Sampler:
         llm = self._vllm()
         from vllm import SamplingParams
 
-        settings = SamplingParams(
-            n=num_samples,
-            seed=seed,
-            stop_token_ids=sorted(self._engine.renderer.eos_token_ids),
-            max_tokens=self._max_new_tokens,
-            temperature=self._temperature,
-            top_p=self._top_p,
-        )
+        settings = [
+            SamplingParams(
+                n=num_samples,
+                seed=seed_of(seed, self._temperature, i),  # with one seed, all rows would have the same noise
+                stop_token_ids=sorted(self._engine.renderer.eos_token_ids),
+                max_tokens=self._max_new_tokens,
+                temperature=self._temperature,
+                top_p=self._top_p,
+            )
+            for i in range(len(rows))
+        ]
         outputs = llm.generate([{"prompt_token_ids": row} for row in rows], settings, use_tqdm=False)
         return [[sample_of(self._engine, answer.token_ids) for answer in out.outputs] for out in outputs]
 

@@ -31,7 +31,7 @@ def fake_vllm(monkeypatch):
         def generate(self, prompts, settings, use_tqdm=False):
             notes.asked.append(settings)
             answer = SimpleNamespace(token_ids=[34, 35])
-            return [SimpleNamespace(outputs=[answer] * settings.n) for _ in prompts]
+            return [SimpleNamespace(outputs=[answer] * row.n) for row in settings]
 
     module = types.ModuleType("vllm")
     module.LLM, module.SamplingParams = LLM, lambda **settings: SimpleNamespace(**settings)

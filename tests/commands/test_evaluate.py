@@ -366,7 +366,7 @@ class TestGeneration:
         ((started, settings),) = fake_vllm.started  # greedy and two seeds
         assert (settings["trust_remote_code"], settings["enforce_eager"]) == (True, True)
         assert started() is None  # ended with the run
-        assert [(call.n, call.temperature) for call in fake_vllm.asked] == [(1, 0.0), (2, 1.0), (2, 1.0)]
+        assert [(call[0].n, call[0].temperature) for call in fake_vllm.asked] == [(1, 0.0), (2, 1.0), (2, 1.0)]
         assert results["metrics"]["answers"]["tokens"]["value"] == 2
         # Nothing is left to answer.
         evaluate("generation", self.questions(tmp_path), *options)

@@ -67,7 +67,10 @@ class TestCommand:
         command = ["forecast", "--model", tiny_model_path, "--data", data, *self.options, "--quiet"]
         assert main([*command, "--output", str(tmp_path / "v"), "--backend", "vllm"]) == 0
         # One temperature after another; the tokens that it says are scored by the model.
-        assert [(call.n, call.temperature) for call in fake_vllm.asked] == [(4, 1.0), (2, 0.7), (2, 0.5), (1, 0.0)]
+        asked = [(call[0].n, call[0].temperature) for call in fake_vllm.asked]
+        assert asked == [(4, 1.0), (2, 0.7), (2, 0.5), (1, 0.0)]
+        seeds = [row.seed for call in fake_vllm.asked for row in call]
+        assert len(set(seeds)) == len(seeds) > 4  # no two questions or temperatures have the same noise
         record = json.loads((tmp_path / "v" / "answers.jsonl").read_text().splitlines()[1])
         (expected,) = EndogenousReward(tiny_model_path)(
             prompts=[PROMPTS[1]],
