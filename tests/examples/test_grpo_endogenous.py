@@ -10,9 +10,11 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl import EndogenousReward
+
+from ..support.trainers import make_trainer
 
 
 FILE = Path(__file__).parents[2] / "examples" / "grpo_endogenous.py"
@@ -39,24 +41,9 @@ def test_it_needs_only_the_formulas() -> None:
 def test_its_step_is_that_of_trl(example: ModuleType, tiny_policy_path: str, tmp_path: Path) -> None:
     reward = EndogenousReward(tiny_policy_path)
     prompts = ["a b c", "d", "e f", "g h i j"]
-    trainer = GRPOTrainer(
-        tiny_policy_path,
-        reward_funcs=reward,
-        args=GRPOConfig(
-            str(tmp_path),
-            beta=BETA,
-            scale_rewards="none",
-            loss_type="bnpo",
-            num_generations=2,
-            per_device_train_batch_size=8,
-            max_completion_length=6,
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            seed=3,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": prompts}),
-    )
+    settings = {"beta": BETA, "scale_rewards": "none", "loss_type": "bnpo", "num_generations": 2, "seed": 3}
+    settings |= {"max_completion_length": 6, "train_dataset": Dataset.from_dict({"prompt": prompts})}
+    trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward, **settings)
     with torch.no_grad():  # a policy that has moved away from the frozen model
         for parameter in trainer.model.parameters():
             parameter.mul_(1.1)

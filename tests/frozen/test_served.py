@@ -10,15 +10,15 @@ import math
 import pickle
 import threading
 import time
+from functools import partial
 from itertools import product
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, ServedModel
+from endotrl import DenseGRPOTrainer, EndogenousReward, ServedModel
 from endotrl.frozen.served.client import ServerError
 from endotrl.rewards import (
     InformationGain,
@@ -31,6 +31,7 @@ from endotrl.rewards.rule import RewardRule
 from endotrl.scoring.token_stats import TokenStats
 
 from ..support.fake_server import FakeServer
+from ..support.trainers import make_trainer
 
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -337,16 +338,7 @@ class TestRouted:
             RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
 
 
-PLAIN = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 2})
-
-
 class TestTrainers:
-    def arguments(self, config, tmp_path, **settings):
-        return config(
-            str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=6, max_steps=1,
-            beta=0.1, report_to=[], use_cpu=True, bf16=False, save_strategy="no", **settings,
-        )  # fmt: skip
-
     def test_gathered_by_trl(self, tiny_policy_path, tmp_path):
         running = []
         with FakeServer(tiny_policy_path, max_model_len=512) as server:
@@ -360,12 +352,8 @@ class TestTrainers:
             tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
             reward = EndogenousReward(server.url, tokenizer).load()
             local = EndogenousReward(tiny_policy_path, name="local")
-            trainer = GRPOTrainer(
-                tiny_policy_path,
-                reward_funcs=[reward, other, local],
-                args=self.arguments(GRPOConfig, tmp_path),
-                train_dataset=PLAIN,
-            )
+            settings = {"max_steps": 1, "beta": 0.1}
+            trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, [reward, other, local], **settings)
             trainer.train()
         assert running[1] > running[0]  # requests were sent while the other function waited
         log = trainer.state.log_history[0]
@@ -375,12 +363,11 @@ class TestTrainers:
     def test_rewards_of_tokens(self, tiny_policy_path, tmp_path):
         with FakeServer(tiny_policy_path, max_model_len=512) as server:
             tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-            args = self.arguments(DenseGRPOConfig, tmp_path)
+            make = partial(make_trainer, DenseGRPOTrainer, tiny_policy_path, tmp_path, max_steps=1, beta=0.1)
             with pytest.raises(ValueError, match="Bellman rewards of single tokens"):
-                reward = EndogenousReward(server.url, tokenizer)
-                DenseGRPOTrainer(tiny_policy_path, reward_funcs=reward, args=args, train_dataset=PLAIN)
+                make(EndogenousReward(server.url, tokenizer))
             reward = EndogenousReward(server.url, tokenizer, token_reward="log_prob")
-            trainer = DenseGRPOTrainer(tiny_policy_path, reward_funcs=reward, args=args, train_dataset=PLAIN)
+            trainer = make(reward)
             trainer.train()
         assert "token_rewards/endogenous_reward/mean" in trainer.state.log_history[0]
         with pytest.raises(ValueError, match="needs none of the trainer's"):

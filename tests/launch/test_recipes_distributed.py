@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..support.accelerate_server import accelerate
 from ..support.helpers import ON_CPU, as_arguments
@@ -24,6 +24,7 @@ PROMPTS = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
 ENGINES = {"multi_gpu": "DistributedDataParallel", "fsdp2": "FSDP"}
 ENGINES |= dict.fromkeys(("zero1", "zero2", "zero3"), "DeepSpeedEngine")
 PPO = ["ppo", "--max_steps", "6", "--value_learning_rate", "1e-2"]
+SHORT_PPO = ["ppo", "--num_iterations", "1", "--value_learning_rate", "1e-2"]  # generates at each step
 RUNS: dict[str, list[str]] = {
     # The frozen model is the reference model, the policy without its adapter, and a copy.
     "shared": ["grpo", "--beta", "0.1", "--num_generations", "2"],
@@ -32,12 +33,15 @@ RUNS: dict[str, list[str]] = {
     # PPO. Step 2 of 6 is in the middle of a generation batch.
     "whole": [*PPO, "--save_strategy", "steps", "--save_steps", "2"],
     "resumed": [*PPO, "--resume_from_checkpoint", "FOLDER/whole/checkpoint-2"],
-    "value_model": [*PPO, "--critic", "value_model"],
-    "moving reference": [*PPO, "--sync_ref_model", "True", "--ref_model_sync_steps", "1"],
+    "value_model": [*SHORT_PPO, "--critic", "value_model"],
+    "moving reference": [*SHORT_PPO, "--sync_ref_model", "True", "--ref_model_sync_steps", "1"],
 }
 WHERE = dict.fromkeys(RUNS, "the trainer's reference model")
 WHERE |= {"adapter": "the policy's frozen base (adapter disabled)"}
 WHERE |= dict.fromkeys(("own", "moving reference"), "own copy of")
+# Whole weights are on each process under DDP, and under ZeRO-1 and 2, whose optimizer is in shards.
+RUNS_OF = {"multi_gpu": [*RUNS][:5], **dict.fromkeys(("zero1", "zero2"), [*RUNS][:3])}
+RUNS_OF |= dict.fromkeys(("zero3", "fsdp2"), [name for name in RUNS if name != "own"])  # "moving reference" is one
 COMPARED = ["loss", "grad_norm", "reward", "endogenous_reward/reward_per_token"]
 OF_PPO = ["kl", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_std", "ppo/approx_kl"]
 
@@ -51,7 +55,7 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     settings |= {"logging_steps": 1, "save_strategy": "no", "scale_rewards": "none", **ON_CPU}
     settings |= {"reward_dtype": "float32"}
     files = []
-    for name in runs_of(launcher):
+    for name in RUNS_OF.get(launcher, RUNS):
         kind, *arguments = RUNS[name]
         given = {**settings, "output_dir": folder / name}
         if kind == "ppo":
@@ -66,11 +70,6 @@ def launch(folder: Path, model: str, launcher: str, num_processes: int) -> Path:
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-6000:]
     assert not extensions.exists()  # nothing was compiled
     return folder
-
-
-def runs_of(launcher: str) -> list[str]:
-    """All, or the first ones: ZeRO-1 and 2 hold whole weights, as DDP does."""
-    return list(RUNS)[:3] if launcher in ("zero1", "zero2") else list(RUNS)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +89,7 @@ def assert_same_weights(found: Path, expected: Path, **tolerance: float) -> None
 @pytest.mark.parametrize("launcher", ENGINES)
 def test_two_processes_agree_with_one(launcher, alone, tiny_policy_path, tmp_path):
     launch(tmp_path, tiny_policy_path, launcher, 2)
-    for name in runs_of(launcher):
+    for name in RUNS_OF[launcher]:
         found: dict[str, Any] = json.loads((tmp_path / name / "result.json").read_text())
         expected = json.loads((alone / name / "result.json").read_text())
         # What ran is what was asked for.
@@ -109,7 +108,7 @@ def test_two_processes_agree_with_one(launcher, alone, tiny_policy_path, tmp_pat
         for key, tensor in load_file(Path(tiny_policy_path) / "model.safetensors").items():
             assert torch.equal(frozen[key], tensor), (name, key)
         assert_same_weights(tmp_path / name, alone / name, atol=2e-4, rtol=1e-3)
-    if "whole" in runs_of(launcher):
+    if "whole" in RUNS_OF[launcher]:
         # A checkpoint holds what is left of the generation batch, for each process,
         names = {path.name for path in (tmp_path / "whole" / "checkpoint-2").glob("rollout_*")}
         assert names == {"rollout_state.json", "rollout_0.pt", "rollout_1.pt"}
@@ -149,10 +148,12 @@ def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path, 
 
 def test_the_readmes_command_for_zero3(smollm2_path, tmp_path):
     """
-    A pretrained model, but for its upper 13 layers, in two processes, each with half of the weights, as
-    recipes/smollm2-135m/README.md says.
+    The pretrained model's tokenizer and 17 of its 30 layers, narrow ones, in two processes, each with half of the
+    weights, as recipes/smollm2-135m/README.md says.
     """
-    AutoModelForCausalLM.from_pretrained(smollm2_path, num_hidden_layers=17).save_pretrained(tmp_path / "model")
+    narrow = {"num_hidden_layers": 17, "hidden_size": 72, "intermediate_size": 64, "head_dim": 8}
+    config = AutoConfig.from_pretrained(smollm2_path, **narrow)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(smollm2_path).save_pretrained(tmp_path / "model")
     arguments = ["--output_dir", str(tmp_path / "run"), "--bf16", "false", "--dtype", "float32"]
     arguments += ["--model_name_or_path", str(tmp_path / "model"), "--save_strategy", "no"]

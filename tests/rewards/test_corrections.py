@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import trl
-from datasets import Dataset
 from packaging.version import Version
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
@@ -21,6 +20,8 @@ from endotrl.rewards.corrections import length_shares, length_slope_sums, one_mi
 from endotrl.rewards.scored import heat_map_row
 
 from ..support.reference import scores_from_logits, state_logits
+from ..support.trainers import PROMPTS as QUESTIONS
+from ..support.trainers import make_trainer
 
 
 PROMPTS = ["a b c"] * 4 + ["d e"] * 4
@@ -128,16 +129,9 @@ class TestLengthControl:
         if module is endotrl and Version(trl.__version__) < Version("1.15"):
             pytest.skip("The trainers of endotrl need TRL 1.15.")
         reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
-        dataset = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 2})
-        args = getattr(module, f"{kind}Config")(
-            str(tmp_path),
-            **{"per_device_train_batch_size": 8, "per_device_eval_batch_size": 8, "num_generations": 4},
-            **{"max_steps": 1, "max_completion_length": 8, "beta": 0.0, "eval_on_start": True},
-            **{"eval_strategy": "steps", "use_cpu": True, "bf16": False, "report_to": [], "disable_tqdm": True},
-        )
-        trainer = getattr(module, f"{kind}Trainer")(
-            tiny_policy_path, reward_funcs=reward, args=args, train_dataset=dataset, eval_dataset=dataset
-        )
+        settings = {"max_steps": 1, "beta": 0.0, "eval_strategy": "steps", "eval_on_start": True, "num_generations": 4}
+        settings |= {"per_device_eval_batch_size": 8, "eval_dataset": QUESTIONS.select(range(8))}
+        trainer = make_trainer(getattr(module, f"{kind}Trainer"), tiny_policy_path, tmp_path, reward, **settings)
         trainer.evaluate()
         assert reward.state_dict() == {"length_sums": (0.0, 0.0)}
         trainer.add_callback(sums := Sums(reward))

@@ -6,15 +6,15 @@ import pickle
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl.rewards import MeanLogProbReward, NegativeEntropyReward, RelativePerplexityReward, SelfCertaintyReward
 from endotrl.rewards.intrinsic import relative_perplexity
 from endotrl.rewards.rule import self_certainty
 
 from ..support.reference import chatml, scores_from_logits, state_logits
+from ..support.trainers import make_trainer
 
 
 ALL = (SelfCertaintyReward, NegativeEntropyReward, MeanLogProbReward, RelativePerplexityReward)
@@ -114,15 +114,7 @@ class TestRewards:
     def test_grpo(self, tiny_policy_path, tmp_path):
         rewards = [kind(tiny_policy_path, device="cpu") for kind in ALL[:3]]
         shared = RelativePerplexityReward(None)
-        trainer = GRPOTrainer(
-            model=tiny_policy_path,
-            reward_funcs=[*rewards, shared],
-            args=GRPOConfig(
-                output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=4, num_generations=4,
-                max_completion_length=6, beta=0.1, report_to="none", use_cpu=True, bf16=False,
-            ),
-            train_dataset=Dataset.from_dict({"prompt": ["a b", "c d"] * 4}),
-        )  # fmt: skip
+        trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, [*rewards, shared], max_steps=1, beta=0.1)
         shared.attach(trainer)
         trainer.train()
         log = trainer.state.log_history[0]

@@ -4,44 +4,22 @@ The mistakes that users are most likely to make: each is answered by what was gi
 """
 
 import shutil
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    CLIPVisionConfig,
-)
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoModelForCausalLM, CLIPVisionConfig
+from trl import GRPOTrainer
 
-from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward
+from endotrl import DenseGRPOTrainer, EndogenousReward
 from endotrl.rewards import AccuracyReward, FormatReward, InformationGain
 
-from ..support.helpers import QUIET, SMALL
+from ..support.helpers import SMALL
+from ..support.trainers import make_trainer
 
 
 CHAT = {"prompts": [[{"role": "user", "content": "a"}]], "completions": [[{"role": "assistant", "content": "b"}]]}
 TEXT = {"prompts": ["a"], "completions": ["b"]}
-PROMPTS = Dataset.from_dict({"prompt": ["a b", "c d"] * 4})
-
-
-def make_trainer(model: Any, reward: Any, folder: Path, **config: Any) -> GRPOTrainer:
-    settings = {
-        "output_dir": str(folder),
-        "max_steps": 2,
-        "per_device_train_batch_size": 4,
-        "num_generations": 2,
-        "max_completion_length": 6,
-        "learning_rate": 0.01,
-        "beta": 0.1,
-        **QUIET,
-        **config,
-    }
-    tokenizer = None if isinstance(model, str) else AutoTokenizer.from_pretrained(model.config._name_or_path)
-    return GRPOTrainer(model, reward, args=GRPOConfig(**settings), train_dataset=PROMPTS, processing_class=tokenizer)
 
 
 def test_a_folder_without_tokenizer(tiny_policy_path, tmp_path):
@@ -91,7 +69,7 @@ def test_attached_to_what_is_no_trainer(given):
 def test_attached_twice_and_late(tiny_policy_path, tmp_path):
     """Neither is wrong: the reference model is what it was before the first step."""
     reward = EndogenousReward(None)
-    trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=False)
+    trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward, beta=0.1, learning_rate=0.01)
     before = reward.attach(trainer).attach(trainer)(**TEXT)
     trainer.train()
     assert (
@@ -102,7 +80,7 @@ def test_attached_twice_and_late(tiny_policy_path, tmp_path):
 def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
     """In mixed precision, before its first update."""
     policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-    trainer = make_trainer(policy, EndogenousReward(policy), tmp_path, beta=0.0, bf16=True)
+    trainer = make_trainer(GRPOTrainer, policy, tmp_path, EndogenousReward(policy), bf16=True)
     with pytest.raises(ValueError, match=r"is the policy that is trained.*reward\.attach\(trainer\)"):
         trainer.train()
 
@@ -143,14 +121,6 @@ def test_an_infinite_reward_does_not_spoil_the_policy(tiny_policy_path, tmp_path
     def boundless(completions: list[Any], **kwargs: Any) -> list[float]:
         return [float("inf")] * len(completions)
 
-    args = DenseGRPOConfig(
-        output_dir=str(tmp_path),
-        max_steps=1,
-        per_device_train_batch_size=4,
-        num_generations=2,
-        max_completion_length=6,
-        **QUIET,
-    )
-    trainer = DenseGRPOTrainer(tiny_policy_path, boundless, args=args, train_dataset=PROMPTS)
+    trainer = make_trainer(DenseGRPOTrainer, tiny_policy_path, tmp_path, boundless, max_steps=1)
     with pytest.raises(ValueError, match="'boundless' returned an infinite reward"):
         trainer.train()

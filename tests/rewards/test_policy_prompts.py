@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 import trl
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from packaging.version import Version
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.data.sources import FormatError, Row
@@ -32,7 +32,8 @@ from endotrl.selection.datasets import scored_rows
 from endotrl.sentence import SentenceRewardConfig, load_segmenter
 from endotrl.sentence.preferences import PairEncoder
 
-from ..support.helpers import QUIET, SMALL
+from ..support import trainers
+from ..support.helpers import SMALL
 
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
@@ -110,28 +111,12 @@ class Watched:
 
 
 def make_trainer(
-    path: str, reward: Any, folder: Path, config: type = GRPOConfig, prompts: Any = PROMPTS, **kwargs: Any
+    path: str, reward: Any, folder: Path, kind: type = GRPOTrainer, prompts: Any = PROMPTS, **settings: Any
 ) -> Any:
-    own = {
-        key: kwargs.pop(key)
-        for key in ("tools", "environment_factory", "rollout_func", "processing_class", "peft_config")
-        if key in kwargs
-    }
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "num_generations": 2,
-        "max_completion_length": 4,
-        "max_steps": 1,
-        **QUIET,
-    }
-    if config is OnlineDPOConfig:
-        settings["max_new_tokens"] = settings.pop("max_completion_length")
-        del settings["num_generations"]
-        own["processing_class"] = AutoTokenizer.from_pretrained(path)
-    trainer = {GRPOConfig: GRPOTrainer, RLOOConfig: RLOOTrainer, OnlineDPOConfig: OnlineDPOTrainer}[config]
-    dataset = prompts if isinstance(prompts, IterableDataset) else Dataset.from_dict({"prompt": prompts * 2})
-    args = config(str(folder), **{**settings, **kwargs})
-    return trainer(path, reward_funcs=reward, args=args, train_dataset=dataset, **own)
+    small: dict[str, Any] = {"per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 1}
+    small["train_dataset"] = Dataset.from_dict({"prompt": prompts * 2})
+    small |= {} if kind is OnlineDPOTrainer else {"num_generations": 2}
+    return trainers.make_trainer(kind, path, folder, reward, **{**small, **settings})
 
 
 def ask(trainer: Any, prompts: list[Any], completions: list[Any], ids: list[list[int]], **columns: list[Any]) -> None:
@@ -159,8 +144,8 @@ def warnings_logged(caplog):
 SCENARIOS: dict[str, dict[str, Any]] = {
     "GRPO, messages": {},
     "GRPO, text": {"prompts": TEXTS},
-    "RLOO, messages": {"config": RLOOConfig},
-    "RLOO, text": {"config": RLOOConfig, "prompts": TEXTS},
+    "RLOO, messages": {"kind": RLOOTrainer},
+    "RLOO, text": {"kind": RLOOTrainer, "prompts": TEXTS},
     "a rival": {"reward": MeanLogProbReward},
     "tools, and the template that TRL swaps in": {"tools": [multiply]},
     "a reward that is given the same": {
@@ -421,16 +406,7 @@ class TestBind:
         import endotrl
 
         reward = EndogenousReward(path)
-        config = getattr(endotrl, f"{algorithm}Config")
-        args = config(
-            str(tmp_path),
-            per_device_train_batch_size=2,
-            max_completion_length=4,
-            **NOT_THINKING,
-            **QUIET,
-            **({"num_generations": 2} if algorithm == "DenseGRPO" else {}),
-        )
-        getattr(endotrl, f"{algorithm}Trainer")(path, reward, args, Dataset.from_dict({"prompt": PROMPTS}))
+        make_trainer(path, reward, tmp_path, getattr(endotrl, f"{algorithm}Trainer"), **NOT_THINKING)
         assert reward.chat_template_kwargs == {"enable_thinking": False}
 
     def test_what_is_no_trainer(self, path):
@@ -451,7 +427,7 @@ class TestOnlineDPO:
     def test_an_open_answer_is_continued(self, placement, path, tmp_path):
         reward = EndogenousReward(path if placement == "own copy" else None)
         watched = Watched(reward)
-        trainer = make_trainer(path, watched, tmp_path, OnlineDPOConfig, [CONTINUED])
+        trainer = make_trainer(path, watched, tmp_path, OnlineDPOTrainer, [CONTINUED])
         if placement == "attached":
             reward.attach(trainer)
         trainer.train()
@@ -460,7 +436,7 @@ class TestOnlineDPO:
 
     def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
         reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, OnlineDPOConfig, [CONTINUED])
+        trainer = make_trainer(path, reward, tmp_path, OnlineDPOTrainer, [CONTINUED])
         reward.bind(trainer)
         (row,) = reward._render([CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
         tokenizer = trainer.processing_class
@@ -480,7 +456,7 @@ class TestOnlineDPO:
         LlamaForCausalLM.from_pretrained(path).save_pretrained(folder)
         expected = tokenizer("3 times 4 is", add_special_tokens=False)["input_ids"]
         reward = Watched(EndogenousReward(folder))
-        make_trainer(folder, reward, tmp_path, OnlineDPOConfig, ["3 times 4 is"]).train()
+        make_trainer(folder, reward, tmp_path, OnlineDPOTrainer, ["3 times 4 is"]).train()
         assert reward.prompt_ids[0] == expected
         # GRPO's policy reads the BOS.
         make_trainer(folder, reward, tmp_path, prompts=["3 times 4 is"]).train()

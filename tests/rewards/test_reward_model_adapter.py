@@ -75,21 +75,17 @@ def batch(tokenizer):
 
 
 class TestEquality:
-    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-    @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
-    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
-    def test_the_rewards_of_the_reward_function(
-        self, tiny_policy_path, tokenizer, batch, aggregate, token_reward, truncation
-    ):
-        reward = EndogenousReward(
-            tiny_policy_path,
-            alpha=0.7,
-            gamma=0.9,
-            token_reward=token_reward,
-            aggregate=aggregate,
-            discount=0.8,
-            truncation=truncation,
-        )
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            *({"aggregate": aggregate} for aggregate in ("sum", "mean", "discounted")),
+            *({"token_reward": form} for form in ("log_prob", "centered")),
+            {"truncation": "bootstrap"},
+        ],
+        ids=str,
+    )
+    def test_the_rewards_of_the_reward_function(self, tiny_policy_path, tokenizer, batch, settings):
+        reward = EndogenousReward(tiny_policy_path, alpha=0.7, gamma=0.9, discount=0.8, **settings)
         scores = scores_of(reward.as_reward_model(), batch[0], PAD, batch[1])
         torch.testing.assert_close(scores, given_to_the_reward(reward, tokenizer), atol=1e-5, rtol=0)
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import QUIET, assert_same_to_the_bit, weights
+from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.trainers import make_trainer
 
 
 PROMPTS = ["What is it?", "Hi?", "So?", "And?"]
@@ -125,8 +126,7 @@ def test_policy_with_another_tokenizer(model_path, tiny_policy_path, caplog):
 @pytest.mark.parametrize("method", ["attach", "bind"])
 def test_the_policys_tokenizer_is_the_trainers(method, model_path, tiny_policy_path, tmp_path):
     reward = SentenceReward(model_path)
-    args = GRPOConfig(str(tmp_path), bf16=False, use_cpu=True, report_to=[])
-    trainer = GRPOTrainer(tiny_policy_path, reward, args, Dataset.from_dict({"prompt": ["a"]}))
+    trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward)
     assert getattr(reward, method)(trainer) is reward
     assert reward.policy_processing_class is trainer.processing_class
 
@@ -190,21 +190,10 @@ def test_grpo_with_the_scalar(model_path, tiny_model_path, tmp_path, peft):
 
     reward = SentenceReward(model_path).load()
     before = weights(reward.load()._loaded())
-    trainer = GRPOTrainer(
-        tiny_model_path,
-        reward_funcs=reward,
-        args=GRPOConfig(
-            output_dir=str(tmp_path),
-            max_steps=2,
-            num_generations=2,
-            per_device_train_batch_size=4,
-            max_completion_length=12,
-            logging_steps=1,
-            **QUIET,
-        ),
-        train_dataset=Dataset.from_dict({"prompt": messages("user", PROMPTS)}),
-        peft_config=LoraConfig(r=2, target_modules="all-linear") if peft else None,
-    )
+    settings = {"max_completion_length": 12, "logging_steps": 1, "num_generations": 2}
+    settings |= {"train_dataset": Dataset.from_dict({"prompt": messages("user", PROMPTS)})}
+    settings |= {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if peft else {}
+    trainer = make_trainer(GRPOTrainer, tiny_model_path, tmp_path, reward, **settings)
     trainer.train()
     logs = trainer.state.log_history[0]
     assert logs["rewards/sentence_reward/mean"] == pytest.approx(logs["reward"])

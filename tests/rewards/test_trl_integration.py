@@ -16,17 +16,19 @@ from datasets import Dataset
 from packaging.version import Version
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..support.helpers import QUIET, assert_same_to_the_bit, count_forwards, weights
+from ..support import trainers
+from ..support.helpers import assert_same_to_the_bit, count_forwards, weights
 
 
 EOS = 2
-PLAIN = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 4})
+PLAIN = trainers.PROMPTS
 CONVERSATIONAL = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PLAIN["prompt"]]})
+TRAINERS = (GRPOTrainer, RLOOTrainer, OnlineDPOTrainer)
 DATASETS = {"plain": PLAIN, "conversational": CONVERSATIONAL}
 LORA = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
 
@@ -63,29 +65,12 @@ class CountingReward:
         return rewards
 
 
-def make_args(config_class: type, output_dir: Path, **kwargs: Any) -> Any:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 8,
-        "max_steps": 2,
-        "learning_rate": 0.05,  # so that the policy moves far in two steps
-        "logging_steps": 1,
-        **QUIET,
-    }
-    if config_class is OnlineDPOConfig:
-        defaults["max_new_tokens"] = defaults.pop("max_completion_length")
-        del defaults["num_generations"]
-    return config_class(output_dir=str(output_dir), **{**defaults, **kwargs})
-
-
-def make_trainer(model: Any, reward_funcs: Any, args: Any, dataset: Dataset = PLAIN, **kwargs: Any) -> Any:
-    trainer_class = {GRPOConfig: GRPOTrainer, RLOOConfig: RLOOTrainer, OnlineDPOConfig: OnlineDPOTrainer}[type(args)]
-    if trainer_class is OnlineDPOTrainer:
-        name = model if isinstance(model, str) else model.config._name_or_path
-        kwargs["processing_class"] = AutoTokenizer.from_pretrained(name)
-    return trainer_class(model=model, reward_funcs=reward_funcs, args=args, train_dataset=dataset, **kwargs)
+def make_trainer(
+    model: Any, rewards: Any, folder: Path, kind: type = GRPOTrainer, dataset: Dataset = PLAIN, **settings: Any
+) -> Any:
+    """The policy moves far in its two steps."""
+    defaults = {"learning_rate": 0.05, "logging_steps": 1, "per_device_eval_batch_size": 8, "train_dataset": dataset}
+    return trainers.make_trainer(kind, model, folder, rewards, **{**defaults, **settings})
 
 
 @torch.no_grad()
@@ -122,18 +107,17 @@ def history(trainer: Any, key: str) -> list[float]:
 
 
 def train(
-    path: str, reward: Any, folder: Path, config_class: type = GRPOConfig, dataset: Dataset = PLAIN, **settings: Any
+    path: str, reward: Any, folder: Path, kind: type = GRPOTrainer, dataset: Dataset = PLAIN, **settings: Any
 ) -> tuple[Any, list[dict[str, Any]]]:
     """A trainer that has trained on a reward, with the mean of the naive reference in every step; and its calls."""
-    recorder, peft = Recorder(), settings.pop("peft", {})
-    args = make_args(config_class, folder, reward_weights=[1.0, 0.0], **settings)
-    trainer = make_trainer(path, [reward, recorder], args, dataset, **peft)
+    recorder = Recorder()
+    trainer = make_trainer(path, [reward, recorder], folder, kind, dataset, reward_weights=[1.0, 0.0], **settings)
     if getattr(reward, "is_shared", True):
         reward.attach(trainer)
     trainer.train()
-    key = "objective/scores" if config_class is OnlineDPOConfig else f"rewards/{reward.__name__}/mean"
+    key = "objective/scores" if kind is OnlineDPOTrainer else f"rewards/{reward.__name__}/mean"
     expected = [rewards_of(path, call) for call in recorder.calls]
-    assert len(expected) == args.max_steps
+    assert len(expected) == trainer.args.max_steps
     assert history(trainer, key) == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
     return trainer, recorder.calls
 
@@ -144,14 +128,15 @@ def own_model(reward: EndogenousReward) -> PreTrainedModel:
 
 
 class TestDropIn:
-    @pytest.mark.parametrize("kind", DATASETS)
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig, OnlineDPOConfig])
-    def test_trainers(self, config_class, kind, tiny_policy_path, tmp_path):
+    @pytest.mark.parametrize(
+        ("kind", "prompts"), [*((kind, "plain") for kind in TRAINERS), (GRPOTrainer, "conversational")]
+    )
+    def test_trainers(self, kind, prompts, tiny_policy_path, tmp_path):
         reward = EndogenousReward(tiny_policy_path)
         before = weights(own_model(reward))
-        in_groups = config_class is not OnlineDPOConfig
-        settings = {"beta": 0.1, "max_steps": 3, **({"log_completions": True} if in_groups else {})}
-        trainer, calls = train(tiny_policy_path, reward, tmp_path, config_class, DATASETS[kind], **settings)
+        in_groups = kind is not OnlineDPOTrainer
+        settings = {"beta": 0.1, **({"log_completions": True} if in_groups else {})}
+        trainer, calls = train(tiny_policy_path, reward, tmp_path, kind, DATASETS[prompts], **settings)
         assert_same_to_the_bit(before, own_model(reward).state_dict())
         # The policy did train.
         policy = trainer.model.state_dict()
@@ -177,7 +162,7 @@ class TestDropIn:
             }
             for key, value in expected.items():
                 assert history(trainer, key)[step] == pytest.approx(float(value), abs=1e-4), key
-            if config_class is RLOOConfig:  # prints its table, and writes no file
+            if kind is RLOOTrainer:  # prints its table, and writes no file
                 continue
             table = pd.read_parquet(tmp_path / "completions" / f"completions_{step + 1:05d}.parquet")
             assert table["endogenous_reward"].tolist() == pytest.approx(rewards.tolist(), abs=1e-4)
@@ -189,8 +174,8 @@ class TestDropIn:
         dataset = Dataset.from_dict({"prompt": prompts, "domain": ["x", "y"] * (len(prompts) // 2)})
         reward = EndogenousReward(tiny_policy_path, criterion={"x": "k l", "y": "l"})
         recorder = Recorder()
-        args = make_args(GRPOConfig, tmp_path, reward_weights=[1.0, 0.0], shuffle_dataset=False)
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, dataset)
+        settings = {"reward_weights": [1.0, 0.0], "shuffle_dataset": False}
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], tmp_path, dataset=dataset, **settings)
         trainer.train()
         domains = {prompt[0]["content"]: domain for prompt, domain in zip(prompts, dataset["domain"], strict=True)}
         for call, logged in zip(recorder.calls, history(trainer, "rewards/endogenous_reward/mean"), strict=True):
@@ -204,15 +189,9 @@ class TestDropIn:
 
     def test_evaluation_during_training(self, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
-        args = make_args(
-            GRPOConfig,
-            tmp_path,
-            reward_weights=[1.0, 0.0],
-            eval_strategy="steps",
-            eval_steps=1,
-            num_generations_eval=2,
-        )
-        trainer = make_trainer(tiny_policy_path, [reward, recorder], args, eval_dataset=PLAIN.select(range(4)))
+        settings = {"reward_weights": [1.0, 0.0], "eval_strategy": "steps", "eval_steps": 1, "num_generations_eval": 2}
+        settings["eval_dataset"] = PLAIN.select(range(4))
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], tmp_path, **settings)
         trainer.train()
         # Evaluation follows each step: training call, evaluation call, training call, evaluation call.
         expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
@@ -243,8 +222,8 @@ class TestNoReward:
                 return [None] * len(super().__call__(*args, **kwargs))
 
         spy = NoReward()
-        args = make_args(GRPOConfig, tmp_path, log_completions=True, learning_rate=1e-3)
-        trainer = make_trainer(tiny_policy_path, [reward, spy], args)
+        settings = {"log_completions": True, "learning_rate": 1e-3}
+        trainer = make_trainer(tiny_policy_path, [reward, spy], tmp_path, **settings)
         trainer.train()
         calls = spy.calls
         for step, call in enumerate(calls, start=1):
@@ -276,13 +255,17 @@ class TestShared:
             "completion_ids": ids,
         }
 
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig, OnlineDPOConfig])
-    @pytest.mark.parametrize("setting", ["lora", "reference"])
-    @pytest.mark.parametrize("checkpointing", [False, True])
-    def test_equals_own_copy(self, checkpointing, setting, config_class, tiny_policy_path, tmp_path):
+    @pytest.mark.parametrize(
+        ("kind", "setting", "checkpointing"),
+        [
+            *((kind, setting, False) for kind in TRAINERS for setting in ("lora", "reference")),
+            *((GRPOTrainer, setting, True) for setting in ("lora", "reference")),
+        ],
+    )
+    def test_equals_own_copy(self, checkpointing, setting, kind, tiny_policy_path, tmp_path):
         reward, peft = EndogenousReward(model=None), {"peft_config": LORA} if setting == "lora" else {}
-        settings: dict[str, Any] = {"beta": 0.1, "gradient_checkpointing": checkpointing, "peft": peft}
-        trainer, _ = train(tiny_policy_path, reward, tmp_path, config_class, CONVERSATIONAL, **settings)
+        settings: dict[str, Any] = {"beta": 0.1, "gradient_checkpointing": checkpointing, **peft}
+        trainer, _ = train(tiny_policy_path, reward, tmp_path, kind, CONVERSATIONAL, **settings)
         frozen = trainer.model.get_base_model() if setting == "lora" else trainer.ref_model
         assert reward.is_shared and (trainer.ref_model is None) == (setting == "lora")
         assert shared_parameters(reward) <= {id(parameter) for parameter in frozen.parameters()}
@@ -302,13 +285,12 @@ class TestShared:
     def test_a_policy_that_is_compiled(self, setting, tiny_policy_path, tmp_path):
         compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
         peft = {"peft_config": LORA} if setting == "lora" else {}
-        train(tiny_policy_path, EndogenousReward(model=None), tmp_path, beta=0.1, peft=peft, **compiled)
+        train(tiny_policy_path, EndogenousReward(model=None), tmp_path, beta=0.1, **peft, **compiled)
         torch._dynamo.reset()
 
-    @pytest.mark.parametrize("config_class", [GRPOConfig, OnlineDPOConfig])
-    @pytest.mark.parametrize("pad", [16, 12])
-    def test_two_ends_and_a_pad_token_that_is_a_word(self, pad, config_class, tiny_policy_path, tmp_path):
-        if config_class is OnlineDPOConfig and Version(version("trl")) < Version("1.15"):
+    @pytest.mark.parametrize(("kind", "pad"), [(GRPOTrainer, 16), (GRPOTrainer, 12), (OnlineDPOTrainer, 12)])
+    def test_two_ends_and_a_pad_token_that_is_a_word(self, pad, kind, tiny_policy_path, tmp_path):
+        if kind is OnlineDPOTrainer and Version(version("trl")) < Version("1.15"):
             pytest.skip("OnlineDPO of TRL 1.12 stops at the tokenizer's own end alone: the other one ends nothing.")
         # The one end may also pad, as Qwen2.5's. Whatever pads, the end is scored, and nothing behind it.
         path, ends = str(tmp_path / "policy"), (EOS, 16)
@@ -319,8 +301,8 @@ class TestShared:
         model.generation_config.eos_token_id = list(ends)
         model.save_pretrained(path)
         reward, recorder = EndogenousReward(model=None), Recorder()
-        args = make_args(config_class, tmp_path, beta=0.1, max_steps=1, reward_weights=[1.0, 0.0])
-        trainer = make_trainer(path, [reward, recorder], args)
+        settings = {"beta": 0.1, "max_steps": 1, "reward_weights": [1.0, 0.0]}
+        trainer = make_trainer(path, [reward, recorder], tmp_path, kind, **settings)
         reward.attach(trainer)
         trainer.train()
         (call,) = recorder.calls
@@ -335,14 +317,13 @@ class TestShared:
                 torch.tensor([prompt_ids + ids])
             ).logits.log_softmax(-1)
             expected.append(sum(log_probs[0, len(prompt_ids) - 1 + i, t].item() for i, t in enumerate(ids)))
-        key = "objective/scores" if config_class is OnlineDPOConfig else "rewards/endogenous_reward/mean"
+        key = "objective/scores" if kind is OnlineDPOTrainer else "rewards/endogenous_reward/mean"
         assert history(trainer, key) == pytest.approx([sum(expected) / len(expected)], abs=1e-4)
 
     def test_bf16_base(self, tiny_policy_path, tmp_path):
         # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
         reward = EndogenousReward(model=None)
-        args = make_args(GRPOConfig, tmp_path, bf16=True)
-        trainer = make_trainer(tiny_policy_path, reward, args, peft_config=LORA)
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=True, peft_config=LORA)
         reward.attach(trainer)
         trainer.train()
         batch = self.batch(tiny_policy_path)
@@ -355,7 +336,7 @@ class TestShared:
         path = tiny_dropout_policy_path
         reward = EndogenousReward(model=None)
         lora = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        trainer, _ = train(path, reward, tmp_path, beta=0.1, peft={"peft_config": lora} if setting == "lora" else {})
+        trainer, _ = train(path, reward, tmp_path, beta=0.1, **({"peft_config": lora} if setting == "lora" else {}))
         trainer.model.train()
         trainer.model.get_submodule("base_model.model.model.norm" if setting == "lora" else "model.norm").eval()
         modes = {name: module.training for name, module in trainer.model.named_modules()}
@@ -368,14 +349,15 @@ class TestShared:
             assert all(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" in name)
             assert not any(p.requires_grad for name, p in trainer.model.named_parameters() if "lora_" not in name)
 
-    @pytest.mark.parametrize("config_class", [GRPOConfig, RLOOConfig])
-    @pytest.mark.parametrize("setting", ["lora", "reference"])
-    def test_no_forward_of_its_own(self, setting, config_class, tiny_policy_path, tmp_path):
+    @pytest.mark.parametrize(
+        ("kind", "setting"), [(GRPOTrainer, "lora"), (GRPOTrainer, "reference"), (RLOOTrainer, "lora")]
+    )
+    def test_no_forward_of_its_own(self, setting, kind, tiny_policy_path, tmp_path):
         # TRL has just run its reference pass over the completions: the reward reads that.
         counter = CountingReward()
         lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         peft = {"peft_config": lora} if setting == "lora" else {}
-        _, calls = train(tiny_policy_path, counter, tmp_path, config_class, beta=0.1, peft=peft)
+        _, calls = train(tiny_policy_path, counter, tmp_path, kind, beta=0.1, **peft)
         # Only the checks of the first call run the backbone.
         assert len(counter.forwards) == 2
         assert counter.forwards[1] == 0
@@ -386,14 +368,13 @@ class TestShared:
     def test_without_a_reference_pass_there_is_nothing_to_read(self, tiny_policy_path, tmp_path):
         # LoRA with beta = 0: TRL runs no reference pass.
         counter = CountingReward()
-        train(tiny_policy_path, counter, tmp_path, beta=0.0, peft={"peft_config": LORA})
+        train(tiny_policy_path, counter, tmp_path, beta=0.0, peft_config=LORA)
         assert counter.forwards[1] == 1
 
     def test_what_the_trainer_did_not_run_is_run(self, tiny_policy_path, tmp_path):
         # A criterion: the reward's prompts are not the trainer's.
         counter = CountingReward(criterion="b")
-        args = make_args(GRPOConfig, tmp_path, beta=0.1)
-        trainer = make_trainer(tiny_policy_path, counter, args, CONVERSATIONAL)
+        trainer = make_trainer(tiny_policy_path, counter, tmp_path, dataset=CONVERSATIONAL, beta=0.1)
         counter.attach(trainer)
         trainer.train()
         assert counter.forwards[1] == 1
@@ -401,8 +382,7 @@ class TestShared:
     def test_policy_and_old_passes_are_not_taken_for_the_reference(self, tiny_policy_path, tmp_path):
         # The same rows under the adapter that is trained, and passes of another step.
         reward = EndogenousReward(model=None)
-        args = make_args(GRPOConfig, tmp_path, beta=0.1)
-        trainer = make_trainer(tiny_policy_path, reward, args, peft_config=LORA)
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, beta=0.1, peft_config=LORA)
         reward.attach(trainer)
         recorder, ids = reward._placement.recorder, torch.tensor([[7, 8, 9, EOS]])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
@@ -419,10 +399,7 @@ class TestShared:
 
     def test_attached_to_another_trainer(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
-        trainers = [
-            make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path, beta=0.1), peft_config=LORA)
-            for _ in range(2)
-        ]
+        trainers = [make_trainer(tiny_policy_path, reward, tmp_path, beta=0.1, peft_config=LORA) for _ in range(2)]
         for trainer in trainers:
             reward.attach(trainer)
         backbones = [trainer.model.get_base_model().base_model for trainer in trainers]
@@ -432,7 +409,7 @@ class TestShared:
         reward = EndogenousReward(tiny_policy_path)
         reward(**self.batch(tiny_policy_path))
         own = own_model(reward)
-        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, peft_config=LORA)
         reward.attach(trainer)
         reward(**self.batch(tiny_policy_path))
         # The copy that it had is given up.
@@ -441,7 +418,7 @@ class TestShared:
 
     def test_pickled_shared_reward_must_be_attached_again(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)
-        trainer = make_trainer(tiny_policy_path, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, peft_config=LORA)
         reward.attach(trainer)
         batch = self.batch(tiny_policy_path)
         clone = pickle.loads(pickle.dumps(reward))
@@ -452,26 +429,27 @@ class TestShared:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("config_class", "settings", "message"),
+        ("kind", "settings", "message"),
         [
-            (GRPOConfig, {"beta": 0.1, "sync_ref_model": True}, "sync_ref_model=True"),
-            (GRPOConfig, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
-            (RLOOConfig, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
-            (GRPOConfig, {"beta": 0.1}, "was made for the model '"),
+            (GRPOTrainer, {"beta": 0.1, "sync_ref_model": True}, "sync_ref_model=True"),
+            (GRPOTrainer, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
+            (RLOOTrainer, {"beta": 0.0}, "The trainer holds no frozen weights to share"),
+            (GRPOTrainer, {"beta": 0.1}, "was made for the model '"),
         ],
     )
-    def test_trainers(self, config_class, settings, message, tiny_policy_path, tiny_model_path, tmp_path):
+    def test_trainers(self, kind, settings, message, tiny_policy_path, tiny_model_path, tmp_path):
         reward = EndogenousReward(tiny_model_path if "was made for" in message else None)
-        trainer = make_trainer(tiny_policy_path, reward, make_args(config_class, tmp_path, **settings))
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, kind, **settings)
         with pytest.raises(ValueError, match=message):
             reward.attach(trainer)
 
-    # "adamw_torch_fused" is the default of `Trainer`; it leaves no trace in the version counters of tensors.
-    @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+    # The first is the default of `Trainer`; it leaves no trace in the version counters of tensors. (Others:
+    # `tests/frozen/test_placement.py`.)
+    @pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd"])
     def test_policy_as_its_own_reward(self, optim, tiny_policy_path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         reward = EndogenousReward(policy)
-        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path, optim=optim, max_steps=4))
+        trainer = make_trainer(policy, reward, tmp_path, optim=optim)
         with pytest.raises(RuntimeError, match="has changed since"):
             trainer.train()
         assert trainer.state.global_step == 1  # at the first reward after the first update
@@ -479,13 +457,13 @@ class TestRefused:
     def test_policy_with_an_adapter_as_its_own_reward(self, tiny_policy_path, tmp_path):
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         reward = EndogenousReward(policy)
-        trainer = make_trainer(policy, reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        trainer = make_trainer(policy, reward, tmp_path, peft_config=LORA)
         with pytest.raises(RuntimeError, match=r"EndogenousReward\(model=None\)"):
             trainer.train()
         assert trainer.state.global_step == 0
         # What the message says.
         reward = EndogenousReward(model=None)
-        trainer = make_trainer(trainer.model.unload(), reward, make_args(GRPOConfig, tmp_path), peft_config=LORA)
+        trainer = make_trainer(trainer.model.unload(), reward, tmp_path, peft_config=LORA)
         reward.attach(trainer)
         trainer.train()
 

@@ -165,9 +165,14 @@ class TestScores:
         assert meta["rows"] == 13 and meta["tokens"] == sum(row["num_tokens"] for row in written)
         assert meta["settings"] == {**SETTINGS, "tokens": True} and meta["versions"]["torch"] == version("torch")
 
-    @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])
-    @pytest.mark.parametrize("token_reward", ["bellman", "log_prob", "centered"])
-    @pytest.mark.parametrize("truncation", ["terminal", "bootstrap"])
+    @pytest.mark.parametrize(
+        ("token_reward", "aggregate", "truncation"),
+        [
+            *(("bellman", aggregate, "terminal") for aggregate in ("sum", "mean", "discounted")),
+            *((form, "sum", "terminal") for form in ("log_prob", "centered")),
+            ("bellman", "discounted", "bootstrap"),
+        ],
+    )
     def test_a_line_has_what_its_reward_is_made_of(
         self, token_reward, aggregate, truncation, tokenizer, tiny_model_path, tmp_path
     ):

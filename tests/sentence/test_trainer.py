@@ -118,8 +118,10 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     assert log["accuracy"] == float(chosen > rejected)
 
 
-@pytest.mark.parametrize("adapter", [False, True])
-@pytest.mark.parametrize(("given", "expected"), [(None, 1e-2 / math.sqrt(8)), (3e-3, 3e-3), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("given", "expected", "adapter"),
+    [(None, 1e-2 / math.sqrt(8), False), (3e-3, 3e-3, False), (0.0, 0.0, False), (3e-3, 3e-3, True)],
+)
 def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny_model_path, tmp_path):
     # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
     args = make_args(
@@ -140,8 +142,7 @@ def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("marker", [True, False])
-@pytest.mark.parametrize("aggregator", ["attention", "sum"])
+@pytest.mark.parametrize(("marker", "aggregator"), [(True, "attention"), (False, "attention"), (True, "sum")])
 def test_learns_a_preference(marker, aggregator, tiny_model_path, tmp_path):
     # Responses that say "Paris" in one of their sentences are preferred: told from the others by what they say, not by
     # length or place. Held out are other combinations of sentences.

@@ -88,11 +88,8 @@ DENSE = [
     ({"mask_truncated_completions": True}, {}),
     ({"num_generations_eval": 2}, {}),
     ({"beta": 0.1}, {}),
-    *(
-        ({"credit": credit, "scale_rewards": scale_rewards}, {})
-        for credit in ("token", "sentence", "outcome")
-        for scale_rewards in ("group", "batch", "none")
-    ),
+    *(({"credit": credit}, {}) for credit in ("sentence", "outcome")),
+    *(({"scale_rewards": scale_rewards}, {}) for scale_rewards in ("batch", "none")),
     ({"credit": "sentence"}, DISCOUNTED),
     ({"credit": "outcome"}, {"aggregate": "mean"}),
     ({"credit": "outcome"}, DISCOUNTED),
