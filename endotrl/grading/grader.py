@@ -12,15 +12,9 @@ from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied,
 from .symbolic import same_expression
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
-from .words import states_choice, states_words
+from .words import states_choice, states_truth, states_words
 
 
-_YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
-# "No idea" and "no such thing" say nothing, nor does "Yes?".
-_YES_NO_WORD = re.compile(
-    rf"\b(?:{'|'.join(_YES_NO)})\b(?!\?)(?!(?<=no) (?!it|he|she|they|the|because|since|as|in|but)[a-z])", re.IGNORECASE
-)
-_SO = re.compile(r"\b(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])")
 _CUT_OFF = re.compile(
@@ -200,7 +194,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
         return True
     word = right.strip(" .").casefold()
     if word in ("yes", "no", "true", "false"):
-        return _yes_or_no(text, word in ("true", "false")) is _YES_NO[word]
+        return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
     # "12 Angry Men" and "50 Cent" are names.
     is_name = isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right)
@@ -418,34 +412,3 @@ def _connected(line: str, one: _Stated, other: _Stated) -> bool:
         return False  # "2x = 6 and x = 3"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Yes and no
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def _yes_or_no(text: str, of_truth: bool) -> bool | None:
-    """What a text says to a question for yes or no, or (`of_truth`) for true or false."""
-    text = without_markdown(text)
-    for part in (*said(text), text, *reversed(sentences(text))):
-        line = first_line(part)
-        words = list(_YES_NO_WORD.finditer(line))
-        if not words:
-            continue
-        both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
-        if both and not _YES_NO_WORD.sub("", line).strip(" ,.;!?"):
-            return None  # "yes, no, yes"
-        if both:  # what follows "so", and is not denied
-            words = [match for match in words if _SO.search(line[: match.start()])] or words
-            words = [match for match in words if not is_denied(line, *match.span())] or words
-            both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
-        start, word = words[0].start(), words[0][0].casefold()
-        if re.match(r"\W*(?:and|or|/)\W*(?:yes|no|true|false)\b", line[words[0].end() :], re.IGNORECASE):
-            return None
-        if of_truth and word not in ("true", "false"):
-            continue
-        begins = part is not text or not line[:start].strip(" \"'*(")
-        if begins or (not both and len(line) <= _BARE):
-            return _YES_NO[word] != is_denied(line, start, start)
-    return None

@@ -65,11 +65,11 @@ _RETRACTED = re.compile(
 )
 # What others say, was thought before, or is only a reason.
 ATTRIBUTED = re.compile(
-    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer"
-    r"|insist|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed"
-    r"|assumed|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea"
-    r"|choice|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think"
-    r"|guess|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!best )(?<!the )(?:say|think|believe|claim|guess|assume"
+    r"|insist|suggest|expect)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
+    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
+    r"|instinct|mistake)|torn|tempt(?:ed|ing)|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue"
+    r"|think|guess|say)|at first|initially|seems|used to be|formerly|previously)\b|^\W*because\b",
     re.IGNORECASE,
 )
 _WRONG = re.compile(
@@ -95,7 +95,7 @@ CORRECTION = re.compile(
 _QUESTION = re.compile(
     r"^\W*(?:(?:so|now|and|but),? )?(?:what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|can"
     r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you|i) (?:are|were|am|was) asked"
-    r"|q(?:uestion)?\s*:)\b",
+    r"|question\s*:|q\s*:)\b",
     re.IGNORECASE,
 )
 _KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|desired|required|only|short)"
@@ -131,7 +131,9 @@ def sentences(text: str) -> list[str]:
     said: list[str] = []
     for start, end in _segment(text):
         part = text[start:end].strip()[-_LONGEST_SENTENCE:]
-        if (wrong := _WRONG.search(part)) is not None:  # and so is what comes before
+        if (wrong := _WRONG.search(part)) is not None and not re.fullmatch(
+            r"\W*\w+", part[: wrong.start()]
+        ):  # and so is what comes before
             del said[len(said) - (wrong.start() == 0) :]
             part = part[wrong.end() :].strip(" ,;:.")
         if part and not _asks(part):
@@ -194,8 +196,10 @@ def said(text: str) -> list[str]:
 
 def mark_labels(text: str, mark: str) -> str:
     """A text with a mark for each "the answer is" and "Answer:"."""
+    done = len(text)
     for start, end in reversed(_labels(text)):
-        text = text[:start] + mark + text[end:].lstrip()
+        if end <= done:
+            text, done = text[:start] + mark + text[end:].lstrip(), start
     return text
 
 
