@@ -98,7 +98,7 @@ _QUESTION = re.compile(
     r"|question\s*:|q\s*:)\b",
     re.IGNORECASE,
 )
-_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|desired|required|only|short)"
+_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|required|only|short)"
 # "Answer" or "result" in the languages that models slip into.
 _ANSWER = r"\b(?:antworte?n?|ergebnis|lösung|réponse|résultat|respuesta|resultado|resposta|ответ)|答案|答え|정답"
 FOREIGN = re.compile(rf"{_ANSWER}|\b(?:ist|beträgt|sind|est|sont|es|son|è|sono)\b|\d ?€", re.IGNORECASE)
@@ -117,7 +117,6 @@ _SAID = re.compile(
     r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
 )
-_GOES_ON = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.IGNORECASE)
 POSSIBLY = re.compile(
     r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
 )
@@ -140,7 +139,7 @@ def sentences(text: str) -> list[str]:
             said.append(part)
     joined = said[:1]
     for part in said[1:]:
-        if _GOES_ON.match(part) or (POSSIBLY.search(part) and POSSIBLY.search(joined[-1])):
+        if POSSIBLY.search(part) and POSSIBLY.search(joined[-1]):
             joined[-1] += " " + part
         else:
             joined.append(part)

@@ -27,7 +27,8 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
+# As in the question.
+OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
     r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
     r"|since\b|as\b)[a-z]))"
@@ -101,12 +102,6 @@ _OF_IT = re.compile(
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
-# In brackets, what is no answer.
-_ASIDE = re.compile(rf"(?<=\w)\s*\([^(){_MARK}]*\)")
-# Of a table all but the last column.
-_TABLE = re.compile(
-    r"\A\s*\|.*\|[^\S\n]*\n\s*\|[\s:|-]+\|[^\S\n]*\n|^[^\S\n]*\|.*\|(?=[^|\n]+\|[^\S\n]*$)|\|[^\S\n]*$", re.MULTILINE
-)
 
 
 class _Claim(NamedTuple):
@@ -131,9 +126,9 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
 def states_choice(text: str, letter: str) -> bool:
     """Whether a text chooses the option with this letter."""
     text = without_markdown(text)
-    if len({option["letter"] for option in _OPTION.finditer(text)}) > 1:  # as in the question
-        text = "\n".join(line for line in text.split("\n") if not _OPTION.match(line))
-    text = _with_labels(_OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
+    if len({option["letter"] for option in OPTION.finditer(text)}) > 1:
+        text = "\n".join(line for line in text.split("\n") if not OPTION.match(line))
+    text = _with_labels(OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
     text = re.sub(rf"(?:\A|{_LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
     text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
     return _decides(re.sub(_CHOICE, lambda m: _MARK if letter in m[0] else m[0], text), _CHOICE)
@@ -142,7 +137,9 @@ def states_choice(text: str, letter: str) -> bool:
 def states_truth(text: str, word: str) -> bool:
     """Whether a text says yes or no, true or false, as `word` does."""
     text = re.sub(
-        r"(?i)\b(?:not|isn't|wasn't|(?:no|any)thing but) (?:really )?(true|false)\b", _opposite, _with_labels(text)
+        r"(?i)\b(?:not|isn't|wasn't|(?:no|any)thing but) (?:really )?(true|false)\b",
+        lambda m: "false" if m[1].casefold() == "true" else "true",
+        _with_labels(text),
     )
     words = _TRUTH if word in ("true", "false") else _YES_NO
     means = word in ("yes", "true")
@@ -150,10 +147,6 @@ def states_truth(text: str, word: str) -> bool:
         words, lambda m: _MARK if (m[0].casefold() in ("yes", "yeah", "yep", "true")) is means else m[0], text
     )
     return _decides(text, words)
-
-
-def _opposite(match: re.Match[str]) -> str:
-    return "false" if match[1].casefold() == "true" else "true"
 
 
 def _with_labels(text: str) -> str:
@@ -250,15 +243,14 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
 
 
 def _subject(text: str) -> str:
-    subject = " ".join(text.casefold().split())
-    return "" if subject in ("it", "that", "this", "he", "she") else subject
+    return re.sub(r"\A(?:it|that|this|he|she)\Z", "", " ".join(text.casefold().split()))
 
 
 def _with_marks(text: str, answers: Sequence[str]) -> str:
-    text = re.sub(r'(?<!\d)"', "", _TABLE.sub("", fold(text)))
+    text = re.sub(r'(?<!\d)"', "", fold(text))
     for answer in sorted(answers, key=len, reverse=True):
         text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
-    return _ASIDE.sub("", _PART.sub(" ", _SAME.sub(_MARK, text)))
+    return _PART.sub(" ", _SAME.sub(_MARK, text))
 
 
 def _in_any_order(answer: str, text: str) -> str:
