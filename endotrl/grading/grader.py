@@ -12,24 +12,15 @@ from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied,
 from .symbolic import same_expression
 from .units import canonical_unit
 from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
-from .words import states_choice, states_words
+from .words import OPTION, states_choice, states_truth, states_words
 
 
-_YES_NO = {"yes": True, "no": False, "true": True, "false": False, "yeah": True, "yep": True, "nope": False}
-# "No idea" and "no such thing" say nothing, nor does "Yes?".
-_YES_NO_WORD = re.compile(
-    rf"\b(?:{'|'.join(_YES_NO)})\b(?!\?)(?!(?<=no) (?!it|he|she|they|the|because|since|as|in|but)[a-z])", re.IGNORECASE
-)
-_SO = re.compile(r"\b(?:so|therefore|thus|hence)\b", re.IGNORECASE)
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])")
 _CUT_OFF = re.compile(
     r"(?:\b(?:an?|the|is|are|was|and|or|of|to|get|gives?|us|equals?|by|that|then|so|with|for|in|we|which|plus|minus"
     r"|times|has|have)|[=+*/,:(×-])\s*$",
     re.IGNORECASE,
 )
-# A number alone, and behind it why.
-_HEADED = re.compile(r"(?P<value>[-$€£]{0,2}\d[\d,.]*(?: ?[%\w]+)?)\.?\n\s*(?P<rest>[^\n]*[A-Za-z]{2}.*)", re.DOTALL)
 # The value that stands before its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 # Longer texts are no bare answers.
@@ -73,16 +64,12 @@ _ASIDE = re.compile(
     re.IGNORECASE,
 )
 # What comes before a number that is compared with, or was known.
+_DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    r"\b(?:from|among|amongst|by|per|than|out of|over|times)\s+(?:the|all|these|those|his|her|its|their|our|only"
-    r"|about|just|other)?\s*[$(]*|\bto (?!about|exactly|only|just|approximately|roughly|nearly|an?\b|the\b|be\b"
-    r"|get\b)[a-z]+\s+(?:the )?|\b(?:in|for|on|at|to|into|of|between)\s+(?:the|these|those|all|all the|his|her|its"
-    r"|their|our|other)\s+|(?:[\d%]|half|third|quarter|each|some|most)\s+(?:\w+\s+)?of\s+(?:the|these|those|all|his"
-    r"|her|its|their|our)?\s*",
-    re.IGNORECASE,
-)
-_POSSIBLY = re.compile(
-    r"(?:\b(?:maybe|perhaps|possibly|(?:might|could|may)(?: also| well| even)? be)|[.?!(] ?or)\W+(?:[a-z]+\W+){0,3}$",
+    rf"\b(?:from|among|amongst|by|per|than|out of|over|times)\s+(?:{_DETERMINER}|(?:only|about|just)\s+)?[$(]*|\b(?:in"
+    rf"|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each|some"
+    rf"|most)\s+(?:\w+\s+)?of\s+{_DETERMINER}?|\bto (?!about|exactly|only|just|approximately|roughly|nearly|an?\b"
+    rf"|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
     re.IGNORECASE,
 )
 
@@ -200,7 +187,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
         return True
     word = right.strip(" .").casefold()
     if word in ("yes", "no", "true", "false"):
-        return _yes_or_no(text, word in ("true", "false")) is _YES_NO[word]
+        return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
     # "12 Angry Men" and "50 Cent" are names.
     is_name = isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right)
@@ -234,7 +221,7 @@ def _equal(right: str, given: str, math: bool) -> bool:
         return True
     plain = plain_text(given)
     choice = _CHOICE.match(right)
-    other = _CHOICE.match(plain) or _OPTION.match(plain)
+    other = _CHOICE.match(plain) or OPTION.match(plain)
     if choice is not None and other is not None:
         return choice["letter"].upper() == other["letter"].upper()
     a, b = read_value(right), read_value(given)
@@ -283,10 +270,6 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
             return False
     if _CUT_OFF.search(text):
         return False
-    if (head := _HEADED.match(whole)) and isinstance(found := read_value(head["value"]), Quantity):
-        last = _last_value(head["rest"], symbolic)
-        explains = head["rest"][0] == "(" or not re.search(r"=|\b(?:so|thus|hence|therefore|total)\b", head["rest"])
-        return fits(found, head["value"]) and (explains or last is None or fits(last.value, last.written))
     last = _last_value(text, symbolic)
     return last is not None and fits(last.value, last.written)
 
@@ -334,7 +317,7 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | N
     prose = MATH.sub(lambda m: " " * len(m[0]), line)
     found = _values(line, symbolic)
     prose, found = _main_clause(prose, found)
-    if not found or _leaves_open(prose, found):
+    if not found:
         return None
     verbs = [match.end() for match in _COPULA.finditer(prose)]
     if first:  # what follows the statement is no part of it
@@ -380,12 +363,6 @@ def _main_clause(prose: str, found: list[_Stated]) -> tuple[str, list[_Stated]]:
     return prose, [item for item in found if item.start not in given] or found
 
 
-def _leaves_open(prose: str, found: list[_Stated]) -> bool:
-    """Whether one of several different values is only possible: "It is 42, or maybe 43."."""
-    several = any(not same_value(item.value, found[0].value) for item in found)
-    return several and any(_POSSIBLY.search(prose[: item.start]) for item in found)
-
-
 def _values(line: str, symbolic: bool) -> list[_Stated]:
     """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
     line = _DATE.sub(lambda m: " " * len(m[0]), line)
@@ -418,34 +395,3 @@ def _connected(line: str, one: _Stated, other: _Stated) -> bool:
         return False  # "2x = 6 and x = 3"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
-
-
-# ------------------------------------------------------------------------------------------------------------------
-# Yes and no
-# ------------------------------------------------------------------------------------------------------------------
-
-
-def _yes_or_no(text: str, of_truth: bool) -> bool | None:
-    """What a text says to a question for yes or no, or (`of_truth`) for true or false."""
-    text = without_markdown(text)
-    for part in (*said(text), text, *reversed(sentences(text))):
-        line = first_line(part)
-        words = list(_YES_NO_WORD.finditer(line))
-        if not words:
-            continue
-        both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
-        if both and not _YES_NO_WORD.sub("", line).strip(" ,.;!?"):
-            return None  # "yes, no, yes"
-        if both:  # what follows "so", and is not denied
-            words = [match for match in words if _SO.search(line[: match.start()])] or words
-            words = [match for match in words if not is_denied(line, *match.span())] or words
-            both = len({_YES_NO[match[0].casefold()] for match in words}) > 1
-        start, word = words[0].start(), words[0][0].casefold()
-        if re.match(r"\W*(?:and|or|/)\W*(?:yes|no|true|false)\b", line[words[0].end() :], re.IGNORECASE):
-            return None
-        if of_truth and word not in ("true", "false"):
-            continue
-        begins = part is not text or not line[:start].strip(" \"'*(")
-        if begins or (not both and len(line) <= _BARE):
-            return _YES_NO[word] != is_denied(line, start, start)
-    return None

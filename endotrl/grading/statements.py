@@ -65,11 +65,11 @@ _RETRACTED = re.compile(
 )
 # What others say, was thought before, or is only a reason.
 ATTRIBUTED = re.compile(
-    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!the )(?:say|think|believe|claim|guess|assume|answer"
-    r"|insist|suggest|expect|call|write)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed"
-    r"|assumed|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea"
-    r"|choice|instinct|mistake)|tempted|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue|think"
-    r"|guess|say)|at first|initially|seems|used to be|formerly|previously|torn)\b|^\W*because\b",
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!best )(?<!the )(?:say|think|believe|claim|guess|assume"
+    r"|insist|suggest|expect)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
+    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
+    r"|instinct|mistake)|torn|tempt(?:ed|ing)|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue"
+    r"|think|guess|say)|at first|initially|seems|used to be|formerly|previously)\b|^\W*because\b",
     re.IGNORECASE,
 )
 _WRONG = re.compile(
@@ -95,10 +95,10 @@ CORRECTION = re.compile(
 _QUESTION = re.compile(
     r"^\W*(?:(?:so|now|and|but),? )?(?:what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|can"
     r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you|i) (?:are|were|am|was) asked"
-    r"|q(?:uestion)?\s*:)\b",
+    r"|question\s*:|q\s*:)\b",
     re.IGNORECASE,
 )
-_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|desired|required|only|short)"
+_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|required|only|short)"
 # "Answer" or "result" in the languages that models slip into.
 _ANSWER = r"\b(?:antworte?n?|ergebnis|lösung|réponse|résultat|respuesta|resultado|resposta|ответ)|答案|答え|정답"
 FOREIGN = re.compile(rf"{_ANSWER}|\b(?:ist|beträgt|sind|est|sont|es|son|è|sono)\b|\d ?€", re.IGNORECASE)
@@ -117,7 +117,6 @@ _SAID = re.compile(
     r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
     re.IGNORECASE,
 )
-_GOES_ON = re.compile(r"\W*(?:or|maybe|perhaps|possibly|alternatively|otherwise)\b", re.IGNORECASE)
 POSSIBLY = re.compile(
     r"\b(?:maybe|perhaps|possibly|might(?: also)? be|could(?: also)? be|may(?: also)? be|either)\b", re.IGNORECASE
 )
@@ -131,14 +130,16 @@ def sentences(text: str) -> list[str]:
     said: list[str] = []
     for start, end in _segment(text):
         part = text[start:end].strip()[-_LONGEST_SENTENCE:]
-        if (wrong := _WRONG.search(part)) is not None:  # and so is what comes before
+        if (wrong := _WRONG.search(part)) is not None and not re.fullmatch(
+            r"\W*\w+", part[: wrong.start()]
+        ):  # and so is what comes before
             del said[len(said) - (wrong.start() == 0) :]
             part = part[wrong.end() :].strip(" ,;:.")
         if part and not _asks(part):
             said.append(part)
     joined = said[:1]
     for part in said[1:]:
-        if _GOES_ON.match(part) or (POSSIBLY.search(part) and POSSIBLY.search(joined[-1])):
+        if POSSIBLY.search(part) and POSSIBLY.search(joined[-1]):
             joined[-1] += " " + part
         else:
             joined.append(part)
@@ -194,8 +195,10 @@ def said(text: str) -> list[str]:
 
 def mark_labels(text: str, mark: str) -> str:
     """A text with a mark for each "the answer is" and "Answer:"."""
+    done = len(text)
     for start, end in reversed(_labels(text)):
-        text = text[:start] + mark + text[end:].lstrip()
+        if end <= done:
+            text, done = text[:start] + mark + text[end:].lstrip(), start
     return text
 
 

@@ -27,11 +27,15 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
+# As in the question.
+OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
     r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
     r"|since\b|as\b)[a-z]))"
 )
+_TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
+# "No idea" and "no such thing" say nothing, nor does "Yes?".
+_YES_NO = r"(?i:\b(?:yes|yeah|yep|true|false|nope|no(?! (?!it|he|she|they|the|because|since|as|in|but)[a-z]))\b(?!\?))"
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
     r"|(?<=\w)'(?:s|re|m)\b)"
@@ -86,7 +90,7 @@ _GOVERNOR = re.compile(
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
     r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
     r"|due|way|attributed) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
-    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )\bas"
+    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )(?<!\bit )\bas"
     r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
     r"|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
@@ -98,12 +102,6 @@ _OF_IT = re.compile(
     re.IGNORECASE,
 )
 _COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
-# In brackets, what is no answer.
-_ASIDE = re.compile(rf"(?<=\w)\s*\([^(){_MARK}]*\)")
-# Of a table all but the last column.
-_TABLE = re.compile(
-    r"\A\s*\|.*\|[^\S\n]*\n\s*\|[\s:|-]+\|[^\S\n]*\n|^[^\S\n]*\|.*\|(?=[^|\n]+\|[^\S\n]*$)|\|[^\S\n]*$", re.MULTILINE
-)
 
 
 class _Claim(NamedTuple):
@@ -128,14 +126,27 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
 def states_choice(text: str, letter: str) -> bool:
     """Whether a text chooses the option with this letter."""
     text = without_markdown(text)
-    if len({option["letter"] for option in _OPTION.finditer(text)}) > 1:  # as in the question
-        text = "\n".join(line for line in text.split("\n") if not _OPTION.match(line))
-    text = _with_labels(_OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
+    if len({option["letter"] for option in OPTION.finditer(text)}) > 1:
+        text = "\n".join(line for line in text.split("\n") if not OPTION.match(line))
+    text = _with_labels(OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
     text = re.sub(rf"(?:\A|{_LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
     text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
-    if re.fullmatch(r"(?:\W*\b[A-J]\b){2,}\W*", text):
-        return False
     return _decides(re.sub(_CHOICE, lambda m: _MARK if letter in m[0] else m[0], text), _CHOICE)
+
+
+def states_truth(text: str, word: str) -> bool:
+    """Whether a text says yes or no, true or false, as `word` does."""
+    text = re.sub(
+        r"(?i)\b(?:not|isn't|wasn't|(?:no|any)thing but) (?:really )?(true|false)\b",
+        lambda m: "false" if m[1].casefold() == "true" else "true",
+        _with_labels(text),
+    )
+    words = _TRUTH if word in ("true", "false") else _YES_NO
+    means = word in ("yes", "true")
+    text = re.sub(
+        words, lambda m: _MARK if (m[0].casefold() in ("yes", "yeah", "yep", "true")) is means else m[0], text
+    )
+    return _decides(text, words)
 
 
 def _with_labels(text: str) -> str:
@@ -144,6 +155,8 @@ def _with_labels(text: str) -> str:
 
 
 def _decides(text: str, other: str) -> bool:
+    if other not in (_NAME, _TERM) and re.fullmatch(rf"(?=.*{other})(?:\W*(?:{_MARK}|{other}|and\b)){{2,}}\W*", text):
+        return False
     text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}|{other}", rest) is not None)
     best: _Claim | None = None
     for claim in _claims(text, other):
@@ -198,7 +211,12 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         if opened == "(" and (left + right).strip():
             return None
         verb = re.match(rf"(.*?)\s*{_BE}", left)
-        strong = verb or re.match(rf"\s*{_BE}", right) or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
+        strong = (
+            verb
+            or (not left.strip() and other in (_YES_NO, _TRUTH))
+            or re.match(rf"\s*{_BE}", right)
+            or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
+        )
         return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
@@ -215,21 +233,24 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         if complement.match(clause, verb.end()):
             return _Claim(False, 2, _subject(clause[: verb.start()]))
     told = re.match(
-        rf"\W*{_ADVERB}{other}\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z'])", clause
+        rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
-    return _Claim(False, 2 if told[1] else 1, "-") if told and (told[1] or other == _NAME) else None
+    if told is None or is_denied(sentence, position, position + told.end()):
+        return None
+    if other in (_YES_NO, _TRUTH):
+        return _Claim(False, 2)
+    return _Claim(False, 2 if told[1] else 1, "-") if told[1] or other != _TERM else None
 
 
 def _subject(text: str) -> str:
-    subject = " ".join(text.casefold().split())
-    return "" if subject in ("it", "that", "this", "he", "she") else subject
+    return re.sub(r"\A(?:it|that|this|he|she)\Z", "", " ".join(text.casefold().split()))
 
 
 def _with_marks(text: str, answers: Sequence[str]) -> str:
-    text = re.sub(r'(?<!\d)"', "", _TABLE.sub("", fold(text)))
+    text = re.sub(r'(?<!\d)"', "", fold(text))
     for answer in sorted(answers, key=len, reverse=True):
         text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
-    return _ASIDE.sub("", _PART.sub(" ", _SAME.sub(_MARK, text)))
+    return _PART.sub(" ", _SAME.sub(_MARK, text))
 
 
 def _in_any_order(answer: str, text: str) -> str:
