@@ -77,9 +77,12 @@ class Noise:
 def _models(number: int) -> tuple[Any, Any, int]:
     """
     Of so many entries under each of the models: matrices $P$ with which $x^T P x$ is the sum of squares about the best
-    polynomial, logarithms of the posterior but for that sum, and the degrees of freedom.
+    level, logarithms of the posterior but for that sum, and the degrees of freedom.
     """
-    basis = np.linalg.qr(np.vander(np.linspace(-1, 1, number), 2 + number // 20))[0]
+    shapes = np.vander(np.linspace(-1, 1, number), 2 + number // 20)
+    if number >= 20:  # as a loss falls
+        shapes = np.column_stack([shapes, 1 / np.arange(1, number + 1)])
+    basis = np.linalg.qr(shapes)[0]
     lags = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
     projections, constants = [], []
     for rho, part in MODELS:
