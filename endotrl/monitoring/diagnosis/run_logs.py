@@ -150,7 +150,8 @@ def _read_folder(folder: Path) -> Run:
                 f"{counted(len(found) - 1, f'older {kind} run')} in the folder: the newest is read, give the path of "
                 "another to read that"
             )
-    runs, missing = [], []
+    runs: list[Run] = []
+    missing: list[Exception] = []
     if not logs:
         for path in sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz"))):
             try:
