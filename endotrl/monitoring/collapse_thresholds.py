@@ -20,7 +20,8 @@ DRIFT_EVIDENCE = 8.0
 # healthy runs, raise the alarm together. Chosen on the runs of seeds 0 to 2. Simulated: where nothing moves at all,
 # noise does so in 3 of 150 runs of 300 steps (in 2 of them, `evidence` alone); in 3 of 800 resampled healthy runs (7).
 BOTH_EVIDENCE = 3.0
-# Standard errors of a fall of `HeldOut` questions, in two askings in a row, which share questions and first answers.
+# Standard errors of a fall of `HeldOut` questions, in two askings in a row, which share questions and first answers;
+# and of many evaluations, by their noise.
 ASKED_EVIDENCE = 3.0
 # What is no collapse by itself: a rise of the fractions that are cut off and of 4-grams that are repeated (ordinary
 # prose has less than 0.05; https://huggingface.co/papers/2603.08660), a fall of the frozen model's log-probability per

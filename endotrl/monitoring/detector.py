@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
-from .series import WINDOW, HeldOut, Series, cusum
+from .series import FEWEST, WINDOW, HeldOut, Noise, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -103,7 +103,9 @@ class Detector:
             values = self._rewards[name].evaluations
             values.append(entry[key])
             fall = max(values) - max(values[-2:])
-            if fall > self.thresholds.evaluation_fall:
+            noise = Noise(values[:-2]) if len(values) > FEWEST + 2 else None  # of fewer it is not known
+            beyond_noise = noise is None or noise.evidence(fall, 1, 2) > limits.ASKED_EVIDENCE
+            if fall > self.thresholds.evaluation_fall and beyond_noise:
                 reasons.append(
                     f"`{name}` on the evaluation set was {max(values):.3f} and has been {fall:.3f} or more below that "
                     "twice in a row"

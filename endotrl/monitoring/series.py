@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Logged numbers over time: whether they fall, or drift, beyond their noise.
+Logged numbers over time: whether they fall, or move, beyond their noise.
 
 Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20
 entries, with the highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors
 of that difference. The error of an entry is the standard error of the batch where the monitor sees it; else it is
-inferred from the differences of entries.
+inferred from the entries before ([`Noise`]).
 
 Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the
 allowance $k$: noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step.
@@ -14,9 +14,13 @@ slow drift does not inflate.
 """
 
 import math
+from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 
 ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
@@ -24,8 +28,78 @@ REFERENCE = 20  # most entries of a level of a held-out reward
 # Entries that are compared with the best level before them: few see fast falls, many slow ones.
 RECENT = (2, 3, 5, 10, 20, 40)
 WINDOW = 10  # entries of a running mean
+FEWEST, MOST = 8, 100  # entries that noise is inferred from
 INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
-NOISE_WINDOW = 100  # entries of the noise estimate
+# What noise may be like: correlation from entry to entry, and the part of its variance that is correlated at all.
+MODELS = [(0.0, 0.0), *((rho, part) for rho in (0.3, 0.6, 0.8, 0.9, 0.95, 0.98) for part in (1.0, 0.5, 0.2))]
+
+
+class Noise:
+    r"""
+    How entries differ from a smooth level where no error is measured. They may be correlated with those before, as an
+    accuracy is that wanders while a policy is trained, and then tell less than as many independent ones.
+
+    The model is $x_t = f(t) + \sigma (\sqrt\lambda u_t + \sqrt{1 - \lambda} \epsilon_t)$ with a polynomial $f$, an
+    autoregression $u_t$ of first order with correlation $\rho$, and white noise $\epsilon_t$. Squared errors are means
+    over the posterior of $\rho$ and $\lambda$ with $f$ and $\sigma$ integrated out (Zellner and Tiao 1964,
+    https://doi.org/10.2307/2283097): few entries do not rule out that they are correlated.
+
+    Args:
+        values (`list[float]`):
+            At least 8 entries, of which the last 100 count.
+    """
+
+    def __init__(self, values: Sequence[float]) -> None:
+        number = min(len(values), MOST)
+        number -= number % 10 if number > 20 else 0
+        projections, constants, self.freedom = _models(number)
+        array = np.asarray(values[-number:]) - values[-1]
+        rounding = (1e-9 + 1e-6 * abs(values[-1])) ** 2
+        squares = (projections @ array) @ array / self.freedom + rounding
+        log_weights = constants - self.freedom / 2 * np.log(squares)
+        weights = np.exp(log_weights - log_weights.max())
+        self._squares = squares * weights / weights.sum()
+
+    def square(self, number: int) -> float:
+        """Squared standard error of a mean of so many entries."""
+        return float(self._squares @ _of_mean(number)) if number else 0.0
+
+    def evidence(self, difference: float, *numbers: int) -> float:
+        """
+        A difference of means of so many entries in standard errors. As these are estimated, Student's $t$ counts as
+        the normal deviate that is as improbable (Wallace 1959, Annals of Mathematical Statistics 30).
+        """
+        n, t = self.freedom, difference / math.sqrt(sum(map(self.square, numbers)))
+        return math.copysign((8 * n + 1) / (8 * n + 3) * math.sqrt(n * math.log1p(t * t / n)), t)
+
+
+@cache
+def _models(number: int) -> tuple[Any, Any, int]:
+    """
+    Of so many entries under each of the models: matrices $P$ with which $x^T P x$ is the sum of squares about the best
+    level, logarithms of the posterior but for that sum, and the degrees of freedom.
+    """
+    shapes = np.vander(np.linspace(-1, 1, number), 2 + number // 20)
+    if number >= 20:  # as a loss falls
+        shapes = np.column_stack([shapes, 1 / np.arange(1, number + 1)])
+    basis = np.linalg.qr(shapes)[0]
+    lags = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
+    projections, constants = [], []
+    for rho, part in MODELS:
+        covariance = part * rho**lags + (1 - part) * np.eye(number)
+        inverse = np.linalg.inv(covariance)
+        fitted = inverse @ basis
+        gram = basis.T @ fitted
+        projections.append(inverse - fitted @ np.linalg.solve(gram, fitted.T))
+        constants.append(-(np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(gram)[1]) / 2)
+    return np.stack(projections), np.array(constants), number - basis.shape[1]
+
+
+@cache
+def _of_mean(number: int) -> Any:
+    """Variance of a mean of so many entries under each of the models, next to that of one entry."""
+    lags = np.arange(1, number)
+    return np.array([(1 + 2 * part * float((1 - lags / number) @ rho**lags)) / number for rho, part in MODELS])
 
 
 class Series:
@@ -57,7 +131,7 @@ class Series:
     @property
     def noise(self) -> float:
         """Standard deviation of an entry."""
-        differences = [abs(after - before) for before, after in pairwise(self._values[-NOISE_WINDOW - 1 :])]
+        differences = [abs(after - before) for before, after in pairwise(self._values[-MOST - 1 :])]
         return INFERRED * fmean(differences) * math.sqrt(math.pi) / 2 if differences else 0.0
 
     @property
@@ -85,30 +159,40 @@ class HeldOut(Series):
         self._start = start
         self._squares: list[float] = []  # of the errors
         self._measured = True
-        # For each number of entries: lower confidence bound, mean and squared error of the best level until then.
-        self._best = [(-math.inf, 0.0, 0.0) if start is None else (start, start, 0.0)]
+        # For each number of entries: lower confidence bound, mean, and first and last entry of the best level until
+        # then; and the noise until then, if errors are not measured.
+        self._best = [(-math.inf if start is None else start, start or 0.0, 0, 0)]
+        self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
     def add(self, value: float, error: float | None = None) -> None:
         super().add(value)
         self._measured = self._measured and error is not None
         self._squares.append((error or 0.0) ** 2)
+        self._noises.append(None if self._measured or self.count < FEWEST else Noise(self._values))
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
-        fewest = 0 if self._start is not None else 1 if self._measured else self._warmup // 2
+        fewest = 0 if self._start is not None else 1 if self._measured else FEWEST
         best = self._best[-1]
         if self._start is None and self.count >= fewest:
-            mean, square = self._level(max(0, self.count - REFERENCE), self.count)
+            start, end = max(0, self.count - REFERENCE), self.count
             # The lower bound, or the best of many levels would be mostly luck.
-            best = max(best, (mean - 2 * math.sqrt(square), mean, square))
+            mean = fmean(self._values[start:])
+            best = max(best, (mean - 2 * math.sqrt(self._square(start, end, self._noises[-1])), mean, start, end))
         self._best.append(best)
         self.windows = []
         for number in RECENT if self.ready else ():
             before = self.count - number
-            if before >= fewest:
-                _, level, square = self._best[before]
-                mean, own_square = self._level(before, self.count)
-                evidence = (level - mean) / math.sqrt(square + own_square + 1e-12)
-                self.windows.append(Fall(evidence, level - mean, level))
+            if before < fewest or not (self._measured or self._noises[before]):
+                continue
+            _, level, start, end = self._best[before]
+            size = level - fmean(self._values[before:])
+            noise = self._noises[before]  # what happens in the window is none
+            if noise:
+                evidence = noise.evidence(size, end - start, number)
+            else:
+                square = self._square(start, end) + self._square(before, self.count)
+                evidence = size / math.sqrt(square + 1e-12)
+            self.windows.append(Fall(evidence, size, level))
 
     @property
     def evidence(self) -> float:
@@ -122,13 +206,15 @@ class HeldOut(Series):
         found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
         return max(found, key=lambda window: window.size, default=None)
 
-    def _level(self, start: int, end: int) -> tuple[float, float]:
-        """Mean of some entries, and its squared standard error."""
+    def _square(self, start: int, end: int, noise: Noise | None = None) -> float:
+        """Squared standard error of the mean of some entries."""
+        if noise:
+            return noise.square(end - start)
+        if start == end:  # a level that is known
+            return 0.0
         # A few batches without a wrong answer look more exact than they are: those before them tell.
         longer = max(0, min(start, end - REFERENCE))
-        squares = [fmean(self._squares[i:end]) for i in (start, longer)]
-        square = max(squares) if self._measured else self.noise**2
-        return fmean(self._values[start:end]), square / (end - start)
+        return max(fmean(self._squares[i:end]) for i in (start, longer)) / (end - start)
 
 
 def cusum(evidence: float, deviation: float) -> float:

@@ -40,6 +40,26 @@ def test_silent_where_nothing_falls(with_error: bool) -> None:
     assert sum(alarm is not None for alarm in alarms) <= 1, alarms
 
 
+def wandering(levels: Iterable[float], correlation: float, seed: int, noise: float = 0.03) -> list[dict[str, float]]:
+    """A held-out reward whose noise is correlated from entry to entry, and is measured nowhere."""
+    steps, values, now = noisy([0.0] * 1000, noise, seed), [], 0.0
+    for i, level in enumerate(levels):
+        now = steps[i] if i == 0 else correlation * now + math.sqrt(1 - correlation**2) * steps[i]
+        values.append(level + now)
+    return [{"reward": 0.1 * i, "collapse/held_out/accuracy": value} for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize("correlation", [0.8, 0.95])
+def test_noise_that_wanders_is_no_fall(correlation: float) -> None:
+    plateau = [0.8 - 0.4 * math.exp(-i / 30) for i in range(120)]
+    logs = [wandering(levels, correlation, seed) for levels in ([0.6] * 120, plateau) for seed in range(5)]
+    assert sum(first_alarm(log) is not None for log in logs) <= 1
+    # Most of it is lost at once, in 10 steps, or in 40.
+    for steps in (1, 10, 40):
+        fallen = [0.7 - 0.5 * min(1.0, max(0, i - 59) / steps) for i in range(120)]
+        assert all(first_alarm(wandering(fallen, correlation, seed)) is not None for seed in range(5))
+
+
 @pytest.mark.parametrize("with_error", [True, False])
 @pytest.mark.parametrize("points_a_step", [0.003, 0.01, 0.03])
 def test_a_fall_is_seen(points_a_step: float, with_error: bool) -> None:
@@ -50,7 +70,8 @@ def test_a_fall_is_seen(points_a_step: float, with_error: bool) -> None:
         assert alarm is not None and alarm >= 40
         lost.append(0.7 - levels[alarm])
     # Alone, the held-out reward of a step is known to 3 points, and nothing can see a fall of that size at once.
-    assert sum(lost) / len(lost) < 0.08 + 3.5 * points_a_step
+    # Without its error, noise is known from these 40 steps alone, which may be correlated.
+    assert sum(lost) / len(lost) < (0.08 if with_error else 0.15) + 3.5 * points_a_step
 
 
 def test_a_symptom_makes_it_sooner() -> None:
@@ -211,6 +232,10 @@ def test_evaluations() -> None:
     evaluations = lambda *values: [{"eval_loss": 0.0, "eval_rewards/accuracy/mean": v} for v in values]  # noqa: E731
     assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.71, 0.60)]) is None  # never twice in a row
     assert first_alarm([*steps, *evaluations(0.7, 0.72, 0.66, 0.65)]) == 13
+    # Of many that differ by eight points, the last two tell nothing.
+    differing = [0.74, 0.66] * 15
+    assert first_alarm([*steps, *evaluations(*differing, 0.66, 0.65)]) is None
+    assert first_alarm([*steps, *evaluations(*differing, 0.3, 0.3)]) == 41
 
 
 def test_the_first_policy_corroborates_a_fall() -> None:

@@ -12,13 +12,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from ...reporting import counted
 from ...runs.checkpoints import checkpoints
+from ..detector import REWARD_KEYS
+from ..series import FEWEST, MOST, Noise
 from .wandb_file import read_wandb_file
 
 
@@ -82,12 +83,17 @@ def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
 def trend(values: Sequence[float]) -> Trend:
     """The change of a series from its beginning to its end; `z` is in standard errors of that difference."""
     head, end = values[: max(3, len(values) // 8)], tail(values)
-    # From the differences of neighbours, which a trend does not inflate.
-    steps = [abs(b - a) for a, b in pairwise(values)]
-    noise = fmean(steps) * math.sqrt(math.pi) / 2 if steps else 0.0
-    error = noise * math.sqrt(1 / len(head) + 1 / len(end))
     first, last = fmean(head), fmean(end)
-    return Trend(first, last, (last - first) / (error + 1e-9 + 1e-6 * abs(first)))
+    return Trend(first, last, evidence(values, last - first, len(head), len(end)))
+
+
+def evidence(values: Sequence[float], difference: float, *numbers: int) -> float:
+    """A difference of means of so many entries, in standard errors; 0 if they are too few to tell."""
+    if len(values) < FEWEST:
+        return 0.0
+    block = math.ceil(len(values) / MOST)
+    noise = Noise([fmean(values[i : i + block]) for i in range(0, len(values), block)])
+    return noise.evidence(difference, *(max(1, number // block) for number in numbers))
 
 
 def read_run(path: str | Path) -> Run:
@@ -103,7 +109,7 @@ def read_run(path: str | Path) -> Run:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. A run is {KINDS}.")
     run = _read_folder(path) if path.is_dir() else _read_file(path)
-    if not run.entries and not run.completions:
+    if not _is_log(run.entries) and not run.completions:
         what = "nothing was logged yet, it is being written, or it is something else"
         raise ValueError(f"{run.source or path} has no log entry: {what}. A run is {KINDS}.")
     run.path = path
@@ -144,19 +150,23 @@ def _read_folder(folder: Path) -> Run:
                 f"{counted(len(found) - 1, f'older {kind} run')} in the folder: the newest is read, give the path of "
                 "another to read that"
             )
+    runs: list[Run] = []
+    missing: list[Exception] = []
     if not logs:
-        lines = sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz")))
-        logs = lines[:1]
-        others = ", ".join(path.name for path in lines[1:4]) + (", ..." if len(lines) > 4 else "")
+        for path in sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz"))):
+            try:
+                logs += [path] if _is_log(_read_json(path).entries) else []  # data has this suffix, too
+            except ValueError as error:
+                missing.append(error)
+        others = ", ".join(path.name for path in logs[1:4]) + (", ..." if len(logs) > 4 else "")
         notes += [f"Not read, of the same folder: {others}"] if others else []
-    runs, missing = [], []
+        logs = logs[:1]
     for path in logs:
         try:
             run = _read_file(path)
             earlier = [p for p in wandb_files.values() if p.name == path.name and p != path]
             for before in sorted(earlier, key=_modified, reverse=True):
-                resumed_at = run.entries[0]["step"] if run.entries else math.inf  # what was done again counts once
-                run.entries[:0] = [e for e in _read_file(before).entries if e["step"] < resumed_at]
+                _prepend(run, _read_file(before))
             runs.append(run)
         except (ImportError, ValueError) as error:  # another log may do
             if isinstance(error, ValueError) and path.name != STATE_FILE:
@@ -164,9 +174,11 @@ def _read_folder(folder: Path) -> Run:
             missing.append(error)
     if not runs and missing:
         raise missing[0]
+    runs = [run for run in runs if run.entries]
     # The log that goes furthest: checkpoints lag behind.
-    run = max(runs, key=lambda run: run.entries[-1]["step"] if run.entries else -1, default=Run(folder))
-    for other in runs:
+    run = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
+    for other in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
+        _prepend(run, other)  # of a run that was resumed, a tracker may have the end only
         run.settings = {**other.settings, **run.settings}
         run.max_steps = run.max_steps or other.max_steps
     parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
@@ -179,14 +191,28 @@ def _read_folder(folder: Path) -> Run:
     return run
 
 
+def _prepend(run: Run, earlier: Run) -> None:
+    """Adds what was logged before; what was done again after that counts once."""
+    start = run.entries[0]["step"] if run.entries else math.inf
+    run.entries[:0] = [entry for entry in earlier.entries if entry["step"] < start]
+
+
+def _is_log(entries: Iterable[Mapping[str, float]]) -> bool:
+    """Whether they are of a training run, and not of another program."""
+    return any(key in ("loss", *REWARD_KEYS) or key.startswith("eval_") for entry in entries for key in entry)
+
+
 def _modified(path: Path) -> float:
     return path.stat().st_mtime
 
 
 def _read_json(path: Path) -> Run:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        text = file.read()
+    try:
+        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+        with opened as file:
+            text = file.read()
+    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, is being written, or is no text: {error}.") from error
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:

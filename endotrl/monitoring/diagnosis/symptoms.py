@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import correlation
 from statistics import fmean as mean
@@ -19,7 +19,9 @@ from safetensors import safe_open
 
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
+from ..series import FEWEST
 from .run_logs import Run, tail, trend
+from .run_logs import evidence as evidence_of
 
 
 Level = Literal["failure", "warning", "note"]
@@ -316,8 +318,10 @@ def _not_learning(run: Run) -> Iterator[Finding]:
     change = trend(values)
     z = change.z if upwards else -change.z
     window = len(tail(values))
-    best = (max if upwards else min)(mean(values[i : i + window]) for i in range(len(values) - window + 1))
-    lost = abs(best - change.last) > 0.5 * abs(best - change.first) and abs(trend([*values[:window], best]).z) > 5
+    sums = list(accumulate(values, initial=0.0))
+    best = (max if upwards else min)((b - a) / window for a, b in zip(sums, sums[window:], strict=False))
+    loss = best - change.last
+    lost = abs(loss) > 0.5 * abs(best - change.first) and abs(evidence_of(values, loss, window, window)) > 5
     if z > 2 and not lost:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
@@ -410,8 +414,7 @@ def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     keys = [f"{prefix}rewards/{name}/mean" for name in held_out for prefix in ("", "eval_")]
     for key in [*sorted(key for key in logged if key.startswith(HELD_OUT)), *keys, "eval_reward"]:
         values = run.values(key)
-        least = 4 if key.startswith(("eval_", HELD_OUT)) else ENOUGH
-        if len(values) < least or trend(values).z > 2 or min(values) >= 0.98:
+        if len(values) < FEWEST or trend(values).z > 2 or min(values) >= 0.98:
             continue
         moved, risen = trend(values), trend(rewards)
         falls = moved.z < -3
@@ -443,9 +446,10 @@ def _no_kl_penalty(run: Run) -> Iterator[Finding]:
 
 
 def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    detector, first, quiet = Detector(held_out=held_out), None, 0
+    detector, first, quiet, levels = Detector(held_out=held_out), None, 0, [0.0]
     for entry in run.entries:
         alarm = detector.update(entry).alarm
+        levels += [] if detector.last.level is None else [detector.last.level]
         quiet = 0 if alarm else quiet + any(key in entry for key in REWARD_KEYS)
         if alarm and first is None:
             first = entry["step"], alarm
@@ -454,7 +458,8 @@ def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
     step, evidence = first
     level: Level = "failure"
     says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
-    if quiet >= WARMUP:
+    levels = levels[1:] or levels
+    if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # what has stayed low is no noise any more
         level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
     change = (
         "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same run is read from all that trainers and trackers write, finished or not."""
 
+import gzip
 import json
 import math
 import subprocess
@@ -133,6 +134,19 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_run(path)
 
 
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_a_tracker_that_has_the_end_only(tmp_path: Path) -> None:
+    write_wandb(tmp_path, ROWS[15:])  # a run that was resumed, under another id
+    write_state(tmp_path / "checkpoint-20" / "trainer_state.json", ROWS[:20])
+    assert same(read_run(tmp_path), ROWS)
+
+
+def test_data_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "1 + 1 =", "label": 2}\n')
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert same(read_run(tmp_path), ROWS)
+
+
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_events_without_tensorboard(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "host" / "events.out.tfevents.1.host"
@@ -174,6 +188,16 @@ def test_events(tmp_path: Path) -> None:
             lambda path: write_state(path / "a.json", []),
             ValueError,
             "has no log entry: nothing was logged yet, it is being written, or",
+        ),
+        (
+            lambda path: (path / "a.json").write_text('{"hidden_size": 64}') and path / "a.json",
+            ValueError,
+            "has no log",
+        ),
+        (
+            lambda path: (path / "a.json.gz").write_bytes(gzip.compress(b"{}" * 99)[:20]) and path / "a.json.gz",
+            ValueError,
+            "is damaged, is being written, or is no text",
         ),
         (lambda path: (path / "a.json").write_text("[1]") and path / "a.json", ValueError, "holds no log"),
         (lambda path: (path / "a.wandb").write_text("x") and path / "a.wandb", ValueError, "is no W&B run"),
