@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SMALLER = {"max_steps=8": "max_steps=1", "max_steps=6": "max_steps=1", "held_out[::4]": "held_out[:2]"}
+SMALLER = {"max_steps=8": "max_steps=1", "max_steps=6": "max_steps=1", "held_out[::6]": "held_out[:2]"}
 SMALLER |= {
     "samples=24": "samples=4",
     "[::20]": "[::100]",
