@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -281,14 +282,15 @@ class TestCompare:
 
     def test_needs_no_torch(self, evaluate, tmp_path):
         evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length")
+        shutil.copytree(tmp_path / "out", tmp_path / "again")
         code = (
             "import sys; from endotrl.commands.main import main\n"
-            "assert main(['eval', 'compare', sys.argv[1], sys.argv[1]]) == 0\n"
+            "assert main(['eval', 'compare', sys.argv[1], sys.argv[2]]) == 0\n"
             "heavy = {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules)\n"
             "assert not heavy, heavy"
         )
-        out = str(tmp_path / "out")
-        subprocess.run([sys.executable, "-c", code, out], check=True, stdout=subprocess.DEVNULL)
+        runs = [str(tmp_path / name) for name in ("out", "again")]
+        subprocess.run([sys.executable, "-c", code, *runs], check=True, stdout=subprocess.DEVNULL)
 
     def test_units_are_joined_by_name(self):
         """In another order, with an id that is there twice, and with items that only one run has."""
@@ -378,7 +380,7 @@ class TestGeneration:
         command += ["--data", self.questions(tmp_path), "--output", "out", "--quiet", "--device", "cpu"]
         command += ["--samples", "2", "--max-new-tokens", "4", "--scorers", "log_prob.mean"]
         assert main(command) == 2
-        assert "trust_remote_code" in capsys.readouterr().err
+        assert "--trust-remote-code" in capsys.readouterr().err
         assert main([*command, "--trust-remote-code", "--overwrite"]) == 0
 
 

@@ -45,7 +45,7 @@ class TestCommand:
         assert calls == [1]
         assert capsys.readouterr().out in ("none\n", "2\n", "0.5\n")
         assert main([*command, "--seed", "7"]) == 2
-        assert "`seed` was 0 and is 7" in capsys.readouterr().err
+        assert "--seed was 0 and is 7" in capsys.readouterr().err
 
     def test_other_rewards_and_power_sampling(self, tiny_policy_path, data, tmp_path, capsys):
         command = ["forecast", "--model", tiny_policy_path, "--data", data, *self.options, "--quiet"]

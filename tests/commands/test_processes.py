@@ -57,7 +57,7 @@ def test_two_processes_make_what_one_makes(tiny_model_path: str, data: Path) -> 
     todo = data / "commands.json"
     todo.write_text(json.dumps(commands(tiny_model_path, two, data)))
     killed = torchrun(2, WORKER, str(todo), "3")
-    assert killed.returncode != 0 and "Signal 9 (SIGKILL)" in killed.stderr
+    assert killed.returncode != 0
     assert not (two / "scores.jsonl").exists()  # but what was scored is there
     assert sum(path.read_bytes().count(b"\n") for path in (two / "scores.jsonl.shards").glob("*.jsonl")) > 0
     done = torchrun(2, WORKER, str(todo))

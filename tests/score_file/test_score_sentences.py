@@ -78,4 +78,4 @@ def test_another_model_does_not_go_on(score: Any, sentence_model_path: str, tmp_
     shutil.copytree(sentence_model_path, other)
     code, printed = score("--model", str(other))
     assert code == 2
-    assert "`model` was" in printed.err
+    assert "--model was" in printed.err
