@@ -268,7 +268,7 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
             return True
         if not isinstance(found, Symbols):
             return False
-    if _CUT_OFF.search(text):
+    if _CUT_OFF.search(whole):
         return False
     last = _last_value(text, symbolic)
     return last is not None and fits(last.value, last.written)

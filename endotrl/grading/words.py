@@ -38,7 +38,8 @@ _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
 _YES_NO = r"(?i:\b(?:yes|yeah|yep|true|false|nope|no(?! (?!it|he|she|they|the|because|since|as|in|but)[a-z]))\b(?!\?))"
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
-    r"|(?<=\w)'(?:s|re|m)\b)"
+    r"|(?:(?<=\bit)|(?<=\bhe)|(?<=\bIt)|(?<=\bHe)|(?<=she)|(?<=that)|(?<=hat)|(?<=this)|(?<=re)|(?<=ame)|(?<=one))'s\b"
+    r"|(?<=\w)'(?:re|m)\b)"
 )
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
@@ -46,7 +47,7 @@ _ADVERB = (
 )
 # Where a clause ends.
 _BREAK = re.compile(
-    r"(\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
     r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
     rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={_LABEL}))"
@@ -90,14 +91,14 @@ _GOVERNOR = re.compile(
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
     r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
     r"|due|way|attributed) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
-    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )(?<!\bit )\bas"
+    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!n )(?<!ed )(?<!\bit )\bas"
     r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
     r"|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|by) (?:the )?(?:[\w'-]+ ){0,2}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
@@ -163,7 +164,7 @@ def _decides(text: str, other: str) -> bool:
         if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
-            return False
+            best = best._replace(right=False)
     return best is not None and best.right
 
 
