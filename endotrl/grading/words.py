@@ -78,7 +78,7 @@ _LESS = re.compile(
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{_MARK}|{_MARK}'s\s+\w"
     rf"|{_MARK}[^\S\n]+(?!(?:"
-    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|The|It|He|She|This|That|[A-Z])\b)"
+    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This|That|[A-Z])\b)"
     r"(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
@@ -98,10 +98,12 @@ _GOVERNOR = re.compile(
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|by) (?:the )?(?:[\w'-]+ ){0,2}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|by) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
+# "Venus, by contrast, is", "Connally, who": a subject, which does not stand alone.
+_GOES_ON = re.compile(r",\s(?:who|whose|which)\b|,\s(?!(?:but|so|not)\b)[a-z][^,;.]*,\s(?!(?:but|so|not)\b)[a-z]")
 _COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
 
 
@@ -175,6 +177,8 @@ def _claims(text: str, other: str) -> list[_Claim]:
         turns = unreal = False
         for i in range(1, len(parts), 2):
             before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
+            if (read := "".join(parts[:i])).rfind("(") > read.rfind(")"):
+                before = "("
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
             else:
@@ -183,8 +187,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 called = clause.lstrip().startswith(_LABEL)
                 start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
                 opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
-                before_it = "".join(parts[:i]) + clause[:start]
-                claim = _claim(before_it, clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
+                claim = _claim(read + clause[:start], clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
                 if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
                     claim = (claim or _Claim(False, 0))._replace(weight=0)
                 if claim is not None:
@@ -218,6 +221,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         )
+        strong = strong and not (closed == ":" or (closed == "," and not left.strip() and _GOES_ON.match(after)))
         return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
@@ -227,7 +231,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
     ):
         listed = re.compile(rf"(?:\s*,\s*{other})*,?\s+and\s+{other}\s+[a-z]")
-        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or listed.match(after)
+        weak = closed == "(" or (closed == "," and (clause.startswith("The ") or _GOES_ON.match(after))) or listed.match(after)
         return _Claim(False, 1 if weak else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
