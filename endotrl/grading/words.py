@@ -154,6 +154,9 @@ def states_truth(text: str, word: str) -> bool:
 
 def _with_labels(text: str) -> str:
     text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
+    text = re.sub(r"^#+ *([^\n]*?):?$(?=\s*\w)", lambda m: m[1] + ":" if "nswer" in m[1] else "", text, flags=re.MULTILINE)
+    if not re.search(r"\|\s*\Z", text):
+        text = re.sub(r"^\s*\|.*\|\s*$", "", text, flags=re.MULTILINE)  # a table of what is summed up behind it
     return mark_labels(plain_text(text), f" {_LABEL} ")
 
 
@@ -172,6 +175,7 @@ def _decides(text: str, other: str) -> bool:
 
 def _claims(text: str, other: str) -> list[_Claim]:
     claims: list[_Claim] = []
+    records = re.findall(r"(?:^|(?<=[.!?]\s))([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
     for sentence in sentences(text):
         parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
         turns = unreal = False
@@ -191,6 +195,8 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
                     claim = (claim or _Claim(False, 0))._replace(weight=0)
                 if claim is not None:
+                    if before == ":" and not claim.subject and len(records) > 1 and parts[i - 2].strip() in records:
+                        claim = claim._replace(subject=parts[i - 2].strip())
                     turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
                     claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
                     turns = False
