@@ -141,7 +141,7 @@ def _read_quantity(text: str) -> Quantity | None:
         number, unit = read_number(text[: split.start()]), text[split.end() :].strip()
         if number is None or not re.fullmatch(r"[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", unit):
             continue
-        if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit in _ORDINALS:
+        if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit.split()[0] in _ORDINALS:
             return None  # a sentence
         variable = len(unit) == 1 and unit not in MULTIPLIERS
         if canonical_unit(unit) is None and (variable or re.search(r"\d\s*[-+]", text[: split.start()])):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import fold, plain_text, tidy, without_markdown
+from .spelling import MONTHS, fold, plain_text, tidy, without_markdown
 from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
 
 
@@ -27,6 +27,7 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -123,6 +124,8 @@ class _Claim(NamedTuple):
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
     text = _with_marks(_with_labels(text), answers)
+    if all(re.fullmatch(_WHEN, answer) for answer in answers):
+        return _decides(text, _WHEN)
     return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
 
 
@@ -154,9 +157,9 @@ def states_truth(text: str, word: str) -> bool:
 
 def _with_labels(text: str) -> str:
     text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
-    text = re.sub(r"^#+ *([^\n]*?):?$(?=\s*\w)", lambda m: m[1] + ":" if "nswer" in m[1] else "", text, flags=re.MULTILINE)
     if not re.search(r"\|\s*\Z", text):
-        text = re.sub(r"^\s*\|.*\|\s*$", "", text, flags=re.MULTILINE)  # a table of what is summed up behind it
+        text = re.sub(r"^[ \t]*\|.*\|[ \t]*$", "", text, flags=re.MULTILINE)  # a table of what is summed up behind it
+    text = re.sub(r"^#+ *([^\n]*?):?$(?=\s*\w)", lambda m: m[1] + ":" if "nswer" in m[1] else "", text, flags=re.MULTILINE)
     return mark_labels(plain_text(text), f" {_LABEL} ")
 
 
@@ -206,7 +209,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
 def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
     """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
     sentence, position = before + clause + after, len(before)
-    for mention in re.finditer(_MARK, clause):
+    for mention in (*re.finditer(_MARK, clause), *(re.finditer(other, clause) if other == _WHEN else ())):
         left, right = clause[: mention.start()], clause[mention.end() :]
         governed = re.sub(rf"(?:(?:the|an?)\s+)?{_ADVERB}$", "", left, flags=re.IGNORECASE)
         if (
@@ -223,12 +226,14 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         verb = re.match(rf"(.*?)\s*{_BE}", left)
         strong = (
             verb
+            or other == _WHEN
             or (not left.strip() and other in (_YES_NO, _TRUTH))
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         )
         strong = strong and not (closed == ":" or (closed == "," and not left.strip() and _GOES_ON.match(after)))
-        return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
+        subject = verb[1] if verb else left if other == _WHEN else ""
+        return _Claim(mention[0] == _MARK, 2 if strong else 1, _subject(subject))
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
     if (
