@@ -57,7 +57,7 @@ _ASIDE = re.compile(
     r"(?<=\w )\((?!or\b|maybe|perhaps|possibly)(?=[^()]*[A-Za-z]{2}|[^(),;]*\))[^()]*\)|^\W*(?:since|because|as|when"
     r"|if|given|after|before|although|though|while|with|\w+ing)\b[^,]*(?:(?<=\d),(?=\s?\d)[^,]*)*,|[,;]?\s(?:since"
     r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds"
-    r"|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
+    r"|rounds|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
     r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have|had)\b))\b"
     r".*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she|it"
     r"|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
@@ -251,6 +251,9 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
     def fits(found: Value, written: str) -> bool:
         if same_value(value, found):
             return True
+        if isinstance(found, Symbols) and "=" in found.text and isinstance(value, Symbols) and "=" not in value.text:
+            found = Symbols(found.text.rpartition("=")[2])
+            return same_value(value, found)
         numeric = is_numeric(value) and is_numeric(found)
         several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
         return math and not numeric and not several and bool(written) and same_expression(right, written)

@@ -19,7 +19,7 @@ _MARK, _LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, and no name.
 _LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|during|with|as|since|when|while|although|if|because|it|its|this|that"
+    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because|it|its|this|that"
     r"|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given|based|step|solution"
     r"|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
@@ -27,7 +27,7 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -125,7 +125,7 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
     text = _with_marks(_with_labels(text), answers)
     if all(re.fullmatch(_WHEN, answer) for answer in answers):
-        return _decides(text, _WHEN)
+        return _decides(re.sub(r"(?<=\d), (?=\d{4}\b)", " ", text), _WHEN)
     return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
 
 
@@ -188,6 +188,8 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 before = "("
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
+                if subordinate[0].strip() == "which" and (claim := _claim(read, clause, "".join(parts[i + 1 :]), other, before, behind, False)):
+                    claims.append(claim._replace(weight=0))
             else:
                 turn = _TURN.match(clause)
                 turns = turns or turn is not None
@@ -246,7 +248,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         return _Claim(False, 1 if weak else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
-        if complement.match(clause, verb.end()):
+        if not re.match(r"\W*[Hh]ere\b", clause) and complement.match(clause, verb.end()):
             return _Claim(False, 2, _subject(clause[: verb.start()]))
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
@@ -274,10 +276,10 @@ def _in_any_order(answer: str, text: str) -> str:
     items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
     if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
         return text
-    item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + ")"
+    item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + r")(?: [-–(:][^\n]*$)?"
     listed = re.compile(
-        rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}\b",
-        re.IGNORECASE,
+        rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}(?!\w)",
+        re.IGNORECASE | re.MULTILINE,
     )
     return listed.sub(lambda m: _MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
 
