@@ -123,10 +123,12 @@ class _Claim(NamedTuple):
 
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
-    text = _with_marks(_with_labels(text), answers)
+    text = _with_labels(text)
+    common = any(re.search(rf"\b{re.escape(answer.casefold())}\b", text) for answer in answers)
+    text = _with_marks(text, answers)
     if all(re.fullmatch(_WHEN, answer) for answer in answers):
         return _decides(re.sub(r"(?<=\d), (?=\d{4}\b)", " ", text), _WHEN)
-    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
+    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) and not common else _TERM)
 
 
 def states_choice(text: str, letter: str) -> bool:
@@ -188,7 +190,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 before = "("
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
-                if subordinate[0].strip() == "which" and (claim := _claim(read, clause, "".join(parts[i + 1 :]), other, before, behind, False)):
+                if re.match(rf"which (?:\S+ ){{1,4}}{_MARK}", clause) and (claim := _claim(read, clause, "".join(parts[i + 1 :]), other, before, behind, False)):
                     claims.append(claim._replace(weight=0))
             else:
                 turn = _TURN.match(clause)
