@@ -50,6 +50,9 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
+# A sentence that concludes a text, and one that tells of something else.
+_CONCLUDES = re.compile(r"\W*(?:(?:in |as a )?(?:conclusion|summary|result)|to sum up)\b", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
 
 
 # Of a sentence: what stands in brackets or in a subordinate clause.
@@ -302,16 +305,21 @@ def _first_value(rest: str) -> Value | None:
 
 
 def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
-    """The value of the last sentence that states one."""
-    for sentence in reversed(sentences(without_markdown(text))):
-        if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
-            start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
-            value = read_value(written)
-            if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
-                return _Stated(start, len(sentence), value, written)
-        if (chosen := _chosen_value(sentence, symbolic)) is not None:
-            return chosen
-    return None
+    """The value of the last sentence that states one, or of one that concludes."""
+    stated = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
+    values = [(part, value) for part, value in stated if value is not None]
+    values = [(part, value) for part, value in values if not _ELSEWHERE.match(part)] or values
+    concluding = [value for part, value in values if _CONCLUDES.match(part)]
+    return concluding[-1] if concluding else values[-1][1] if values else None
+
+
+def _sentence_value(sentence: str, symbolic: bool) -> _Stated | None:
+    if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
+        start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
+        value = read_value(written)
+        if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
+            return _Stated(start, len(sentence), value, written)
+    return _chosen_value(sentence, symbolic)
 
 
 def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | None:
