@@ -35,7 +35,7 @@ _FILLER = re.compile(
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
-    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|leav|remain|mean|find"
+    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean|find"
     r"|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
     r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
     r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
@@ -59,11 +59,11 @@ _ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", r
 _ASIDE = re.compile(
     r"(?<=\w )\((?!or\b|maybe|perhaps|possibly)(?=[^()]*[A-Za-z]{2}|[^(),;]*\))[^()]*\)|^\W*(?:since|because|as|when"
     r"|if|given|after|before|although|though|while|with|\w+ing)\b[^,]*(?:(?<=\d),(?=\s?\d)[^,]*)*,|[,;]?\s(?:since"
-    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds"
-    r"|rounds|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
-    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have|had)\b))\b"
-    r".*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she|it"
-    r"|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
+    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds"
+    r"|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
+    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have"
+    r"|had)\b))\b.*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she"
+    r"|it|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
     re.IGNORECASE,
 )
 # What comes before a number that is compared with, or was known.

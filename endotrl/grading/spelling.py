@@ -36,11 +36,11 @@ _DATES = (
     re.compile(rf"\b(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}{_YEAR}"),
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
-_CENTURIES = (
-    "twenty-first|first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|thirteenth"
-    "|fourteenth|fifteenth|sixteenth|seventeenth|eighteenth|nineteenth|twentieth"
-)
-_CENTURY = re.compile(rf"\b({_CENTURIES})[\s-](?=centur)", re.IGNORECASE)
+_ORDINALS = (
+    "twenty-first first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
+    "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+).split()
+_CENTURY = re.compile(rf"\b({'|'.join(_ORDINALS)})[\s-](?=centur)", re.IGNORECASE)
 # Scripts that put no space between words.
 _CJK = re.compile(
     r"(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[\w$\\])(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?<=\d)"
@@ -69,7 +69,7 @@ def tidy(text: str) -> str:
 
 def _century(match: re.Match[str]) -> str:
     """A century as in "17th century"."""
-    number = _CENTURIES.split("|").index(match[1].casefold()) or 21
+    number = _ORDINALS.index(match[1].casefold()) or 21
     return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 20, 'th') } "
 
 

@@ -141,6 +141,7 @@ def _read_quantity(text: str) -> Quantity | None:
         number, unit = read_number(text[: split.start()]), text[split.end() :].strip()
         if number is None or not re.fullmatch(r"[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", unit):
             continue
+        unit = "inch" if unit == "in" else unit
         if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit.split()[0] in _ORDINALS:
             return None  # a sentence
         variable = len(unit) == 1 and unit not in MULTIPLIERS

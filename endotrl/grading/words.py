@@ -19,9 +19,9 @@ _MARK, _LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, and no name.
 _LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because|it|its|this|that"
-    r"|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given|based|step|solution"
-    r"|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
+    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
+    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
 _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
 # What another answer looks like, to a question for a name and to one for another word.
@@ -39,17 +39,19 @@ _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
 _YES_NO = r"(?i:\b(?:yes|yeah|yep|true|false|nope|no(?! (?!it|he|she|they|the|because|since|as|in|but)[a-z]))\b(?!\?))"
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
-    r"|(?:(?<=\bit)|(?<=\bhe)|(?<=\bIt)|(?<=\bHe)|(?<=she)|(?<=that)|(?<=hat)|(?<=this)|(?<=re)|(?<=ame)|(?<=one))'s\b"
-    r"|(?<=\w)'(?:re|m)\b)"
+    r"|(?i:(?<=\bit)|(?<=\bhe)|(?<=she)|(?<=hat)|(?<=this)|(?<=here)|(?<=name)|(?<=one))'s\b|(?<=\w)'(?:re|m)\b)"
 )
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
     r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
 )
+# Before what a text says: headings, tables, the language of a piece of code.
+_ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
 # Where a clause ends.
 _BREAK = re.compile(
-    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
-    r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
+    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
+    r"|without) \w+ing)\b)"
     rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={_LABEL}))"
 )
@@ -79,8 +81,8 @@ _LESS = re.compile(
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{_MARK}|{_MARK}'s\s+\w"
     rf"|{_MARK}[^\S\n]+(?!(?:"
-    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This|That|[A-Z])\b)"
-    r"(?=[A-Z][a-z'-]+)"
+    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This"
+    r"|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
     rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
@@ -99,7 +101,8 @@ _GOVERNOR = re.compile(
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|by) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from"
+    rf"|by) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
@@ -124,11 +127,12 @@ class _Claim(NamedTuple):
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
     text = _with_labels(text)
-    common = any(re.search(rf"\b{re.escape(answer.casefold())}\b", text) for answer in answers)
+    # "Yen" is a word, and no name, of which a text tells as of "yen".
+    names = [a for a in answers if not re.search(rf"\b{re.escape(a.lower())}\b", text) and re.search("[A-Z0-9]", a)]
     text = _with_marks(text, answers)
     if all(re.fullmatch(_WHEN, answer) for answer in answers):
         return _decides(re.sub(r"(?<=\d), (?=\d{4}\b)", " ", text), _WHEN)
-    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) and not common else _TERM)
+    return _decides(text, _NAME if names else _TERM)
 
 
 def states_choice(text: str, letter: str) -> bool:
@@ -159,9 +163,7 @@ def states_truth(text: str, word: str) -> bool:
 
 def _with_labels(text: str) -> str:
     text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
-    if not re.search(r"\|\s*\Z", text):
-        text = re.sub(r"^[ \t]*\|.*\|[ \t]*$", "", text, flags=re.MULTILINE)  # a table of what is summed up behind it
-    text = re.sub(r"^#+ *([^\n]*?):?$(?=\s*\w)", lambda m: m[1] + ":" if "nswer" in m[1] else "", text, flags=re.MULTILINE)
+    text = _ABOVE.sub(lambda m: m[1] + ":" if m[1] and "nswer" in m[1] else "", text)
     return mark_labels(plain_text(text), f" {_LABEL} ")
 
 
@@ -188,9 +190,11 @@ def _claims(text: str, other: str) -> list[_Claim]:
             before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
             if (read := "".join(parts[:i])).rfind("(") > read.rfind(")"):
                 before = "("
+            after = "".join(parts[i + 1 :])
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
-                if re.match(rf"which (?:\S+ ){{1,4}}{_MARK}", clause) and (claim := _claim(read, clause, "".join(parts[i + 1 :]), other, before, behind, False)):
+                told = re.match(rf"which (?:\S+ ){{1,4}}{_MARK}", clause)
+                if told and (claim := _claim(read, clause, after, other, before, behind, False)):
                     claims.append(claim._replace(weight=0))
             else:
                 turn = _TURN.match(clause)
@@ -198,7 +202,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
                 called = clause.lstrip().startswith(_LABEL)
                 start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
                 opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
-                claim = _claim(read + clause[:start], clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
+                claim = _claim(read + clause[:start], clause[start:], after, other, before, behind, opens)
                 if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
                     claim = (claim or _Claim(False, 0))._replace(weight=0)
                 if claim is not None:
@@ -234,8 +238,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             or (not left.strip() and other in (_YES_NO, _TRUTH))
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
-        )
-        strong = strong and not (closed == ":" or (closed == "," and not left.strip() and _GOES_ON.match(after)))
+        ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
         subject = verb[1] if verb else left if other == _WHEN else ""
         return _Claim(mention[0] == _MARK, 2 if strong else 1, _subject(subject))
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
@@ -246,8 +249,8 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
     ):
         listed = re.compile(rf"(?:\s*,\s*{other})*,?\s+and\s+{other}\s+[a-z]")
-        weak = closed == "(" or (closed == "," and (clause.startswith("The ") or _GOES_ON.match(after))) or listed.match(after)
-        return _Claim(False, 1 if weak else 2)
+        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or _GOES_ON.match(after)
+        return _Claim(False, 1 if weak or listed.match(after) else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
         if not re.match(r"\W*[Hh]ere\b", clause) and complement.match(clause, verb.end()):
