@@ -27,7 +27,7 @@ _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}th century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -102,7 +102,7 @@ _GOVERNOR = re.compile(
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
     rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from"
-    rf"|by) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
@@ -182,7 +182,7 @@ def _decides(text: str, other: str) -> bool:
 
 def _claims(text: str, other: str) -> list[_Claim]:
     claims: list[_Claim] = []
-    records = re.findall(r"(?:^|(?<=[.!?]\s))([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
+    records = re.findall(r"(?:^|(?<=[.!?]\s))(?!Fin|Conclu)([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
     for sentence in sentences(text):
         parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
         turns = unreal = False
@@ -258,11 +258,10 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
-    if told is None or is_denied(sentence, position, position + told.end()):
+    if told is None or is_denied(sentence, position, position + told.end()) or (other == _TERM and not told[1]):
         return None
-    if other in (_YES_NO, _TRUTH):
-        return _Claim(False, 2)
-    return _Claim(False, 2 if told[1] else 1, "-") if told[1] or other != _TERM else None
+    truth = other in (_YES_NO, _TRUTH)
+    return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
 
 
 def _subject(text: str) -> str:
