@@ -35,8 +35,8 @@ _FILLER = re.compile(
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
-    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean|find"
-    r"|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
+    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean"
+    r"|find|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
     r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
     r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
     r"|other|over|page|per|plus|step|than|that|the|their|then|these|those|times|to|under|with|year)\b)"
@@ -254,9 +254,6 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
     def fits(found: Value, written: str) -> bool:
         if same_value(value, found):
             return True
-        if isinstance(found, Symbols) and "=" in found.text and isinstance(value, Symbols) and "=" not in value.text:
-            found = Symbols(found.text.rpartition("=")[2])
-            return same_value(value, found)
         numeric = is_numeric(value) and is_numeric(found)
         several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
         return math and not numeric and not several and bool(written) and same_expression(right, written)
@@ -305,11 +302,11 @@ def _first_value(rest: str) -> Value | None:
 
 
 def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
-    """The value of the last sentence that states one, or of one that concludes."""
+    """The value of the last sentence that states one; of the last but one, if that concludes."""
     stated = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
     values = [(part, value) for part, value in stated if value is not None]
     values = [(part, value) for part, value in values if not _ELSEWHERE.match(part)] or values
-    concluding = [value for part, value in values if _CONCLUDES.match(part)]
+    concluding = [value for part, value in values[-2:] if _CONCLUDES.match(part)]
     return concluding[-1] if concluding else values[-1][1] if values else None
 
 

@@ -246,7 +246,7 @@ def same_value(right: Value | None, given: Value | None) -> bool:
     if isinstance(right, Quantity) and isinstance(given, Quantity):
         return _same_quantity(right, given)
     if isinstance(right, Symbols) and isinstance(given, Symbols):
-        return right.text == given.text
+        return right.text in (given.text, given.text.rpartition("=")[2])
     if isinstance(right, Collection) and isinstance(given, Collection):
         if len(right.items) != len(given.items):
             return False
