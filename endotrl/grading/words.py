@@ -93,10 +93,10 @@ _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
     r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
-    r"|due|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
-    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!n )(?<!ed )(?<!\bit )\bas"
-    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
-    r"|picking)\b)\w{3,}ing)\s+$",
+    r"|due|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
+    r"|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom"
+    r"|(?<!n )(?<!ed )(?<!\bit )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning"
+    r"|choosing|saying|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
