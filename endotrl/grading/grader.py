@@ -50,8 +50,9 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
-# A sentence that concludes a text, and one that tells of something else.
+# A sentence that concludes a text, one that goes on with what it says, and one that tells of something else.
 _CONCLUDES = re.compile(r"\W*(?:(?:in |as a )?(?:conclusion|summary|result)|to sum up)\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"=|\b(?:so|then|now|therefore|thus|left|total|all|altogether|remain\w*)\b", re.IGNORECASE)
 _ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
 
 
@@ -306,8 +307,9 @@ def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
     stated = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
     values = [(part, value) for part, value in stated if value is not None]
     values = [(part, value) for part, value in values if not _ELSEWHERE.match(part)] or values
-    concluding = [value for part, value in values[-2:] if _CONCLUDES.match(part)]
-    return concluding[-1] if concluding else values[-1][1] if values else None
+    if len(values) > 1 and _CONCLUDES.match(values[-2][0]) and not _GOES_ON.search(values[-1][0]):
+        values.pop()
+    return values[-1][1] if values else None
 
 
 def _sentence_value(sentence: str, symbolic: bool) -> _Stated | None:

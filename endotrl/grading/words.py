@@ -101,7 +101,7 @@ _GOVERNOR = re.compile(
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|by(?= [\w ]+s of\b)) (?:the )?"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through|by(?= [\w ]+s of\b)) (?:the )?"
     rf"(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
@@ -128,11 +128,11 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
     text = _with_labels(text)
     # "Yen" is a word, and no name, of which a text tells as of "yen".
-    names = [a for a in answers if not re.search(rf"\b{re.escape(a.lower())}\b", text) and re.search("[A-Z0-9]", a)]
+    words = [a for a in answers if any(m[0] == a.lower() != a for m in _pattern(a).finditer(text))]
     text = _with_marks(text, answers)
     if all(re.fullmatch(_WHEN, answer) for answer in answers):
         return _decides(re.sub(r"(?<=\d), (?=\d{4}\b)", " ", text), _WHEN)
-    return _decides(text, _NAME if names else _TERM)
+    return _decides(text, _NAME if not words and re.search("[A-Z0-9]", "".join(answers)) else _TERM)
 
 
 def states_choice(text: str, letter: str) -> bool:
