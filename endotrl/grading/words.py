@@ -101,8 +101,9 @@ _GOVERNOR = re.compile(
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through|by(?= [\w ]+s of\b)) (?:the )?"
-    rf"(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
+    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that"
+    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
