@@ -35,8 +35,8 @@ _FILLER = re.compile(
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
-    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|leav|remain|mean|find"
-    r"|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
+    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean"
+    r"|find|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
     r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
     r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
     r"|other|over|page|per|plus|step|than|that|the|their|then|these|those|times|to|under|with|year)\b)"
@@ -50,17 +50,21 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
+# A sentence that concludes a text, one that goes on with what it says, and one that tells of something else.
+_CONCLUDES = re.compile(r"\W*(?:(?:in |as a )?(?:conclusion|summary|result)|to sum up)\b", re.IGNORECASE)
+_GOES_ON = re.compile(r"=|\b(?:so|then|now|therefore|thus|left|total|all|altogether|remain\w*)\b", re.IGNORECASE)
+_ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
 
 
 # Of a sentence: what stands in brackets or in a subordinate clause.
 _ASIDE = re.compile(
     r"(?<=\w )\((?!or\b|maybe|perhaps|possibly)(?=[^()]*[A-Za-z]{2}|[^(),;]*\))[^()]*\)|^\W*(?:since|because|as|when"
     r"|if|given|after|before|although|though|while|with|\w+ing)\b[^,]*(?:(?<=\d),(?=\s?\d)[^,]*)*,|[,;]?\s(?:since"
-    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds"
+    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds"
     r"|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
-    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have|had)\b))\b"
-    r".*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she|it"
-    r"|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
+    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have"
+    r"|had)\b))\b.*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she"
+    r"|it|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
     re.IGNORECASE,
 )
 # What comes before a number that is compared with, or was known.
@@ -268,7 +272,7 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
             return True
         if not isinstance(found, Symbols):
             return False
-    if _CUT_OFF.search(text):
+    if _CUT_OFF.search(whole):
         return False
     last = _last_value(text, symbolic)
     return last is not None and fits(last.value, last.written)
@@ -299,16 +303,22 @@ def _first_value(rest: str) -> Value | None:
 
 
 def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
-    """The value of the last sentence that states one."""
-    for sentence in reversed(sentences(without_markdown(text))):
-        if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
-            start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
-            value = read_value(written)
-            if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
-                return _Stated(start, len(sentence), value, written)
-        if (chosen := _chosen_value(sentence, symbolic)) is not None:
-            return chosen
-    return None
+    """The value of the last sentence that states one; of the last but one, if that concludes."""
+    stated = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
+    values = [(part, value) for part, value in stated if value is not None]
+    values = [(part, value) for part, value in values if not _ELSEWHERE.match(part)] or values
+    if len(values) > 1 and _CONCLUDES.match(values[-2][0]) and not _GOES_ON.search(values[-1][0]):
+        values.pop()
+    return values[-1][1] if values else None
+
+
+def _sentence_value(sentence: str, symbolic: bool) -> _Stated | None:
+    if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
+        start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
+        value = read_value(written)
+        if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
+            return _Stated(start, len(sentence), value, written)
+    return _chosen_value(sentence, symbolic)
 
 
 def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | None:

@@ -51,7 +51,7 @@ _TIMES = re.compile(r"(?<=[\d)ie])\s*(?=\()|(?<=[\d)i])\s*(?=pi|root\(|e(?![\w+-
 _LITERAL = re.compile(rf"(?<![\w.])({GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE]([-+]?\d{{1,4}})(?![\w.]))?")
 _ARITHMETIC = re.compile(r"(?:[\d+\-*/(), ]|pi|inf|e|root)*")
 _LATEX = (
-    (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|[,!;:]|q?quad|mathstrut)(?![A-Za-z])|\\ |~", " "),
+    (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|q?quad|mathstrut)(?![A-Za-z])|\\[,!;: ]|~", " "),
     (r"\\[dtc]frac", r"\\frac"),
     (r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname|boldsymbol)\s*\{([^{}]*)\}", r" \1 "),
     (r"\\(?:cdot|times|ast)(?![A-Za-z])|[×·⋅]", "*"),

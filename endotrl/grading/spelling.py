@@ -36,6 +36,9 @@ _DATES = (
     re.compile(rf"\b(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}{_YEAR}"),
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
+_ORDINALS = "twenty-first first second third fourth fifth sixth seventh eighth ninth tenth eleventh".split()
+_ORDINALS += "twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split()
+_CENTURY = re.compile(rf"\b(?:(\d+)(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))[\s-](?=centur)", re.IGNORECASE)
 # Scripts that put no space between words.
 _CJK = re.compile(
     r"(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[\w$\\])(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?<=\d)"
@@ -55,6 +58,7 @@ def tidy(text: str) -> str:
     text = _CJK.sub(" ", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
     text = re.sub(r"(?<![-<])[-=]>", "=", text)
     text = re.sub(r"(?<=[A-Za-z])\$\s*(\^\{?[23]\}?)\s*\$", r"\1", text)  # m$^2$
+    text = _CENTURY.sub(lambda m: f"{m[1] or _ORDINALS.index(m[2].casefold()) or 21}th ", text)
     if _DIGIT.search(text):
         for pattern in _DATES:
             text = pattern.sub(_date, text)

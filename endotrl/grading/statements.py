@@ -36,10 +36,10 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"^\s*[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times|divided by"
-    r"|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b|would (?:be"
-    r"|have been)\b[^.]*\bif\b|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|had|can|could|will|would|should"
-    r"|must|may|might)\s+(?:not|never))\b(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
+    r"^\s*(?!<[\w-]+>)[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times"
+    r"|divided by|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b"
+    r"|would (?:be|have been)\b[^.]*\bif\b|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|had|can|could|will"
+    r"|would|should|must|may|might)\s+(?:not|never))\b(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
     r"|ha[sd] nothing to do with\b|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be"
     r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+"
     r"|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake|misconception|trap"
@@ -75,7 +75,7 @@ ATTRIBUTED = re.compile(
 _WRONG = re.compile(
     r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
     r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|misconception"
-    r"|not right)\b|\W*(?:but|though) (?:he|she|they) made a mistake\b",
+    r"|not (?:right|correct|true))\b|\W*(?:but|though) (?:he|she|they) made a mistake\b",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(

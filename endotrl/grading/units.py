@@ -36,6 +36,7 @@ _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "power": {"w watt": 1, "kw kilowatt": 1000},
     "frequency": {"hz hertz": 1, "khz kilohertz": 1000, "mhz megahertz": 10**6},
     "memory": {"byte": 1, "kb kilobyte": 1000, "mb megabyte": 10**6, "gb gigabyte": 10**9, "bit": Fraction(1, 8)},
+    "era": {"ad ce": 1}, "earlier": {"bc bce": 1},
     "electric": {"v volt": 1},
 }  # fmt: skip
 for _dimension, _units in _UNITS.items():

@@ -141,7 +141,8 @@ def _read_quantity(text: str) -> Quantity | None:
         number, unit = read_number(text[: split.start()]), text[split.end() :].strip()
         if number is None or not re.fullmatch(r"[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", unit):
             continue
-        if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit in _ORDINALS:
+        unit = "inch" if unit == "in" else unit
+        if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit.split()[0] in _ORDINALS:
             return None  # a sentence
         variable = len(unit) == 1 and unit not in MULTIPLIERS
         if canonical_unit(unit) is None and (variable or re.search(r"\d\s*[-+]", text[: split.start()])):
@@ -245,7 +246,7 @@ def same_value(right: Value | None, given: Value | None) -> bool:
     if isinstance(right, Quantity) and isinstance(given, Quantity):
         return _same_quantity(right, given)
     if isinstance(right, Symbols) and isinstance(given, Symbols):
-        return right.text == given.text
+        return right.text in (given.text, given.text.rpartition("=")[2])
     if isinstance(right, Collection) and isinstance(given, Collection):
         if len(right.items) != len(given.items):
             return False

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import fold, plain_text, tidy, without_markdown
+from .spelling import MONTHS, fold, plain_text, tidy, without_markdown
 from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
 
 
@@ -19,14 +19,15 @@ _MARK, _LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, and no name.
 _LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|during|with|as|since|when|while|although|if|because|it|its|this|that"
-    r"|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given|based|step|solution"
-    r"|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
+    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
+    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
 _PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}th century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -38,16 +39,19 @@ _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
 _YES_NO = r"(?i:\b(?:yes|yeah|yep|true|false|nope|no(?! (?!it|he|she|they|the|because|since|as|in|but)[a-z]))\b(?!\?))"
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
-    r"|(?<=\w)'(?:s|re|m)\b)"
+    r"|(?i:(?<=\bit)|(?<=\bhe)|(?<=she)|(?<=hat)|(?<=this)|(?<=here)|(?<=name)|(?<=one))'s\b|(?<=\w)'(?:re|m)\b)"
 )
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
     r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
 )
+# Before what a text says: headings, tables, the language of a piece of code.
+_ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
 # Where a clause ends.
 _BREAK = re.compile(
-    r"(\s*(?:[;:|)\]]|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while|whereas"
-    r"|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before|without) \w+ing)\b)"
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
+    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
+    r"|without) \w+ing)\b)"
     rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={_LABEL}))"
 )
@@ -77,8 +81,8 @@ _LESS = re.compile(
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{_MARK}|{_MARK}'s\s+\w"
     rf"|{_MARK}[^\S\n]+(?!(?:"
-    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|The|It|He|She|This|That|[A-Z])\b)"
-    r"(?=[A-Z][a-z'-]+)"
+    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This"
+    r"|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
     rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
@@ -89,18 +93,22 @@ _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
     r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
-    r"|due|way|attributed) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
-    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!known )(?<!\bit )\bas"
-    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
-    r"|picking)\b)\w{3,}ing)\s+$",
+    r"|due|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
+    r"|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom"
+    r"|(?<!n )(?<!ed )(?<!\bit )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning"
+    r"|choosing|saying|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?|^(?!\W*(?:it|he|she|that|this)\b).*{_BE}\s+{_ADVERB}(?:the"
+    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
+    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that"
+    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the"
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
+# "Venus, by contrast, is", "Connally, who": a subject, which does not stand alone.
+_GOES_ON = re.compile(r",\s(?:who|whose|which)\b|,\s(?!(?:but|so|not)\b)[a-z][^,;.]*,\s(?!(?:but|so|not)\b)[a-z]")
 _COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
 
 
@@ -119,8 +127,13 @@ class _Claim(NamedTuple):
 
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
-    text = _with_marks(_with_labels(text), answers)
-    return _decides(text, _NAME if re.search("[A-Z0-9]", "".join(answers)) else _TERM)
+    text = _with_labels(text)
+    # "Yen" is a word, and no name, of which a text tells as of "yen".
+    words = [a for a in answers if any(m[0] == a.lower() != a for m in _pattern(a).finditer(text))]
+    text = _with_marks(text, answers)
+    if all(re.fullmatch(_WHEN, answer) for answer in answers):
+        return _decides(re.sub(r"(?<=\d), (?=\d{4}\b)", " ", text), _WHEN)
+    return _decides(text, _NAME if not words and re.search("[A-Z0-9]", "".join(answers)) else _TERM)
 
 
 def states_choice(text: str, letter: str) -> bool:
@@ -151,6 +164,7 @@ def states_truth(text: str, word: str) -> bool:
 
 def _with_labels(text: str) -> str:
     text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
+    text = _ABOVE.sub(lambda m: m[1] + ":" if m[1] and "nswer" in m[1] else "", text)
     return mark_labels(plain_text(text), f" {_LABEL} ")
 
 
@@ -163,30 +177,38 @@ def _decides(text: str, other: str) -> bool:
         if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
-            return False
+            best = best._replace(right=False)
     return best is not None and best.right
 
 
 def _claims(text: str, other: str) -> list[_Claim]:
     claims: list[_Claim] = []
+    records = re.findall(r"(?:^|(?<=[.!?]\s))(?!Fin|Conclu)([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
     for sentence in sentences(text):
         parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
         turns = unreal = False
         for i in range(1, len(parts), 2):
             before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
+            if (read := "".join(parts[:i])).rfind("(") > read.rfind(")"):
+                before = "("
+            after = "".join(parts[i + 1 :])
             if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
                 unreal = unreal or subordinate["unreal"] is not None
+                told = re.match(rf"which (?:\S+ ){{1,4}}{_MARK}", clause)
+                if told and (claim := _claim(read, clause, after, other, before, behind, False)):
+                    claims.append(claim._replace(weight=0))
             else:
                 turn = _TURN.match(clause)
                 turns = turns or turn is not None
                 called = clause.lstrip().startswith(_LABEL)
                 start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
                 opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
-                before_it = "".join(parts[:i]) + clause[:start]
-                claim = _claim(before_it, clause[start:], "".join(parts[i + 1 :]), other, before, behind, opens)
+                claim = _claim(read + clause[:start], clause[start:], after, other, before, behind, opens)
                 if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
                     claim = (claim or _Claim(False, 0))._replace(weight=0)
                 if claim is not None:
+                    if before == ":" and not claim.subject and len(records) > 1 and parts[i - 2].strip() in records:
+                        claim = claim._replace(subject=parts[i - 2].strip())
                     turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
                     claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
                     turns = False
@@ -196,7 +218,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
 def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
     """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
     sentence, position = before + clause + after, len(before)
-    for mention in re.finditer(_MARK, clause):
+    for mention in (*re.finditer(_MARK, clause), *(re.finditer(other, clause) if other == _WHEN else ())):
         left, right = clause[: mention.start()], clause[mention.end() :]
         governed = re.sub(rf"(?:(?:the|an?)\s+)?{_ADVERB}$", "", left, flags=re.IGNORECASE)
         if (
@@ -213,11 +235,13 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         verb = re.match(rf"(.*?)\s*{_BE}", left)
         strong = (
             verb
+            or other == _WHEN
             or (not left.strip() and other in (_YES_NO, _TRUTH))
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
-        )
-        return _Claim(True, 2 if strong else 1, _subject(verb[1] if verb else ""))
+        ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
+        subject = verb[1] if verb else left if other == _WHEN else ""
+        return _Claim(mention[0] == _MARK, 2 if strong else 1, _subject(subject))
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
     if (
@@ -226,20 +250,19 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         and re.fullmatch(rf"\W*{_ADVERB}(?:(?:in|by|on) )?{other}\.?\s*", clause)
     ):
         listed = re.compile(rf"(?:\s*,\s*{other})*,?\s+and\s+{other}\s+[a-z]")
-        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or listed.match(after)
-        return _Claim(False, 1 if weak else 2)
+        weak = closed == "(" or (closed == "," and clause.startswith("The ")) or _GOES_ON.match(after)
+        return _Claim(False, 1 if weak or listed.match(after) else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
-        if complement.match(clause, verb.end()):
+        if not re.match(r"\W*[Hh]ere\b", clause) and complement.match(clause, verb.end()):
             return _Claim(False, 2, _subject(clause[: verb.start()]))
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
-    if told is None or is_denied(sentence, position, position + told.end()):
+    if told is None or is_denied(sentence, position, position + told.end()) or (other == _TERM and not told[1]):
         return None
-    if other in (_YES_NO, _TRUTH):
-        return _Claim(False, 2)
-    return _Claim(False, 2 if told[1] else 1, "-") if told[1] or other != _TERM else None
+    truth = other in (_YES_NO, _TRUTH)
+    return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
 
 
 def _subject(text: str) -> str:
@@ -258,10 +281,10 @@ def _in_any_order(answer: str, text: str) -> str:
     items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
     if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
         return text
-    item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + ")"
+    item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + r")(?: [-–(:][^\n]*$)?"
     listed = re.compile(
-        rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}\b",
-        re.IGNORECASE,
+        rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}(?!\w)",
+        re.IGNORECASE | re.MULTILINE,
     )
     return listed.sub(lambda m: _MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
 

@@ -36,6 +36,8 @@ KNOWN = {
     "unseen1-213",
 }
 KNOWN |= {f"unseen{case}" for case in ("3-96", "3-111", "3-148", "5-34", "7-20", "7-66", "7-91", "9-62", "9-79")}
+KNOWN |= {f"unseen10-{case}" for case in (92, 213, 346)}
+KNOWN |= {f"unseen11-{case}" for case in (107, 131, 137, 147, 161, 242)}
 
 
 def graded(math: bool) -> list[tuple[dict[str, Any], bool]]:
