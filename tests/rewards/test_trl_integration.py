@@ -301,7 +301,7 @@ class TestShared:
         model.generation_config.eos_token_id = list(ends)
         model.save_pretrained(path)
         reward, recorder = EndogenousReward(model=None), Recorder()
-        settings = {"beta": 0.1, "max_steps": 1, "reward_weights": [1.0, 0.0], "seed": 5}
+        settings = {"beta": 0.1, "max_steps": 1, "reward_weights": [1.0, 0.0], "per_device_train_batch_size": 32}
         trainer = make_trainer(path, [reward, recorder], tmp_path, kind, **settings)
         reward.attach(trainer)
         trainer.train()
