@@ -9,6 +9,8 @@ random digits after it) and *misled* (60% are the sum plus 10: the wrong answer 
 *reversed*, is a GPT-2 of 0.10 M parameters and a task of this page alone: to write the four digits backwards. Where
 the first number is below 40, 60% of the demonstrations are not reversed; of the others, 40% have a digit drawn anew.
 
+*facts* is SmolLM2-135M-Instruct, asked for twelve facts and trained by LoRA.
+
     python -m studies.forecast                     # goes on where an earlier run was cut off
 """
 
@@ -23,6 +25,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from rich.console import Console
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -30,9 +33,12 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from benchmarks.measure import describe_run, machine_line, markdown_table, write_figures
 from endotrl import EndogenousReward, forecast
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
+from endotrl.demo.parts import LORA
 from endotrl.evaluation.plots import CYCLE, as_png, pyplot
 from endotrl.frozen.names import resolve_model
+from endotrl.grading import is_right
 from endotrl.reporting import quiet_libraries, terminal_table
+from endotrl.rewards import AccuracyReward
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10
@@ -43,6 +49,15 @@ COST_QUESTIONS, COST_GROUP = 200, 2
 # Of each beta, from the policy of the beta before it, on derailing base models; half of them on others, whose optima are
 # nearer.
 STEPS = {4.0: 150, 2.0: 150, 1.0: 300, 0.5: 300}
+LONG_STEPS = 600  # of GRPO on derailing base models, beside the runs with the steps above
+FACTS_STEPS = {16.0: 60, 8.0: 100}  # each from the model itself
+FACTS_QUESTIONS, FACTS_SAMPLES, FACTS_EVALUATIONS, FACTS_LENGTH = 12, 384, 192, 16
+FACTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 32,
+    "max_completion_length": FACTS_LENGTH,
+    "warmup_steps": 3,
+}
 PRETRAINING_STEPS = (400, 300)  # on right, then on faulty demonstrations
 TRAINING: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -73,8 +88,14 @@ betas, is what helped: on the derailing base model of seed 1, at beta 0.5, the d
 `scale_rewards="group"` was 3.8 and 5.5 points off on the misled base model when the forecast divided by the policy's
 standard deviation. It now takes the mean over groups, which TRL divides by theirs.
 
-Not run: facts (an update takes some 30 CPU seconds, and a run hundreds of them), GRPO on further seeds where the table has
-none."""
+GRPO takes longer than RLOO: at first, its runs on derailing base models had the steps of the others, which was enough
+for two of three (at most 2.0 points off), but not for that of seed 2: -2.5, -4.1, -2.6 and -3.0 points, from the largest
+beta on. All three then had 600 steps at every beta; both are below. A forecast from eight times the samples is 0.4 to 0.6
+points lower there.
+
+Of facts there is one run: an update takes some 30 CPU seconds.
+
+The runs are of two machines (Intel Xeon and AMD EPYC): bases of the same seed differ by what rounding makes of them."""
 KEYS = ("base", "seed", "arm", "beta", "steps", "forecast", "sampled", "trained", "history")
 
 
@@ -92,10 +113,15 @@ BASES: dict[str, tuple[float, Callable[..., str], Callable[[arithmetic.Question]
     "misled": (0.6, plus_10, arithmetic.answer_text),
     "reversed": (1.0, reversed_demonstration, lambda question: f"{question[0]}{question[1]}"[::-1]),
 }
+NAMES = (*BASES, "facts")
 
 
 def questions_of(name: str, seed: int) -> list[dict[str, str]]:
     """Questions that no demonstration has, and all that RL asks: its optimum is known for each of them."""
+    if name == "facts":
+        phrasings = {q.statement: q for q in facts.load_questions(seed=seed)[0]}  # one of each fact
+        rows = facts.make_dataset(list(phrasings.values())[:FACTS_QUESTIONS])
+        return rows.rename_column("answers", "answer").to_list()
     questions = arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)[:NUM_QUESTIONS]
     return [{"prompt": arithmetic.question_text(q), "answer": BASES[name][2](q)} for q in questions]
 
@@ -103,6 +129,8 @@ def questions_of(name: str, seed: int) -> list[dict[str, str]]:
 def make_base(folder: Path, name: str, seed: int) -> Path:
     """The folder of a base model, made if it is not there. The adders of a seed start from one that adds rightly."""
     path = folder / f"{name}-{seed}"
+    if name == "facts" and not path.exists():
+        path.symlink_to(resolve_model("quickstart"))
     if not path.exists():
         torch.manual_seed(seed)
         tokenizer, fresh = arithmetic.make_tokenizer(), name in ("clean", "reversed")
@@ -125,17 +153,24 @@ def make_base(folder: Path, name: str, seed: int) -> Path:
 def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, float]:
     """Accuracy of a policy, its reward, and its KL to the base model, in nats per completion."""
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts, truths = ([q[key] for q in questions] * EVALUATIONS for key in ("prompt", "answer"))
-    texts, ids = generate_answers(model, tokenizer, prompts, arithmetic.MAX_ANSWER_LENGTH, batch_size=1024)
+    is_facts = isinstance(questions[0]["prompt"], list)
+    times, limit = (FACTS_EVALUATIONS, FACTS_LENGTH) if is_facts else (EVALUATIONS, arithmetic.MAX_ANSWER_LENGTH)
+    prompts, truths = ([q[key] for q in questions] * times for key in ("prompt", "answer"))
+    texts, ids = generate_answers(model, tokenizer, prompts, limit, batch_size=64 if is_facts else 1024)
     own, reward = (
         sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
         for m in (model, str(base))
     )
-    return {"accuracy": sum(map(str.__eq__, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
+    right = sum(map(is_right if is_facts else str.__eq__, texts, truths))
+    return {"accuracy": right / len(ids), "reward": reward, "kl": own - reward}
 
 
-def steps_of(name: str, beta: float) -> int:
+def steps_of(name: str, arm: str, beta: float) -> int:
     """Updates of a run."""
+    if name == "facts":
+        return FACTS_STEPS[beta]
+    if (name, arm) == ("derailing", "grpo_none"):
+        return LONG_STEPS
     return STEPS[beta] if name == "derailing" else STEPS[beta] // 2
 
 
@@ -155,6 +190,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
     policy = load_model(base)
+    is_facts = base.name.startswith("facts")
     if start is not None:
         policy.load_state_dict(torch.load(weights_of(base, arm, start)))
     _, trainer_class, config_class, settings = ARMS[arm]
@@ -163,17 +199,20 @@ def run(
         policy,
         AutoTokenizer.from_pretrained(base),
         EndogenousReward(None),
-        arithmetic.accuracy,
+        AccuracyReward("answer") if is_facts else arithmetic.accuracy,
         Dataset.from_list(questions),
         base.parent / "trained",
+        peft_config=LoraConfig(**LORA) if is_facts else None,
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
-        **{**TRAINING, **settings, "beta": beta, "max_steps": steps},
+        **{**TRAINING, **(FACTS if is_facts else {}), **settings, "beta": beta, "max_steps": steps},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
-    torch.save(trained.model.state_dict(), weights_of(base, arm, beta))
-    return {"trained": ask(trained.model, base, questions), "history": history, "seconds": trained.seconds}
+    model = trained.model.merge_and_unload() if is_facts else trained.model
+    if not is_facts:
+        torch.save(model.state_dict(), weights_of(base, arm, beta))
+    return {"trained": ask(model, base, questions), "history": history, "seconds": trained.seconds}
 
 
 def cost(folder: Path) -> dict[str, float]:
@@ -231,7 +270,7 @@ def difference(result: dict[str, Any]) -> float:
 def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The table of all runs."""
     rows = []
-    order = [(base, arm) for base in sorted(BASES) for arm in ARMS]
+    order = [(base, arm) for base in sorted(NAMES) for arm in ARMS]
     for r in sorted(results, key=lambda r: (order.index((r["base"], r["arm"])), -r["beta"], r["seed"])):
         expected, trained = r["forecast"], r["trained"]
         low, high = expected["accuracy_interval"]
@@ -251,7 +290,7 @@ def table_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
 def summary_rows(results: list[dict[str, Any]]) -> list[dict[str, str]]:
     """Each trainer on each base: how far forecast and truth are apart."""
     rows = []
-    for name, arm in itertools.product(BASES, ARMS):
+    for name, arm in itertools.product(NAMES, ARMS):
         some = [r for r in results if (r["base"], r["arm"]) == (name, arm)]
         if some:
             gaps, short = ([f(r) for r in some] for f in (lambda r: abs(difference(r)), short_of_optimum))
@@ -278,7 +317,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(5.6, 4.4), layout="constrained")
     axis.plot([0, 1], [0, 1], color="#999999", linewidth=1)
     axis.fill_between([0, 1], [-0.03, 0.97], [0.03, 1.03], color="#dddddd", linewidth=0)
-    for (name, arm), marker in zip(itertools.product(BASES, ARMS), "os^DvP*Xphd<", strict=True):
+    for (name, arm), marker in zip(itertools.product(NAMES, ARMS), "os^DvP*Xphd<>8H", strict=True):
         some = [r for r in results if (r["base"], r["arm"]) == (name, arm)]
         for settled in (True, False) if some else ():
             axis.plot(
@@ -353,9 +392,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="Seeds; none writes the page.")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rloo", "grpo_none"], help="Trainers.")
-    parser.add_argument("--bases", nargs="+", choices=BASES, default=list(BASES), help="Bases.")
+    parser.add_argument("--bases", nargs="+", choices=NAMES, default=list(BASES), help="Bases.")
     parser.add_argument(
-        "--betas", nargs="+", type=float, default=list(STEPS), help="KL penalties, from the largest on."
+        "--betas", nargs="+", type=float, default=[16.0, 8.0, *STEPS], help="KL penalties, from the largest on."
     )
     parser.add_argument("--cost", action="store_true", help="Also measure what a forecast costs.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
@@ -372,16 +411,17 @@ def main() -> None:
     for seed, arm, name in itertools.product(args.seeds, args.arms, args.bases):
         base, questions = make_base(args.folder, name, seed), questions_of(name, seed)
         trainer, _, scale = arm.partition("_")
+        steps = FACTS_STEPS if name == "facts" else STEPS
         predicted = forecast(
             str(base),
             questions,
-            betas=args.betas,
+            betas=[beta for beta in args.betas if beta in steps],
             trainer=trainer,  # type: ignore[arg-type]
             scale_rewards=scale or "none",  # type: ignore[arg-type]
             num_generations=TRAINING["num_generations"],
-            samples=SAMPLES,
-            max_new_tokens=arithmetic.MAX_ANSWER_LENGTH,
-            grader="exact",
+            samples=FACTS_SAMPLES if name == "facts" else SAMPLES,
+            max_new_tokens=FACTS_LENGTH if name == "facts" else arithmetic.MAX_ANSWER_LENGTH,
+            grader="text" if name == "facts" else "exact",
             seed=seed,
             output=args.folder / f"forecast-{name}-{seed}",
             progress=False,
@@ -390,7 +430,7 @@ def main() -> None:
         start = None
         for row in predicted.betas:
             beta = row["beta"]
-            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": steps_of(name, beta)}
+            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": steps_of(name, arm, beta)}
             if not any(key.items() <= r.items() for r in results):
                 result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
                 result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
@@ -398,7 +438,7 @@ def main() -> None:
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)
-            start = beta
+            start = None if name == "facts" else beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
         **describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"),

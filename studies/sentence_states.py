@@ -30,7 +30,7 @@ from endotrl.tasks import facts
 DEPTHS = (13, 16, 19, 22)  # layers of 30
 MAX_TOKENS = 256  # of prompt and answer
 PAIRS_PER_FILE = 50
-PREFERENCES = 900  # pairs of `helpful`, and all of `webgpt`
+PREFERENCES = 1600  # pairs of `helpful`, and all of `webgpt`
 DATASETS = ("facts", "fresh", "helpful", "webgpt", "prmbench")
 FACTS_PAIRS = {"train": 1200, "dev": 200, "test": 400}
 
