@@ -21,7 +21,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -44,20 +44,12 @@ from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10
 
 
-NUM_UNSEEN, NUM_QUESTIONS, SAMPLES, EVALUATIONS = 128, 64, 128, 64
+NUM_UNSEEN, NUM_QUESTIONS, NUM_FACTS = 128, 64, 12
 COST_QUESTIONS, COST_GROUP = 200, 2
 # Of each beta, from the policy of the beta before it, on derailing base models; half of them on others, whose optima are
 # nearer.
 STEPS = {4.0: 150, 2.0: 150, 1.0: 300, 0.5: 300}
 LONG_STEPS = 600  # of GRPO on derailing base models, beside the runs with the steps above
-FACTS_STEPS = {16.0: 60, 8.0: 100}  # each from the model itself
-FACTS_QUESTIONS, FACTS_SAMPLES, FACTS_EVALUATIONS, FACTS_LENGTH = 12, 384, 192, 16
-FACTS: dict[str, Any] = {
-    "learning_rate": 1e-3,
-    "per_device_train_batch_size": 32,
-    "max_completion_length": FACTS_LENGTH,
-    "warmup_steps": 3,
-}
 PRETRAINING_STEPS = (400, 300)  # on right, then on faulty demonstrations
 TRAINING: dict[str, Any] = {
     "learning_rate": 5e-4,
@@ -68,6 +60,35 @@ TRAINING: dict[str, Any] = {
     "warmup_steps": 5,
     "bf16": False,
 }
+
+
+class Task(NamedTuple):
+    """How questions are asked, and a policy is trained on them."""
+
+    samples: int  # to each question, for the forecast
+    evaluations: int  # answers to each, of a trained policy
+    length: int  # of answers, in tokens
+    batch_size: int  # of evaluations
+    grader: str
+    is_right: Callable[[str, Any], bool]
+    accuracy: Callable[..., Any]
+    steps: dict[float, int]
+    training: dict[str, Any] = {}
+    adapter: dict[str, Any] | None = None  # of LoRA; then each beta starts from the model itself
+
+
+ADDITION = Task(128, 64, arithmetic.MAX_ANSWER_LENGTH, 1024, "exact", str.__eq__, arithmetic.accuracy, STEPS)
+FACTS = Task(
+    *(384, 192, 16, 64, "text", is_right, AccuracyReward("answer")),
+    steps={16.0: 60, 8.0: 100},
+    training={
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 32,
+        "max_completion_length": 16,
+        "warmup_steps": 3,
+    },
+    adapter=LORA,
+)
 ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "rloo": ("RLOO", RLOOTrainer, RLOOConfig, {}),
     "grpo_none": ('GRPO, scale_rewards="none"', GRPOTrainer, GRPOConfig, {"scale_rewards": "none"}),
@@ -120,7 +141,7 @@ def questions_of(name: str, seed: int) -> list[dict[str, str]]:
     """Questions that no demonstration has, and all that RL asks: its optimum is known for each of them."""
     if name == "facts":
         phrasings = {q.statement: q for q in facts.load_questions(seed=seed)[0]}  # one of each fact
-        rows = facts.make_dataset(list(phrasings.values())[:FACTS_QUESTIONS])
+        rows = facts.make_dataset(list(phrasings.values())[:NUM_FACTS])
         return rows.rename_column("answers", "answer").to_list()
     questions = arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)[:NUM_QUESTIONS]
     return [{"prompt": arithmetic.question_text(q), "answer": BASES[name][2](q)} for q in questions]
@@ -150,25 +171,27 @@ def make_base(folder: Path, name: str, seed: int) -> Path:
     return path
 
 
+def task_of(base: Path) -> Task:
+    """The task of a base model."""
+    return FACTS if base.name.startswith("facts") else ADDITION
+
+
 def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, float]:
     """Accuracy of a policy, its reward, and its KL to the base model, in nats per completion."""
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    is_facts = isinstance(questions[0]["prompt"], list)
-    times, limit = (FACTS_EVALUATIONS, FACTS_LENGTH) if is_facts else (EVALUATIONS, arithmetic.MAX_ANSWER_LENGTH)
-    prompts, truths = ([q[key] for q in questions] * times for key in ("prompt", "answer"))
-    texts, ids = generate_answers(model, tokenizer, prompts, limit, batch_size=64 if is_facts else 1024)
+    tokenizer, task = AutoTokenizer.from_pretrained(base), task_of(base)
+    prompts, truths = ([q[key] for q in questions] * task.evaluations for key in ("prompt", "answer"))
+    texts, ids = generate_answers(model, tokenizer, prompts, task.length, batch_size=task.batch_size)
     own, reward = (
         sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
         for m in (model, str(base))
     )
-    right = sum(map(is_right if is_facts else str.__eq__, texts, truths))
-    return {"accuracy": right / len(ids), "reward": reward, "kl": own - reward}
+    return {"accuracy": sum(map(task.is_right, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
 
 
 def steps_of(name: str, arm: str, beta: float) -> int:
     """Updates of a run."""
     if name == "facts":
-        return FACTS_STEPS[beta]
+        return FACTS.steps[beta]
     if (name, arm) == ("derailing", "grpo_none"):
         return LONG_STEPS
     return STEPS[beta] if name == "derailing" else STEPS[beta] // 2
@@ -189,8 +212,7 @@ def run(
     start: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
-    policy = load_model(base)
-    is_facts = base.name.startswith("facts")
+    policy, task = load_model(base), task_of(base)
     if start is not None:
         policy.load_state_dict(torch.load(weights_of(base, arm, start)))
     _, trainer_class, config_class, settings = ARMS[arm]
@@ -199,18 +221,18 @@ def run(
         policy,
         AutoTokenizer.from_pretrained(base),
         EndogenousReward(None),
-        AccuracyReward("answer") if is_facts else arithmetic.accuracy,
+        task.accuracy,
         Dataset.from_list(questions),
         base.parent / "trained",
-        peft_config=LoraConfig(**LORA) if is_facts else None,
+        peft_config=LoraConfig(**task.adapter) if task.adapter else None,
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
-        **{**TRAINING, **(FACTS if is_facts else {}), **settings, "beta": beta, "max_steps": steps},
+        **{**TRAINING, **task.training, **settings, "beta": beta, "max_steps": steps},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
-    model = trained.model.merge_and_unload() if is_facts else trained.model
-    if not is_facts:
+    model = trained.model.merge_and_unload() if task.adapter else trained.model
+    if not task.adapter:
         torch.save(model.state_dict(), weights_of(base, arm, beta))
     return {"trained": ask(model, base, questions), "history": history, "seconds": trained.seconds}
 
@@ -351,12 +373,12 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         "",
         " ".join(str(__doc__).split("    python")[0].split()),
         "",
-        f"Forecast: {NUM_QUESTIONS} questions that no demonstration had, {SAMPLES} samples each, before a step is "
+        f"Forecast: {NUM_QUESTIONS} questions that no demonstration had, {ADDITION.samples} samples each, before a step is "
         f"trained. Training: TRL as it is, on the same questions, {TRAINING['per_device_train_batch_size']} answers "
         f"a step in groups of {TRAINING['num_generations']}, reward `EndogenousReward`. The learning rate falls from "
         f"{TRAINING['learning_rate']:g} to 0. The largest beta starts from the base model, every other from the policy "
         "of the beta before it: the optimum does not depend on where a run begins. "
-        f"Trained: {EVALUATIONS} sampled answers to each question.",
+        f"Trained: {ADDITION.evaluations} sampled answers to each question.",
         "",
         "Verdicts on the base models of the first seed, for RLOO:",
         "",
@@ -411,17 +433,17 @@ def main() -> None:
     for seed, arm, name in itertools.product(args.seeds, args.arms, args.bases):
         base, questions = make_base(args.folder, name, seed), questions_of(name, seed)
         trainer, _, scale = arm.partition("_")
-        steps = FACTS_STEPS if name == "facts" else STEPS
+        task = task_of(base)
         predicted = forecast(
             str(base),
             questions,
-            betas=[beta for beta in args.betas if beta in steps],
+            betas=[beta for beta in args.betas if beta in task.steps],
             trainer=trainer,  # type: ignore[arg-type]
             scale_rewards=scale or "none",  # type: ignore[arg-type]
             num_generations=TRAINING["num_generations"],
-            samples=FACTS_SAMPLES if name == "facts" else SAMPLES,
-            max_new_tokens=FACTS_LENGTH if name == "facts" else arithmetic.MAX_ANSWER_LENGTH,
-            grader="text" if name == "facts" else "exact",
+            samples=task.samples,
+            max_new_tokens=task.length,
+            grader=task.grader,
             seed=seed,
             output=args.folder / f"forecast-{name}-{seed}",
             progress=False,
@@ -438,7 +460,7 @@ def main() -> None:
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)
-            start = None if name == "facts" else beta
+            start = None if task.adapter else beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
         **describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"),
