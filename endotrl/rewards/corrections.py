@@ -15,13 +15,10 @@ from ..scoring.token_stats import TokenStats
 from .settings import CorrectionName
 
 
-def length_slope_sums(
-    outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]
-) -> tuple[float, float]:
+def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]) -> float:
     r"""
-    Sums $S_{xy}$ and $S_{xx}$ of the least-squares slope $b = S_{xy} / S_{xx}$ of outcomes on $\log H$, both centered
-    within groups (of a prompt), so that prompts that ask for long answers do not count as an effect of length. `None`
-    is left out.
+    Least-squares slope of outcomes on $\log H$, both centered within groups (of a prompt), so that prompts that ask
+    for long answers do not count as an effect of length. `None` is left out. 0 if lengths do not differ.
     """
     members: dict[Hashable, list[tuple[float, float]]] = {}
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
@@ -32,7 +29,7 @@ def length_slope_sums(
         x, y = torch.tensor(pairs, dtype=torch.float64).T
         x, y = x - x.mean(), y - y.mean()
         xy, xx = xy + (x @ y).item(), xx + (x @ x).item()
-    return xy, xx
+    return xy / xx if xx > 0 else 0.0
 
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
@@ -50,19 +47,7 @@ class LengthControl:
 
     The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that
     this process scores in one call. If longer answers *are* better, that is taken out too.
-
-    Args:
-        decay (`float`, *optional*, defaults to `0.0`):
-            Weight of earlier batches, in $[0, 1)$, whose sums add to those of the batch, each time times `decay`: for
-            batches of few groups, whose own slope is mostly noise. Evaluations of a trainer leave them as they are.
-            Checkpoints of [`DenseGRPOTrainer`] and [`PPOTrainer`] keep them, those of other trainers do not.
     """
-
-    decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"`decay` is {self.decay}, but it must be at least 0 and less than 1.")
 
 
 @dataclass(frozen=True)
@@ -71,14 +56,6 @@ class ClipTokens:
     Clipping: each token reward is kept in `[low, high]` (nats for `alpha=1.0`), so that one improbable token does not
     decide over a whole answer. It needs `token_reward="log_prob"` or `"centered"`, which are free of the arbitrary
     constants in the logits. The outcome, the aggregate of the clipped rewards, is no longer a log-probability.
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward
-    >>> from endotrl.rewards import ClipTokens
-
-    >>> reward = EndogenousReward("quickstart", token_reward="log_prob", correction=ClipTokens(low=-3.0))
-    ```
     """
 
     low: float = -5.0
@@ -130,25 +107,6 @@ class InformationGain:
         return {**self.__dict__, "generalist": name}
 
 
-class LengthSlope:
-    """The slope that [`LengthControl`] takes out of a batch, from the sums over the batches so far."""
-
-    def __init__(self, decay: float) -> None:
-        self.decay, self.value, self.sums = decay, 0.0, (0.0, 0.0)
-
-    def correct(
-        self, outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable], learn: bool
-    ) -> list[float | None]:
-        """Outcomes without what length explains. With `learn`, later batches remember this one."""
-        sums = length_slope_sums(outcomes, lengths, groups)
-        xy, xx = (self.decay * old + new for old, new in zip(self.sums, sums, strict=True))
-        if learn:
-            self.sums = (xy, xx)
-        self.value = xy / xx if xx > 0 else 0.0  # all lengths are the same
-        rows = zip(outcomes, lengths, strict=True)
-        return [None if outcome is None else outcome - self.value * math.log(length) for outcome, length in rows]
-
-
 Correction = LengthControl | ClipTokens | InformationGain
 
 
@@ -186,17 +144,11 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)
     if stats.generalist_log_probs is None:
-        raise ValueError(
-            "These token statistics have no `generalist_log_probs`, which `InformationGain` needs: they were not "
-            "made by this reward. Score the completions with it."
-        )
+        raise ValueError("These token statistics are not of this reward, with `InformationGain`. Score with it.")
     gains = rewards - stats.alpha * stats.generalist_log_probs
     if correction.weight is None:
         return gains
     weights = correction.weight(stats.log_probs.exp())
     if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
-        raise ValueError(
-            f"The `weight` of `InformationGain` must give a tensor of shape {tuple(gains.shape)}, one finite number "
-            f"a token, but it gave {weights!r}."
-        )
+        raise ValueError(f"The `weight` of `InformationGain` gave {weights!r}, and not one finite number per token.")
     return weights * gains

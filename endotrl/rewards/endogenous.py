@@ -2,7 +2,8 @@
 """The endogenous reward as a TRL reward function."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -22,10 +23,10 @@ from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
-from .corrections import Correction, InformationGain, LengthControl, LengthSlope, length_shares
+from .corrections import Correction, InformationGain, LengthControl, length_shares, length_slope
 from .frozen_model_reward import FrozenModelReward, Generalist
 from .protocol import DenseScores, check_same_tokens
-from .rule import RewardRule, is_evaluation, log_batch
+from .rule import RewardRule, log_batch
 from .scored import ScoredCompletions
 from .settings import CorrectionName, TokenReward, Truncation
 
@@ -60,26 +61,12 @@ class EndogenousReward(FrozenModelReward):
             trained. With `None`, the reward shares the frozen weights of a trainer: see [`attach`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             As in [`FrozenModelReward`].
-        max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, images, chat_template_kwargs,
-        offload, model_init_kwargs, adapter_name:
-            See [`~endotrl.rewards.settings.Settings`].
-        alpha (`float`, *optional*, defaults to `1.0`), gamma (`float`, *optional*, defaults to `1.0`):
-            Temperature of the soft value, 1 for language models, and discount inside the operator, in $(0, 1]$.
-        token_reward (`str`, *optional*, defaults to `"bellman"`):
-            Form of the token rewards: `"bellman"`, $f(s, a) - \gamma V(s')$; `"log_prob"`, $\alpha \log \hat\pi$;
-            `"centered"`, $\alpha (\log \hat\pi + \mathcal{H})$; or another of [`RewardRule`].
-        aggregate (`str`, *optional*, defaults to `"sum"`), discount (`float`, *optional*, defaults to `0.95`):
-            How token rewards become one number: `"sum"` (without $V(s_1)$, a constant of the prompt), `"mean"` (the
-            same per token), `"discounted"`, $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, or another of
-            [`RewardRule`].
-        truncation (`str`, *optional*, defaults to `"terminal"`):
-            Completions without EOS: `"terminal"` takes the state after the last token for the end, $V(s_{H+1}) = 0$;
-            `"bootstrap"` subtracts the model's own value of it; `"skip"` gives no reward (`None`), which next to other
-            reward functions is 0 for TRL, more than any log-probability, unless
+        alpha, gamma, token_reward, aggregate, discount, truncation, criterion, max_tokens_per_batch, dtype, device,
+        trust_remote_code, name, overlong_prompt, images, chat_template_kwargs, offload, model_init_kwargs,
+        adapter_name:
+            See [`~endotrl.rewards.settings.Settings`]. `truncation="skip"` gives `None` to completions that were cut
+            off, which next to other reward functions is 0 for TRL, more than any log-probability, unless
             `multi_objective_aggregation="normalize_then_sum"`.
-        criterion (`str` or `dict[str, str]`, *optional*):
-            System message under which the frozen model judges; the policy does not see it. A dictionary gives one for
-            each value of the dataset's column `domain`.
         correction (`str` or [`Correction`], *optional*):
             What is taken out of the reward: `"length"` ([`LengthControl`]), what length explains; `"clip"`
             ([`ClipTokens`]), what tokens lose or gain beyond a bound; or an [`InformationGain`].
@@ -110,7 +97,7 @@ class EndogenousReward(FrozenModelReward):
     discount = property(attrgetter("rule.discount"))
     truncation = property(attrgetter("rule.truncation"))
     correction = property(attrgetter("rule.correction"))
-    length_slope = property(attrgetter("_length.value"))  # that [`LengthControl`] took out of the last batch
+    length_slope = 0.0  # that [`LengthControl`] took out of the last batch
 
     @accept_positional
     def __init__(
@@ -148,11 +135,9 @@ class EndogenousReward(FrozenModelReward):
         asynchronous = isinstance(self._placement, ServedModel) and self._placement.asynchronous
         if type(self) is EndogenousReward and asynchronous and TRL_AWAITS_INSTANCES:
             self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
-        taken = self.rule.correction
-        self._length = LengthSlope(taken.decay if isinstance(taken, LengthControl) else 0.0)
-        self._generalist = (
-            Generalist(taken, processing_class, alpha, **placement) if isinstance(taken, InformationGain) else None
-        )
+        self._generalist = None
+        if isinstance(self.correction, InformationGain):
+            self._generalist = Generalist(self.correction, processing_class, alpha, **placement)
 
     def __repr__(self) -> str:
         where = "not attached to a trainer yet" if self._placement is None else self._placement.description
@@ -160,14 +145,7 @@ class EndogenousReward(FrozenModelReward):
         return f"EndogenousReward({where}, {rule}, name={self.__name__!r})"
 
     def __call__(
-        self,
-        prompts: Prompts,
-        completions: Completions,
-        completion_ids: TokenIds | None = None,
-        domain: Sequence[str] | None = None,
-        log_extra: Callable[[str, list[Any]], None] | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> list[float | None]:
         """
         One reward per completion: TRL's contract for reward functions.
@@ -177,13 +155,11 @@ class EndogenousReward(FrozenModelReward):
                 As text or as messages; and token ids as the policy generated them, EOS included, without padding.
                 These are scored as they are if they are of the frozen model's tokenizer; otherwise, or if not given,
                 the text is encoded.
-            domain (`list[str]`, *optional*):
-                Column of the dataset that selects the criterion, if `criterion` is a dictionary.
-            log_extra (`Callable`, *optional*), log_metric (`Callable`, *optional*):
-                TRL's loggers, for the reward per token, and the figures of [`batch_diagnostics`].
             **kwargs:
-                Other columns: `image` (one per row) or `images` (a list per row), see [`place_images`]; `environment`;
-                and, outside of trainers, `tools` and `chat_template_kwargs` of each row.
+                Columns: `domain`, which selects the criterion if there are several; `image` (one per row) or `images`
+                (a list per row), see [`place_images`]; `environment`; and, outside of trainers, `tools` and
+                `chat_template_kwargs` of each row. And TRL's loggers: `log_extra` for the reward per token,
+                `log_metric` for the figures of [`batch_diagnostics`].
 
         Returns:
             `list[float | None]`: `None` without a scored token, and where `truncation="skip"` leaves one out.
@@ -192,8 +168,7 @@ class EndogenousReward(FrozenModelReward):
             `ValueError`, `TypeError`: For a batch that cannot be rendered (see [`Renderer.render`]), and for NaN
             logits. `RuntimeError`: If the reward shares a trainer's weights and is not attached.
         """
-        rows = self._render(prompts, completions, completion_ids, {**kwargs, "domain": domain, "log_extra": log_extra})
-        return self._score_and_log(rows, log_extra, log_metric)[1]
+        return self._score_and_log(self._render(prompts, completions, completion_ids, kwargs), kwargs)[1]
 
     def outcome_and_token_rewards(
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
@@ -211,7 +186,7 @@ class EndogenousReward(FrozenModelReward):
         self.check_token_credit()
         rows = self._render(prompts, completions, completion_ids, kwargs)
         check_same_tokens(rows, completion_ids)
-        stats, outcomes = self._score_and_log(rows, kwargs.get("log_extra"), kwargs.get("log_metric"))
+        stats, outcomes = self._score_and_log(rows, kwargs)
         rewards = [self.rule.token_rewards(row) for row in stats]
         weights = [self.rule.weights(row).float() for row in rewards]
         token_rewards = [
@@ -236,30 +211,22 @@ class EndogenousReward(FrozenModelReward):
             )
 
     def _score_and_log(
-        self,
-        rows: list[Rendered],
-        log_extra: Callable[[str, list[Any]], None] | None,
-        log_metric: Callable[[str, float], None] | None,
+        self, rows: list[Rendered], columns: Mapping[str, Any]
     ) -> tuple[list[TokenStats], list[float | None]]:
         """Statistics and rewards of a batch."""
+        log_extra, log_metric = columns.get("log_extra"), columns.get("log_metric")
         stats = self._score_rows(rows, entropy=log_metric is not None)
         rewards = [self.rule.outcome(row) for row in stats]
         if isinstance(self.correction, LengthControl):
-            lengths, prompts = [len(row.token_ids) for row in stats], [row.prompt for row in rows]
-            rewards = self._length.correct(rewards, lengths, prompts, learn=not is_evaluation(log_metric))
+            lengths = [len(row.token_ids) for row in stats]
+            slope = self.length_slope = length_slope(rewards, lengths, [row.prompt for row in rows])
+            pairs = zip(rewards, lengths, strict=True)
+            rewards = [None if reward is None else reward - slope * math.log(length) for reward, length in pairs]
         if log_extra is not None or log_metric is not None:
             log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
         if log_metric is not None and isinstance(self.correction, LengthControl):
             log_metric(f"{self.__name__}/length_slope", self.length_slope)
         return stats, rewards
-
-    def state_dict(self) -> dict[str, Any]:
-        """Sums of [`LengthControl`] over earlier batches, for checkpoints."""
-        return {"length_sums": self._length.sums}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores what [`state_dict`] gives."""
-        self._length.sums = state_dict["length_sums"]
 
     def token_rewards(
         self,
@@ -285,18 +252,17 @@ class EndogenousReward(FrozenModelReward):
         completion_ids: TokenIds | None = None,
         domain: Sequence[str] | None = None,
         progress: bool = False,
-        mean_logits: bool = False,
         images: Sequence[Sequence[Any] | None] | None = None,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Sequence[Any] | None = None,
     ) -> ScoredCompletions:
         """
         Token statistics of completions, for [`token_rewards_from`] and [`aggregate_from`], from the arguments of
-        [`__call__`]; with `mean_logits`, the mean logit over the vocabulary per token, too.
+        [`__call__`].
         """
         columns = {"domain": domain, "images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
         rows = self._render(prompts, completions, completion_ids, columns)
-        scored = self._score_rows(rows, entropy=True, mean_logits=mean_logits, progress=progress)
+        scored = self._score_rows(rows, entropy=True, progress=progress)
         for i, row in enumerate(rows):
             text, offsets = decode_with_offsets(self._tokenizer, row.completion_ids)
             scored[i] = replace(scored[i], text=text, offsets=[offsets[position] for position in row.action_positions])
@@ -317,12 +283,10 @@ class EndogenousReward(FrozenModelReward):
 
         return RewardModelAdapter(self)
 
-    def _score_rows(
-        self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
-    ) -> list[TokenStats]:
+    def _score_rows(self, rows: list[Rendered], entropy: bool, progress: bool = False) -> list[TokenStats]:
         if self._scorer is None and self._generalist is not None:
             self._generalist.check_tokenizer(self)
-        stats = super()._score_rows(rows, entropy, mean_logits, progress)
+        stats = super()._score_rows(rows, entropy, progress)
         return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-A reward that a frozen language model gives: whose weights, which tokenizer, and from rows of a batch to token
-statistics.
-"""
+"""Rewards of a frozen language model: whose weights, which tokenizer, and from rows to token statistics."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -86,10 +83,12 @@ class FrozenModelReward:
         self.__name__ = name  # TRL's name for a callable in logs
         self._loaded: PreTrainedTokenizerBase | ProcessorMixin | None = None
         self._placement = place(model, dtype, device, trust_remote_code, offload, model_init_kwargs, adapter_name)
-        if isinstance(self._placement, ServedModel):
-            self.rule.check_served()
-        # Name and digest of the model given, once it has been left for a trainer's.
-        self._made_for: tuple[str, str] | None = None
+        if isinstance(self._placement, ServedModel) and self.rule.needs_logits is not None:
+            raise ValueError(
+                f"The frozen model is on a server, which gives log-probabilities only, and {self.rule.needs_logits}. "
+                'Use `token_reward="log_prob"` with `alpha=1.0`, the default settings, or a model that is loaded here.'
+            )
+        self._made_for: tuple[str, str] | None = None  # name and digest of the model given, left for a trainer's
         makers = self._get_processing_class, self._make_renderer, warn_without_kl_penalty
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, *makers)
         self._scorer: Callable[..., list[TokenStats]] | None = None  # made on first use; not pickled
@@ -216,13 +215,11 @@ class FrozenModelReward:
         given = prompts, completions, completion_ids, criteria, images
         return self._prompts.render(Renderer.render, *given, of_dataset=columns)
 
-    def _score_rows(
-        self, rows: list[Rendered], entropy: bool, mean_logits: bool = False, progress: bool = False
-    ) -> list[TokenStats]:
+    def _score_rows(self, rows: list[Rendered], entropy: bool, progress: bool = False) -> list[TokenStats]:
         if self._scorer is None:
             self._scorer = make_scorer(self._require_placement(), self.max_tokens_per_batch)
-        entropy, mean_logits = entropy or self.rule.needs_entropy, mean_logits or self.rule.needs_mean_logits
-        return self._scorer(rows, self.rule.alpha, entropy, mean_logits, progress)
+        rule = self.rule
+        return self._scorer(rows, rule.alpha, entropy or rule.needs_entropy, rule.needs_mean_logits, progress)
 
     def _make_renderer(self, reading: Reading) -> Renderer:
         placement = self._require_placement()

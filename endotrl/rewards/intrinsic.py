@@ -4,7 +4,6 @@ Rivals of the endogenous reward as TRL reward functions: what else a language mo
 They read a frozen model; Intuitor and RENT score with the policy itself, which moves during training.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..frozen.served import ServedModel
-from ..rendering.images import Images
 from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.renderer import Rendered, Renderer
 from ..scoring.token_stats import TokenStats
@@ -55,30 +53,19 @@ class _IntrinsicReward(FrozenModelReward):
         self,
         model: str | PreTrainedModel | ServedModel | None,
         processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        max_tokens_per_batch: int = 8192,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        trust_remote_code: bool = False,
         name: str | None = None,
-        images: Images = "read",
+        **settings: Any,
     ) -> None:
-        name = self._default_name if name is None else name
-        placement = max_tokens_per_batch, dtype, device, trust_remote_code
-        super().__init__(model, processing_class, name, *placement, images=images)
+        super().__init__(model, processing_class, self._default_name if name is None else name, **settings)
 
     def __call__(
-        self,
-        prompts: Prompts,
-        completions: Completions,
-        completion_ids: TokenIds | None = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        **kwargs: Any,
+        self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> list[float | None]:
         """One reward per completion, `None` for one without a scored token. As [`EndogenousReward.__call__`]."""
         rows = self._render(prompts, completions, completion_ids, kwargs)
         stats = self._score_rows(rows, entropy=False)
         rewards = self._rewards(prompts, rows, stats)
-        if log_metric is not None:
+        if (log_metric := kwargs.get("log_metric")) is not None:
             figures = batch_diagnostics(rewards, rewards, stats)
             for key in ("log_prob_per_token", "length_correlation", "truncated_fraction"):
                 if key in figures:
@@ -95,15 +82,8 @@ class _IntrinsicReward(FrozenModelReward):
 class SelfCertaintyReward(_IntrinsicReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
-    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats. The arguments are as in
-    [`EndogenousReward`].
-
-    Example:
-    ```python
-    >>> from endotrl.rewards import SelfCertaintyReward
-
-    >>> trainer = GRPOTrainer(model, reward_funcs=SelfCertaintyReward("Qwen/Qwen2.5-0.5B-Instruct"), ...)
-    ```
+    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats. For the
+    arguments, see [`FrozenModelReward`].
     """
 
     _default_name = "self_certainty_reward"

@@ -76,11 +76,10 @@ class ResidualFit:
         result = {}
         for group, (values, (num_items,)) in self._differences.items():
             table = np.frombuffer(values).reshape(-1, self._width)
-            if len(table) - num_items < MIN_DIFFERENCES * (self._width - 1):
-                # The slopes would follow the scores: of one pair nothing but rounding would be left.
-                result[group] = [0.0] * (self._width - 1)
-            else:
-                result[group] = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)[0].tolist()
+            # With fewer differences the slopes would follow the scores: of one pair only rounding would be left.
+            fits = len(table) - num_items >= MIN_DIFFERENCES * (self._width - 1)
+            slopes = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)[0].tolist() if fits else None
+            result[group] = slopes or [0.0] * (self._width - 1)
         return result
 
 

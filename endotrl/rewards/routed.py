@@ -11,20 +11,9 @@ from .frozen_model_reward import FrozenModelReward
 
 class RoutedReward:
     """
-    Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain.
-    It is asynchronous, so that the rewards run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
-    `rewards` are reward functions, asynchronous ones too, by value of the dataset's `column`, each with a name of its
-    own; `name` is that in logs.
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward
-    >>> from endotrl.rewards import RoutedReward
-
-    >>> math = EndogenousReward("http://a:8000/v1", processing_class=tokenizer, name="math")
-    >>> code = EndogenousReward("http://b:8000/v1", processing_class=tokenizer, name="code")
-    >>> trainer = GRPOTrainer(model, reward_funcs=RoutedReward({"math": math, "code": code}), ...)
-    ```
+    Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain:
+    `RoutedReward({"math": math_reward, "code": code_reward}, column="domain")`. The rewards are reward functions with
+    names of their own, asynchronous ones too, and run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
     """
 
     def __init__(self, rewards: Mapping[str, Any], column: str = "domain", name: str = "routed_reward") -> None:
@@ -61,15 +50,13 @@ class RoutedReward:
         trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
         if hasattr(trainer, "reward_funcs"):
             self.bind(trainer)
-        columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **kwargs}
+        batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **kwargs}
+        columns = [key for key, value in batch.items() if isinstance(value, list) and len(value) == len(prompts)]
         scored: dict[int, float | None] = {}
 
         async def score(route: str) -> None:
             rows = [i for i, other in enumerate(routes) if other == route]
-            theirs = {
-                key: [value[i] for i in rows] if isinstance(value, list) and len(value) == len(prompts) else value
-                for key, value in columns.items()
-            }
+            theirs = {**batch, **{key: [batch[key][i] for i in rows] for key in columns}}
             reward = self.rewards[route]
             if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(type(reward).__call__):
                 values = await reward(**theirs)

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-The rule of the endogenous reward, from token statistics to rewards, and figures of a batch of them: no models, no
-tokenizers, no TRL.
-"""
+"""The rule of the endogenous reward, from token statistics to rewards, and figures of a batch. No models, no TRL."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import MethodType
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ..bellman import (
@@ -54,15 +50,6 @@ class RewardRule:
             `"min"`.
         discount, alpha, gamma, truncation, correction:
             As in [`EndogenousReward`].
-
-    Example:
-    ```python
-    >>> from endotrl import EndogenousReward
-    >>> from endotrl.rewards.rule import RewardRule
-
-    >>> (stats,) = EndogenousReward("quickstart").score(["The capital of France is"], [" Paris."])
-    >>> log_probability, lowest = RewardRule().outcome(stats), RewardRule("log_prob", "min").outcome(stats)
-    ```
     """
 
     token_reward: TokenReward = "bellman"
@@ -110,14 +97,6 @@ class RewardRule:
         if self.truncation == "bootstrap":
             return '`truncation="bootstrap"` subtracts the soft value V of the state where a completion was cut off'
         return None
-
-    def check_served(self) -> None:
-        """Raises `ValueError` if the outcome cannot be had from a server: see [`needs_logits`]."""
-        if self.needs_logits is not None:
-            raise ValueError(
-                f"The frozen model is on a server, which gives log-probabilities only, and {self.needs_logits}. Use "
-                '`token_reward="log_prob"` with `alpha=1.0`, the default settings, or a model that is loaded here.'
-            )
 
     @property
     def step_discount(self) -> float:
@@ -208,9 +187,7 @@ class RewardRule:
 
 def _given(value: Any, name: str) -> Any:
     if value is None:
-        raise ValueError(
-            f"The token statistics have no `{name}`, which this reward needs. Score the completions with it."
-        )
+        raise ValueError(f"The token statistics have no `{name}`, which this reward needs. Score with it.")
     return value
 
 
@@ -264,10 +241,3 @@ def log_batch(
             figures["correction"] = sum(changes) / len(changes)
     for key, value in figures.items():
         log_metric(f"{name}/{key}", value)
-
-
-def is_evaluation(log_metric: Callable[[str, float], None] | None) -> bool:
-    """Whether a trainer evaluates: TRL's loggers are methods of the trainer, and nothing else that it passes tells."""
-    # Not by `isinstance`: importing `Trainer` takes seconds.
-    model = getattr(log_metric.__self__, "model", None) if isinstance(log_metric, MethodType) else None
-    return isinstance(model, nn.Module) and not model.training

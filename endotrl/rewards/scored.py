@@ -78,8 +78,8 @@ class ScoredCompletions(list[TokenStats]):
         }
 
     def __repr__(self) -> str:
-        rewards, completions = self.rewards, self.completions
-        return "\n".join(f"{number(rewards[i]):>10}  {plain(completions[i], newline='↵')}" for i in range(len(self)))
+        rows = zip(self.rewards, self.completions, strict=True)
+        return "\n".join(f"{number(reward):>10}  {plain(completion, newline='↵')}" for reward, completion in rows)
 
     def _repr_html_(self) -> str:
         """Completions, the best one to each prompt first, with its lead over the others, then as heat maps."""
@@ -109,9 +109,8 @@ def heat_map_row(
     images: Sequence[Any] | None = None,
 ) -> HeatMapRow:
     """
-    A completion in the colours of its contributions to the reward ([`RewardRule.contributions`]), with the
-    token rewards and what they are made of as further numbers, above the images that its prompt and its columns have.
-    `length_slope` is the slope on log length that [`LengthControl`] takes out.
+    A completion in the colours of its contributions to the reward ([`RewardRule.contributions`]), with token rewards
+    and what they are made of, and the images of its prompt. `length_slope` is what [`LengthControl`] takes out.
     """
     contributions, total = reward.rule.contributions(stats), reward.rule.outcome(stats)
     token_rewards = reward.rule.token_rewards(stats)
@@ -152,8 +151,8 @@ def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
     """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
-    pictures = enumerate(thumbnails(prompt, images), start=1)
-    return Markup("").join(figure(picture, alt=f"Image {number} of the prompt") for number, picture in pictures)
+    shown = thumbnails(prompt, images)
+    return Markup("").join(figure(shown[i], alt=f"Image {i + 1} of the prompt") for i in range(len(shown)))
 
 
 def thumbnails(prompt: Any, images: Sequence[Any] | None = None) -> list[bytes]:

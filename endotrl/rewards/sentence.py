@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from accelerate.utils import is_peft_model
@@ -27,7 +27,7 @@ from ..scoring.batching import plan_batches
 from ..scoring.forward_pass import RopeLengths, exclusive, rope_as_made
 from ..scoring.isolation import why_alone, why_alone_by_length
 from ..sentence.configuration import SentenceRewardConfig
-from ..sentence.encoding import EncodedResponse, SentenceEncoder, pad_batch
+from ..sentence.encoding import SentenceEncoder, pad_batch
 from ..sentence.modeling import SentenceRewardModel
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import SentenceTokens, transfer
@@ -90,15 +90,6 @@ class SentenceReward:
             Tokenizer of `model`, loaded with it if not given; and of the policy, which is found in a trainer.
         max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, chat_template_kwargs:
             As in [`EndogenousReward`]. Heads stay float32, whatever the `dtype`.
-
-    Example:
-    ```python
-    >>> from endotrl import SentenceReward
-    >>> from trl import GRPOTrainer
-
-    >>> reward = SentenceReward("sentence-reward-model")
-    >>> trainer = GRPOTrainer("Qwen/Qwen2.5-0.5B-Instruct", reward_funcs=reward, train_dataset=dataset)
-    ```
     """
 
     def __init__(
@@ -124,10 +115,8 @@ class SentenceReward:
             config = load_config(self._path, trust_remote_code)
         else:
             if not isinstance(model, nn.Module):
-                raise TypeError(
-                    f"`model` is a {type(model).__name__}, but it must be a path or hub id, or a "
-                    "`SentenceRewardModel`."
-                )
+                kind = type(model).__name__
+                raise TypeError(f"`model` is a {kind}, but it must be a path or hub id, or a `SentenceRewardModel`.")
             loaded: Any = model
             self._model = loaded.get_base_model() if is_peft_model(loaded) else loaded
             self._path, config = None, loaded.config
@@ -148,7 +137,8 @@ class SentenceReward:
         self._own_tokenizer = processing_class
         # How prompts are read: in a trainer, as its policy does.
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, self._tokenizer, self._make_encoder)
-        self.policy_processing_class = policy_processing_class
+        if policy_processing_class is not None:
+            self._prompts.know(PolicyTokens(policy_processing_class))
         self._said_other_text = False
 
     def __repr__(self) -> str:
@@ -174,18 +164,12 @@ class SentenceReward:
         tokens = self._prompts.policy_tokens
         return None if tokens is None else tokenizer_of(tokens.processing_class)
 
-    @policy_processing_class.setter
-    def policy_processing_class(self, processing_class: PreTrainedTokenizerBase | None) -> None:
-        self._prompts.know(None if processing_class is None else PolicyTokens(processing_class))
-
     def __call__(
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> list[float | None]:
         """
-        One reward per completion: TRL's contract for reward functions. `completion_ids` are scored as they are if they
-        are of the reward model's tokenizer; otherwise, or if not given, the text is encoded. Logs, in a trainer, the
-        sentence that contributes least, and the number of sentences per completion. Raises `ValueError` or `TypeError`
-        for a batch that cannot be encoded, and for NaN scores.
+        One reward per completion, as [`EndogenousReward.__call__`]. Logs, in a trainer, the sentence that contributes
+        least, and the number of sentences per completion.
         """
         return [row.score for row in self._score(prompts, completions, completion_ids, kwargs)]
 
@@ -193,9 +177,8 @@ class SentenceReward:
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
-        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. The last token of every
-        sentence gets $a_i r_i$, which sum to the score; the others get 0. Without `completion_ids`, tokens are those
-        of the reward model. `ValueError` if the policy has another tokenizer that is not known.
+        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. Without `completion_ids`,
+        tokens are those of the reward model. `ValueError` if the policy has another tokenizer that is not known.
         """
         rows = self._score(prompts, completions, completion_ids, kwargs)
         given = [row.completion_ids for row in rows] if completion_ids is None else map(list, completion_ids)
@@ -213,22 +196,19 @@ class SentenceReward:
         chat_template_kwargs: Sequence[Any] | None = None,
     ) -> list[SentenceScores]:
         """
-        All that the model says about each completion, for looking at: sentences, their rewards and weights. Columns
-        are those of [`__call__`], so that images are refused.
+        All that the model says about each completion: sentences, their rewards and weights. Images are refused.
         """
         columns = {"images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
         return self._score(prompts, completions, completion_ids, columns, progress)
 
-    def bind(self, trainer: Any) -> "SentenceReward":
+    def bind(self, trainer: Any) -> Self:
         """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
         self._prompts.bind(trainer)
         return self
 
-    def attach(self, trainer: Any) -> "SentenceReward":
-        """As [`bind`]: no trainer has weights that it could share."""
-        return self.bind(trainer)
+    attach = bind  # no trainer has weights that it could share
 
-    def load(self) -> "SentenceReward":
+    def load(self) -> Self:
         """Loads tokenizer and weights now, so that what is wrong shows before there is data."""
         self._tokenizer()
         self._loaded()
@@ -274,7 +254,7 @@ class SentenceReward:
         """Encodes rows and scores them, in batches of like lengths, in the order given; logs, in a trainer."""
         refuse_images(columns, len(prompts), "the sentence reward model")
         given = prompts, completions, completion_ids
-        rows: list[EncodedResponse] = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
+        rows = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
         results: dict[int, SentenceScores] = {}
         model = self.load()._loaded()
         rope = RopeLengths.from_config(model.config)
@@ -292,12 +272,11 @@ class SentenceReward:
                 inputs = pad_batch([(rows[i].input_ids, rows[i].sentence_ends) for i in batch], pad_token_id=0)
                 with rope_as_made(model):
                     output = model(**{key: tensor.to(model.device) for key, tensor in inputs.items()})
-                scores = output.logits.squeeze(-1).cpu()  # (B,)
-                rewards, weights = output.sentence_rewards.cpu(), output.weights.cpu()  # (B, N)
-                for j, i in enumerate(batch):
-                    count = len(rows[i].sentence_ends)
-                    read = scores[j].item(), rewards[j, :count].clone(), weights[j, :count].clone()
-                    results[i] = SentenceScores(*read, rows[i].sentences, rows[i].completion_ids, rows[i].cut)
+                read = output.logits[:, 0].tolist(), output.sentence_rewards.cpu(), output.weights.cpu()
+                for i, score, rewards, weights in zip(batch, *read, strict=True):
+                    row, count = rows[i], len(rows[i].sentence_ends)
+                    sums = score, rewards[:count].clone(), weights[:count].clone()
+                    results[i] = SentenceScores(*sums, row.sentences, row.completion_ids, row.cut)
                 bar.update(len(batch))
         scored = [results[i] for i in range(len(rows))]
         bad = [i for i, row in enumerate(scored) if not math.isfinite(row.score)]
@@ -306,10 +285,9 @@ class SentenceReward:
                 f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "
                 f'{len(scored)}. Its weights are damaged, or its dtype is too narrow: try `dtype="float32"`.'
             )
-        log_extra, log_metric = columns.get("log_extra"), columns.get("log_metric")
-        if log_metric is not None:
+        if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
-        if log_extra is not None:
+        if (log_extra := columns.get("log_extra")) is not None:
             log_extra(f"{self.__name__}/weakest_sentence", [row.weakest_sentence for row in scored])
         return scored
 

@@ -28,15 +28,6 @@ class SentencePooledReward:
             Splits text into sentences: an object, or a name as in [`~endotrl.sentence.load_segmenter`].
         name (`str`, *optional*, defaults to `"sentence_pooled_reward"`):
             Name in logs.
-
-    Example:
-    ```python
-    >>> from endotrl import DenseGRPOTrainer, EndogenousReward
-    >>> from endotrl.rewards import SentencePooledReward
-
-    >>> reward = SentencePooledReward(EndogenousReward(model), processing_class=tokenizer)
-    >>> trainer = DenseGRPOTrainer(model, reward_funcs=reward, train_dataset=dataset)
-    ```
     """
 
     def __init__(
@@ -69,8 +60,8 @@ class SentencePooledReward:
         """
         if completion_ids is None:
             raise ValueError("Rewards of sentences go to tokens of the policy. Pass `completion_ids`.")
-        columns: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
-        scores = DenseScores(*self.reward.outcome_and_token_rewards(**columns, **kwargs))
+        batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        scores = DenseScores(*self.reward.outcome_and_token_rewards(**batch, **kwargs))
         pooled = list(scores.token_rewards)
         values = None if scores.state_values is None else list(scores.state_values)
         for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from ..checks import check_choice, check_rewards
 from ..rendering.messages import TEMPLATE_COLUMNS, Completion, Prompt
@@ -91,16 +91,7 @@ def best_of_n(
     completion_ids: Sequence[Sequence[Sequence[int]]] | None = None,
     residual: str | None = None,
 ) -> list[Completion]:
-    """
-    The best of the candidate responses to each prompt by a reward.
-
-    Args:
-        reward, prompts, candidates, completion_ids, residual:
-            As in [`rank`].
-
-    Returns:
-        `list[str]` or `list[list[dict]]`: one response per prompt.
-    """
+    """The best of the candidate responses to each prompt by a reward, one per prompt. Arguments as in [`rank`]."""
     ranking = rank(reward, prompts, candidates, completion_ids=completion_ids, residual=residual)
     return [responses[order[0]] for responses, order in zip(candidates, ranking, strict=True)]
 
@@ -118,13 +109,11 @@ def preference_pairs(
     A preference dataset of TRL, for `DPOTrainer` or `RewardTrainer`, from candidate responses and a reward.
 
     Args:
-        reward, residual:
-            As in [`rank`].
-        dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `list[dict]`):
+        reward, residual, margin, num_pairs, unfinished:
+            As in [`rank`] and [`~endotrl.selection.choose.Choice`].
+        dataset ([`~datasets.Dataset`] or another iterable):
             Rows `{"prompt", "completions"}`, optionally with `completion_ids`; or `{"prompt", "completion"}`, those of
             a prompt next to each other; or preferences, which are labelled anew. Text or messages.
-        margin, num_pairs, unfinished:
-            As in [`~endotrl.selection.choose.Choice`].
 
     Returns:
         [`~datasets.Dataset`] with `prompt`, `chosen`, `rejected`, the other columns that are the same for all
@@ -152,39 +141,18 @@ def top_fraction(
     unfinished: bool = False,
 ) -> Dataset:
     """
-    A prompt-completion dataset of TRL, for `SFTTrainer`, with the best responses to each prompt.
-
-    Args:
-        reward, dataset, residual, unfinished:
-            As in [`preference_pairs`].
-        fraction (`float`, *optional*, defaults to `0.25`):
-            Of the responses to a prompt, how many to keep, in $(0, 1]$; rounded up.
-
-    Returns:
-        [`~datasets.Dataset`] with `prompt`, `completion`, the other columns, and `score`.
+    A prompt-completion dataset of TRL, for `SFTTrainer`: the best `fraction` of the responses to each prompt, in $(0,
+    1]$ and rounded up, with `prompt`, `completion`, the other columns, and `score`. Other arguments are as in
+    [`preference_pairs`].
     """
     return _chosen(reward, dataset, residual, Choice("top", fraction=fraction, unfinished=unfinished))
 
 
-def score_dataset(
-    reward: "AnyReward", dataset: Dataset | IterableDataset, *, residual: str | None = None
-) -> Dataset | IterableDataset:
+def score_dataset(reward: "AnyReward", dataset: Dataset, *, residual: str | None = None) -> Dataset:
     """
-    A dataset with its rewards as columns.
-
-    Args:
-        reward, residual:
-            As in [`rank`]; a residual needs all rows, and so no stream.
-        dataset ([`~datasets.Dataset`] or [`~datasets.IterableDataset`]):
-            Of any of TRL's formats that have responses.
-
-    Returns:
-        The dataset with new columns: `reward`, `num_tokens` and `finished` for prompt-completion rows; `score_chosen`
-        and `score_rejected` for preferences; `scores` for rows with `completions`. Rows of a stream are scored as they
-        pass by.
-
-    Raises:
-        `ValueError`: If there are columns of these names, or a row cannot be scored.
+    A dataset of any of TRL's formats that have responses, with its rewards as columns: `reward`, `num_tokens` and
+    `finished` for prompt-completion rows; `score_chosen` and `score_rejected` for preferences; `scores` for rows with
+    `completions`. Arguments as in [`rank`]. `ValueError` if there are such columns, or a row cannot be scored.
 
     Example:
     ```python
@@ -198,24 +166,23 @@ def score_dataset(
     True
     ```
     """
-    taken = {"reward", "num_tokens", "finished", "score_chosen", "score_rejected", "scores"}
-    taken &= set(dataset.column_names or ())
-    if taken:
+    new = {"reward", "num_tokens", "finished", "score_chosen", "score_rejected", "scores"}
+    if taken := new & set(dataset.column_names):
         raise ValueError(f"The dataset has columns {sorted(taken)} already. Remove or rename them first.")
-    if isinstance(dataset, Dataset):
-        for name, values in _new_columns(scored_rows(reward, dataset, residual)).items():
-            dataset = dataset.add_column(name, values)
-        return dataset
-    if residual is not None:
-        raise ValueError(
-            f"A {residual} depends on all rows, and a stream passes by once. Load the dataset as a whole."
-        )
-
-    def add(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        return _new_columns(scored_rows(reward, rows))
-
-    return dataset.map(add, batched=True, batch_size=BATCH)
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for row, record in scored_rows(reward, dataset, residual):
+        if isinstance(row.response, str):
+            columns[f"score_{row.response}"].append(record["reward"])
+        elif row.response is None:
+            for key in [key for key in ("reward", "num_tokens", "finished") if key in record]:
+                columns[key].append(record[key])
+        else:
+            if row.response == 0:
+                columns["scores"].append([])
+            columns["scores"][-1].append(record["reward"])
+    for name, values in columns.items():
+        dataset = dataset.add_column(name, values)
+    return dataset
 
 
 def scored_rows(
@@ -274,20 +241,3 @@ def _chosen(
     if not rows:
         raise ValueError(f"Of {counted(counts.prompts, 'prompt')}, none gives a row. {counts.why_not()}".strip())
     return Dataset.from_list(rows)
-
-
-def _new_columns(scored: Iterable[Scored]) -> dict[str, list[Any]]:
-    """Columns with one value for each row, from its responses, which come one after the other."""
-    columns: dict[str, list[Any]] = defaultdict(list)
-    for row, record in scored:
-        if isinstance(row.response, str):
-            columns[f"score_{row.response}"].append(record["reward"])
-        elif row.response is None:
-            for name in ("reward", "num_tokens", "finished"):
-                if name in record:
-                    columns[name].append(record[name])
-        else:
-            if row.response == 0:
-                columns["scores"].append([])
-            columns["scores"][-1].append(record["reward"])
-    return columns

@@ -3,7 +3,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ class SentenceRewardModel(PreTrainedModel):
         reward_model.sentence_head.to(backbone.device)
         if reward_model.marker is not None:
             embeddings = backbone.get_input_embeddings()
-            with torch.no_grad(), _whole(embeddings.weight):
+            with torch.no_grad(), gathered([embeddings.weight]):
                 # Through the module, since some models scale embeddings there; in parts, to hold no second table.
                 ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
                 total = torch.stack([embeddings(part).float().sum(dim=0) for part in ids.split(8192)]).sum(dim=0)
@@ -142,11 +142,10 @@ class SentenceRewardModel(PreTrainedModel):
                     f"{path!r} is a model of type {kind!r}, not a sentence reward model. Train one on it with "
                     "`SentenceRewardTrainer`, or build an untrained one with `SentenceRewardModel.from_backbone`."
                 )
-        with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         if not is_deepspeed_zero3_enabled():  # its weights arrive in parts
             check_complete(f"the sentence reward model {path!r}", info["missing_keys"])
-        return (model, info) if with_info else model  # type: ignore[return-value]
+        return model
 
     @classmethod
     def _from_adapter(cls, path: str, *args: Any, **kwargs: Any) -> "SentenceRewardModel":
@@ -238,14 +237,14 @@ def new_modules(config: SentenceRewardConfig) -> list[str]:
 
 
 @contextmanager
-def _whole(parameter: nn.Parameter) -> Iterator[None]:
-    """Gathers a parameter that ZeRO-3 has partitioned."""
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside, parameters that ZeRO-3 has partitioned are whole."""
     if not is_deepspeed_zero3_enabled():
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([parameter]):
+    with deepspeed.zero.GatheredParameters(list(parameters)):
         yield
 
 

@@ -65,14 +65,6 @@ class SatSegmenter:
 def load_segmenter(name: str) -> Segmenter:
     """
     Makes a segmenter by name: `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
-
-    Example:
-    ```python
-    >>> from endotrl.sentence import load_segmenter
-
-    >>> load_segmenter("rules")
-    RuleSegmenter()
-    ```
     """
     if name == "custom":
         raise ValueError(
@@ -110,15 +102,9 @@ def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
     Raises `ValueError` if `spans` do not tile `text`: what a segmenter must keep to, for rewards of sentences to add
     up to that of the response.
     """
-    position = 0
-    for start, end in spans:
-        if start != position or end <= start:
-            break
-        position = end
-    else:
-        if position == len(text):
-            return
-    raise ValueError(
-        f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be "
-        "non-empty and start where the one before it ends, from the first character to the last."
-    )
+    starts, ends = [start for start, _ in spans], [end for _, end in spans]
+    if [*starts, len(text)] != [0, *ends] or any(start >= end for start, end in spans):
+        raise ValueError(
+            f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be "
+            "non-empty and start where the one before it ends, from the first character to the last."
+        )

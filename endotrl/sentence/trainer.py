@@ -120,8 +120,8 @@ class SentenceRewardTrainer(RewardTrainer):
             )
         if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
-                "DeepSpeed's configuration has an `optimizer`, with one learning rate for all parameters. Remove it "
-                "there, or leave `attention_learning_rate` away."
+                "DeepSpeed's `optimizer` has one learning rate for all parameters. Remove it from DeepSpeed's "
+                "configuration, or leave `attention_learning_rate` away."
             )
         if segmenter is not None:
             base_model.config.segmenter = "custom"
@@ -203,14 +203,12 @@ class SentenceRewardTrainer(RewardTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        start: Any = nullcontext()
-        if self._frozen_layers is not None:
-            if "states" not in inputs:
-                raise ValueError(
-                    "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
-                )
-            start = self._frozen_layers.replaced_by(inputs.pop("states"))
-        with start:
+        if self._frozen_layers is not None and "states" not in inputs:
+            raise ValueError(
+                "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
+            )
+        frozen = self._frozen_layers
+        with nullcontext() if frozen is None else frozen.replaced_by(inputs.pop("states")):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         if self.args.center_sentences_coefficient:
             rewards = outputs.sentence_rewards[:, 1:][inputs["sentence_ends"][:, 1:] >= 0]

@@ -37,13 +37,6 @@ class DenseGRPOConfig(GRPOConfig):
         segmenter (`str`, *optional*, defaults to `"rules"`):
             What splits completions into sentences, for `credit="sentence"`: `"rules"`, or the name or path of a SaT
             model. The trainer takes one as an object, too.
-
-    Example:
-    ```python
-    >>> from endotrl import DenseGRPOConfig
-
-    >>> args = DenseGRPOConfig(output_dir="output", credit="token", beta=0.05, scale_rewards="none")
-    ```
     """
 
     credit: str = field(default="token", metadata={"choices": list(get_args(Credit))})

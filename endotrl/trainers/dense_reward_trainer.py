@@ -98,10 +98,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         token_rewards: dict[int, Tensor] = {}
         state_values: dict[int, Tensor] = {}
         for index in self._dense_functions(scores, rewards_per_func[local]):
-            score = scores[index]
-            if score is None:  # dense on another process, and here it gave only `None`
-                token_rewards[index] = torch.zeros(len(completion_ids), num_positions, device=device)
-                continue
+            # Without scores it is dense on another process, and gave only `None` here.
+            score = scores[index] or DenseScores([], [torch.empty(0)] * len(completion_ids))
             token_rewards[index] = pad_rows(score.token_rewards, num_positions, device)
             if score.state_values is not None:
                 state_values[index] = pad_rows(score.state_values, num_positions, device)
@@ -131,32 +129,26 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         """Rows of all processes, whose completions may be padded to different lengths."""
         return self.accelerator.gather(self.accelerator.pad_across_processes(values, dim=1))
 
+    def _gather_masked(self, values: Tensor, mask: Tensor) -> Tensor:
+        """The values where `mask` is `True`, of all processes, of shape `(N,)`."""
+        flat = self.accelerator.pad_across_processes(values[mask], dim=0, pad_index=torch.nan)
+        gathered = self.accelerator.gather(flat)
+        return gathered[~gathered.isnan()]
+
     def _log_credit(self, advantages: Tensor, in_loss: Tensor, scored: ScoredBatch) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        per_row = in_loss.sum(dim=1)
-        row_means = (advantages * in_loss).sum(dim=1) / per_row.clamp(min=1)
-        # Of the completions for which the function gave a reward.
-        rewarded = {
-            index: scored.mask & ~scored.rewards_per_func[scored.local, index, None].isnan()
-            for index in scored.token_rewards
-        }
-        sums = [
-            per_row.sum(),
-            (row_means * per_row).sum(),
-            (advantages.square() * in_loss).sum(),
-            (row_means.square() * per_row).sum(),
-            *(part.sum() for index, mask in rewarded.items() for part in (scored.token_rewards[index][mask], mask)),
-        ]
-        totals = self.accelerator.reduce(torch.stack([value.float() for value in sums]), reduction="sum").tolist()
-        num_in_loss, total, squares, between, *per_function = totals
-        if num_in_loss:
-            variance = max(squares / num_in_loss - (total / num_in_loss) ** 2, 0.0)
-            metrics["advantage/std"].append(variance**0.5)
-            if variance > 0:
-                metrics["advantage/within_completion"].append(max(squares - between, 0.0) / num_in_loss / variance)
-        for index, rewards, count in zip(rewarded, per_function[::2], per_function[1::2], strict=True):
-            if count:
-                metrics[f"token_rewards/{self.reward_func_names[index]}/mean"].append(rewards / count)
+        row_means = (advantages * in_loss).sum(dim=1, keepdim=True) / in_loss.sum(dim=1, keepdim=True).clamp(min=1)
+        tokens = self._gather_masked(advantages, in_loss)
+        within = self._gather_masked(advantages - row_means, in_loss).square().sum()
+        if tokens.numel():
+            metrics["advantage/std"].append(tokens.std(correction=0).item())
+            if (total := (tokens - tokens.mean()).square().sum()) > 0:
+                metrics["advantage/within_completion"].append((within / total).item())
+        for index, token_rewards in scored.token_rewards.items():
+            gave_one = ~scored.rewards_per_func[scored.local, index, None].isnan()
+            rewards = self._gather_masked(token_rewards, scored.mask & gave_one)
+            if rewards.numel():
+                metrics[f"token_rewards/{self.reward_func_names[index]}/mean"].append(rewards.mean().item())
 
     def _get_train_sampler(self, dataset: Any = None) -> RepeatSampler:
         self._train_sampler = super()._get_train_sampler(dataset)

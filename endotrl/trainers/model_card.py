@@ -32,11 +32,10 @@ def with_rewards(card: str, trainer: Any) -> str:
 
 
 def _described(reward: Any) -> str:
-    if isinstance(reward, EndogenousReward):
-        paper = "https://huggingface.co/papers/2506.23235"
-        return f"the [endogenous reward]({paper}) of {_frozen(reward)}, with the settings"
     if isinstance(reward, FrozenModelReward):
-        return f"{type(reward).__name__} of endotrl, read off {_frozen(reward)}, with the settings"
+        endogenous = "the [endogenous reward](https://huggingface.co/papers/2506.23235) of"
+        kind = endogenous if isinstance(reward, EndogenousReward) else f"{type(reward).__name__} of endotrl, read off"
+        return f"{kind} {_frozen(reward)}, with the settings"
     if isinstance(reward, SentenceReward):
         return "a sentence-level reward model, which was trained on preferences"
     if isinstance(reward, AccuracyReward):
@@ -47,10 +46,10 @@ def _described(reward: Any) -> str:
 def _frozen(reward: FrozenModelReward) -> str:
     if reward.is_served:
         return repr(reward.model)
-    name = reward.config._name_or_path
     # Of a folder, as in TRL's cards, only the last part says something to others.
-    name = f"`{Path(name).name if Path(name).is_dir() else name}`" if name else "a model without a name"
-    return f"{name}, frozen: the policy as it was before training" if reward.is_shared else f"{name}, frozen"
+    path = Path(reward.config._name_or_path)
+    name = f"`{path.name if path.is_dir() else path}`" if path.name else "a model without a name"
+    return f"{name}, frozen" + (": the policy as it was before training" if reward.is_shared else "")
 
 
 def _settings(reward: FrozenModelReward) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class PPOConfig(GRPOConfig):
     is `1` instead of `8` (the critic is the baseline), `num_iterations` `4` instead of `1`, `beta` `0.01` instead of
     `0.0`. The defaults of `epsilon`, `epsilon_high`, `loss_type` and `importance_sampling_level` give PPO's clipped
     policy loss, averaged over tokens. `scale_rewards`, which scales GRPO's group advantages, has no effect.
-    Options of TRL's own PPO (up to TRL 1.12) that have other names here raise a `TypeError` that says which.
+    Options of TRL's own PPO (up to TRL 1.12) raise a `TypeError` with their new names.
 
     Parameters:
         > Parameters that control the rollout and its use
@@ -94,13 +94,6 @@ class PPOConfig(GRPOConfig):
             https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
             Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
-
-    Example:
-    ```python
-    >>> from endotrl import PPOConfig
-
-    >>> args = PPOConfig(output_dir="ppo", gamma=1.0, lam=0.95, beta=0.01)
-    ```
     """
 
     # Parameters that control the rollout and its use
@@ -159,21 +152,25 @@ class PPOConfig(GRPOConfig):
         ]:
             if not is_in_range:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it {rule}")
-        if self.critic == "none" and self.truncation == "bootstrap":
-            raise ValueError(
+        for is_given, problem in [
+            (
+                self.critic == "none" and self.truncation == "bootstrap",
                 "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
-                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic."
-            )
-        if self.critic != "value_head" and not self.detach_value:
-            raise ValueError(
-                f"`detach_value=False` trains the policy's trunk with the loss of a value head on it, but `critic` is "
-                f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`."
-            )
-        if self.kl_target is not None and self.beta == 0.0:
-            raise ValueError(
-                "`kl_target` adapts `beta`, by factors, but `beta` is 0. Set it to a first guess, such as 0.01."
-            )
-        if self.kl_target is not None and self.kl_placement == "reward" and self.sync_ref_model:
-            raise ValueError(
-                "`kl_target` aims at a KL to the reference model, but `sync_ref_model=True` moves that model. Use one."
-            )
+                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
+            ),
+            (
+                self.critic != "value_head" and not self.detach_value,
+                "`detach_value=False` trains the policy's trunk with the loss of a value head on it, but `critic` is "
+                f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`.",
+            ),
+            (
+                target is not None and self.beta == 0.0,
+                "`kl_target` adapts `beta`, by factors, but `beta` is 0. Set it to a first guess, such as 0.01.",
+            ),
+            (
+                target is not None and self.kl_placement == "reward" and self.sync_ref_model,
+                "`kl_target` aims at a KL to the reference model, which `sync_ref_model=True` moves. Use one of them.",
+            ),
+        ]:
+            if is_given:
+                raise ValueError(problem)

@@ -267,18 +267,12 @@ class PPOTrainer(DenseRewardTrainer):
             model.finish(outputs[0], attention_mask)
         return outputs
 
-    def _gather_masked(self, values: Tensor, mask: Tensor) -> Tensor:
-        """The values where `mask` is `True`, of all processes, of shape `(N,)`."""
-        flat = self.accelerator.pad_across_processes(values[mask], dim=0, pad_index=torch.nan)
-        gathered = self.accelerator.gather(flat)
-        return gathered[~gathered.isnan()]
-
     def _log_rollout(self, advantages: Tensor, values: Tensor, all_targets: Tensor, mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        all_advantages = self._gather_masked(advantages, mask)
+        gathered = {"returns": all_targets, "advantages": self._gather_masked(advantages, mask)}
         if all_targets.numel() == 0:
             return
-        for name, numbers in {"returns": all_targets, "advantages": all_advantages}.items():
+        for name, numbers in gathered.items():
             metrics[f"ppo/{name}_mean"].append(numbers.mean().item())
             metrics[f"ppo/{name}_std"].append(numbers.std(correction=0).item())
         if self.args.critic != "none":
@@ -397,54 +391,56 @@ def _check_arguments(
     if not isinstance(model, str) and is_peft_model(model):
         peft_config = model.active_peft_config
     has_critic, bootstrap = args.critic != "none", args.truncation == "bootstrap"
-    if value_model is not None and args.critic != "value_model":
-        raise ValueError(
+    for is_given, problem in [
+        (
+            value_model is not None and args.critic != "value_model",
             f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`."
-        )
-    if isinstance(value_model, PreTrainedModel) and value_model is model:
-        raise ValueError(
+            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`.",
+        ),
+        (
+            isinstance(value_model, PreTrainedModel) and value_model is model,
             "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
-            "second instance."
-        )
-    if args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning:
-        raise ValueError(
+            "second instance.",
+        ),
+        (
+            args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning,
             f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens only the policy reads, and not "
-            "the value model. Use `critic='value_head'`, or LoRA."
-        )
-    if has_critic and any(part is not None for part in optimizers or ()):
-        raise ValueError(
+            "the value model. Use `critic='value_head'`, or LoRA.",
+        ),
+        (
+            has_critic and any(part is not None for part in optimizers or ()),
             "`optimizers` was given, but the trainer makes the critic's parameters, which are not among those of the "
-            "optimizer. Set it through `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`."
-        )
-    if has_critic and args.value_learning_rate is not None and has_one_learning_rate(args):
-        raise ValueError(
+            "optimizer. Set it through `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`.",
+        ),
+        (
+            has_critic and args.value_learning_rate is not None and has_one_learning_rate(args),
             "DeepSpeed's configuration has an `optimizer` of its own, with one learning rate for all parameters. "
-            "Remove it there, or set `value_learning_rate=None`."
-        )
-    if args.multi_objective_aggregation != "sum_then_normalize":
-        raise ValueError(
+            "Remove it there, or set `value_learning_rate=None`.",
+        ),
+        (
+            args.multi_objective_aggregation != "sum_then_normalize",
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
-            "with each other. Use 'sum_then_normalize', and `reward_weights`."
-        )
-    if bootstrap and args.mask_truncated_completions:
-        raise ValueError(
+            "with each other. Use 'sum_then_normalize', and `reward_weights`.",
+        ),
+        (
+            bootstrap and args.mask_truncated_completions,
             "`truncation='bootstrap'` says how the return of a completion that was cut off goes on, and "
-            "`mask_truncated_completions=True` leaves such completions out. Use one of the two."
-        )
+            "`mask_truncated_completions=True` leaves such completions out. Use one of the two.",
+        ),
+    ]:
+        if is_given:
+            raise ValueError(problem)
     check_token_credit(args)
     check_token_rewards(rewards)
     for reward in rewards:
-        # What the reward takes away for the state after a completion that was cut off, the critic's value of it must
-        # bring back. It contains the soft value if, and only if, the critic has to learn it.
+        # What the reward takes away for the state after a completion that was cut off, the critic must bring back.
         has_soft_value = isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"
         if bootstrap and has_soft_value and (reward.truncation == "bootstrap") == args.soft_value_baseline:
             raise ValueError(
                 "With `truncation='bootstrap'` in `PPOConfig`, the reward must subtract the soft value of the state "
-                "that a completion was cut off in if, and only if, the critic's value of it contains that soft value, "
-                f"as with `soft_value_baseline=False`; but they are `truncation={reward.truncation!r}` and "
-                f"`soft_value_baseline={args.soft_value_baseline}`. Use `EndogenousReward(truncation='terminal')` and "
-                "`soft_value_baseline=True`, the defaults."
+                "that a completion was cut off in if, and only if, the critic learns that soft value, but they are "
+                f"`truncation={reward.truncation!r}` and `soft_value_baseline={args.soft_value_baseline}`. Use "
+                "`EndogenousReward(truncation='terminal')` and `soft_value_baseline=True`, the defaults."
             )
     warn_of_constants(rewards, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
 

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-What a checkpoint of a trainer that generates needs besides TRL's own, so that a resumed run is the uninterrupted one.
-"""
+"""Checkpoints of trainers that generate: what TRL's lack, so that a resumed run is the uninterrupted one."""
 
 import json
 from pathlib import Path
@@ -25,14 +23,12 @@ REWARDS_FILE = "rewards_{rank}.pt"
 
 def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     """
-    Writes to a checkpoint what is left of the generation batch: TRL would generate in the middle of it when it
-    resumes, and at other steps from there on. And the state of reward functions that have one: `state_dict` and
-    `load_state_dict`.
+    Writes to a checkpoint what is left of the generation batch, in the middle of which TRL would generate when it
+    resumes; and the state of reward functions that have `state_dict` and `load_state_dict`.
     """
     args = trainer.args
     folder.mkdir(parents=True, exist_ok=True)
-    states = {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}
-    if states:
+    if states := {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}:
         torch.save(states, folder / REWARDS_FILE.format(rank=args.process_index))
     if trainer._step % (args.steps_per_generation * trainer.num_iterations):
         # The next steps use what this policy's predecessor generated.
@@ -59,10 +55,9 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
 
     trainer._step = state["step"]
     trainer._buffered_inputs = send_to_device(load(ROLLOUT_FILE), trainer.accelerator.device)
-    states = load(REWARDS_FILE) or {}
-    for name, reward in _stateful_rewards(trainer).items():
-        if name in states:
-            reward.load_state_dict(states[name])
+    states, rewards = load(REWARDS_FILE) or {}, _stateful_rewards(trainer)
+    for name in states.keys() & rewards.keys():
+        rewards[name].load_state_dict(states[name])
 
 
 def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
@@ -73,8 +68,8 @@ def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
 
 def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
     """
-    Draws the orders of the epochs before a checkpoint: TRL's sampler draws one an epoch from a generator of its own,
-    which begins anew in a resumed run, and would give the prompts of the first epoch again.
+    Draws the orders of the epochs before a checkpoint: the generator of TRL's sampler begins anew in a resumed run,
+    which would get the prompts of the first epoch again.
     """
     path = checkpoint / TRAINER_STATE_NAME
     if sampler is None or not sampler.shuffle or not path.exists():

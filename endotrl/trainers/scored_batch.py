@@ -31,8 +31,12 @@ class RewardRecorder:
             if not any(_is_list_of_numbers(row) for row in output):
                 return output
             scores = self._sum(output)
-        checked = self._check(scores, completion_ids)
-        self.scores = checked if self.keep_token_rewards else None
+        checked: dict[str, Any] = {
+            field: self._checked(field, tensors, scores.outcomes, completion_ids)
+            for field, tensors in scores._asdict().items()
+            if field != "outcomes" and tensors is not None
+        }
+        self.scores = scores._replace(**checked) if self.keep_token_rewards else None
         return scores.outcomes
 
     def _sum(self, output: Sequence[Any]) -> DenseScores:
@@ -46,39 +50,31 @@ class RewardRecorder:
         totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]
         return DenseScores(totals, tokens)
 
-    def _check(self, scores: DenseScores, completion_ids: Sequence[Sequence[int]]) -> DenseScores:
+    def _checked(
+        self, field: str, tensors: Sequence[Tensor], outcomes: Sequence[float | None], completion_ids: Sequence[Any]
+    ) -> list[Tensor]:
         """Raises `ValueError` if a scored completion has not one finite number for each of its tokens."""
-        checked: dict[str, Any] = {}
-        for field, tensors in scores._asdict().items():
-            if field == "outcomes" or tensors is None:
-                continue
-            if not len(scores.outcomes) == len(tensors) == len(completion_ids):
+        if not len(outcomes) == len(tensors) == len(completion_ids):
+            raise ValueError(
+                f"The reward function '{self.name}' returned {len(outcomes)} outcomes and {len(tensors)} tensors of "
+                f"{field} for {len(completion_ids)} completions. It must return one for each."
+            )
+        checked = []
+        for row, (outcome, given, ids) in enumerate(zip(outcomes, tensors, completion_ids, strict=True)):
+            tensor = torch.zeros(len(ids)) if outcome is None else given.detach().to("cpu", torch.float32)
+            if tensor.shape != (len(ids),):
                 raise ValueError(
-                    f"The reward function '{self.name}' returned {len(scores.outcomes)} outcomes and {len(tensors)} "
-                    f"tensors of {field} for {len(completion_ids)} completions. It must return one for each."
+                    f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row "
+                    f"{row}, but this completion has {len(ids)} tokens. There must be one number for each of "
+                    f"`completion_ids[{row}]`, EOS and the tokens of tools included."
                 )
-            rows = enumerate(zip(scores.outcomes, tensors, completion_ids, strict=True))
-            checked[field] = [
-                torch.zeros(len(ids)) if outcome is None else self._check_row(field, row, tensor, len(ids))
-                for row, (outcome, tensor, ids) in rows
-            ]
-        return scores._replace(**checked)
-
-    def _check_row(self, field: str, row: int, tensor: Tensor, num_tokens: int) -> Tensor:
-        tensor = tensor.detach().to("cpu", torch.float32)
-        if tensor.shape != (num_tokens,):
-            raise ValueError(
-                f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row {row}, "
-                f"but this completion has {num_tokens} tokens. There must be one number for each of "
-                f"`completion_ids[{row}]`, EOS and the tokens of tools included."
-            )
-        if not tensor.isfinite().all():
-            position = int((~tensor.isfinite()).nonzero()[0])
-            raise ValueError(
-                f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
-                f"{position} of row {row}. They must be finite; the reward of a whole completion may be `None`."
-            )
-        return tensor
+            for position in (~tensor.isfinite()).nonzero()[:1, 0].tolist():
+                raise ValueError(
+                    f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
+                    f"{position} of row {row}. They must be finite; the reward of a whole completion may be `None`."
+                )
+            checked.append(tensor)
+        return checked
 
 
 def _is_list_of_numbers(value: Any) -> bool:

@@ -80,41 +80,35 @@ def warn_of_constants(
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
             continue
-        reasons, step = [], reward.rule.step_discount
-        if sentences and gamma is not None and gamma < 1.0:
-            reasons.append(
-                "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0."
-            )
-        elif gamma is not None and abs(gamma * step - reward.gamma) > 1e-9:
-            reasons.append(
-                f"The discount of the returns is {gamma * step:g} and that inside the endogenous reward "
-                f"{reward.gamma:g}: set both the same."
-            )
-        reads_outcome = gamma is None or isinstance(reward.correction, LengthControl)
-        if reads_outcome and abs(step - reward.gamma) > 1e-9:
-            reasons.append(
-                f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
-                f"{reward.gamma:g}: set both the same."
-            )
-        elif gamma is None and batch and reward.aggregate == "discounted":
-            reasons.append(
-                "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares "
-                "prompts: use 'group' or 'none'."
-            )
-        if reward.aggregate.startswith(("first", "min")):
-            reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
-        if not baseline:
-            reasons.append(
-                "`soft_value_baseline=False` leaves the soft value to the critic, which has to learn it: use `True`, "
-                "the default."
-            )
-        if reward.truncation == "bootstrap" and not bootstrap:
-            reasons.append(
-                "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that "
-                "a completion was cut off in: use 'terminal'."
-            )
-        if reasons:
+        step = reward.rule.step_discount
+        by_outcome = gamma is None
+        discount = step if gamma is None else gamma * step
+        between_sentences = sentences and not by_outcome and discount < step
+        reads_outcome = by_outcome or isinstance(reward.correction, LengthControl)
+        outcome_differs = reads_outcome and abs(step - reward.gamma) > 1e-9
+        reasons = {
+            "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0.": (
+                between_sentences
+            ),
+            f"The discount of the returns is {discount:g} and that inside the endogenous reward {reward.gamma:g}: set "
+            "both the same.": not by_outcome and not between_sentences and abs(discount - reward.gamma) > 1e-9,
+            f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
+            f"{reward.gamma:g}: set both the same.": outcome_differs,
+            "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares "
+            "prompts: use 'group' or 'none'.": (
+                by_outcome and batch and not outcome_differs and reward.aggregate == "discounted"
+            ),
+            f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.": (
+                reward.aggregate.startswith(("first", "min"))
+            ),
+            "`soft_value_baseline=False` leaves the soft value to the critic, which has to learn it: use `True`, the "
+            "default.": not baseline,
+            "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that a "
+            "completion was cut off in: use 'terminal'.": reward.truncation == "bootstrap" and not bootstrap,
+        }
+        found = [reason for reason, holds in reasons.items() if holds]
+        if found:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                f"contain. {' '.join(reasons)} With `token_reward='log_prob'`, no setting does this."
+                f"contain. {' '.join(found)} With `token_reward='log_prob'`, no setting does this."
             )

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The critic of PPO: a value for every state, computed inside the policy's own forward pass.
-
-The critic is a submodule of the policy, so that DDP, DeepSpeed and FSDP treat its parameters like the policy's own,
-and its optimizer state is saved with the policy's. It is not part of the model that is exported.
+The critic of PPO: a value for every state, computed inside the policy's own forward pass. It is a submodule of the
+policy, so that DDP, DeepSpeed and FSDP treat its parameters like the policy's own, but no part of what is exported.
 """
 
 import functools
 import types
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import FusedCausalLMOutput
+
+from ..sentence.modeling import gathered
 
 
 CRITIC = "ppo_critic"  # among the policy's submodules
@@ -40,12 +39,7 @@ class ValueHead(nn.Module):
 
     def copy_from(self, head: nn.Linear) -> None:
         """Takes over a trained head, such as that of a sequence classification model with one label."""
-        gathered: AbstractContextManager[Any] = nullcontext()
-        if is_deepspeed_zero3_enabled():  # loaded in parts
-            import deepspeed
-
-            gathered = deepspeed.zero.GatheredParameters(list(head.parameters()))
-        with torch.no_grad(), gathered:
+        with torch.no_grad(), gathered(head.parameters()):
             self.weight.copy_(head.weight[0])
             if head.bias is not None:
                 self.bias.copy_(head.bias)
@@ -64,10 +58,7 @@ class Critic(nn.Module):
         self.head, self.backbone, self.detach = head, backbone, detach
 
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
-        """
-        Value of the state after each token, of shape `(B, L)`, float32, from the policy's last hidden states, of shape
-        `(B, L, D)`, and the `inputs` that they were computed from.
-        """
+        """Values `(B, L)`, float32, of the states after each token, from the policy's hidden states and inputs."""
         if self.backbone is not None:
             hidden_states = self.backbone(**inputs, use_cache=False).last_hidden_state
         elif self.detach:
@@ -138,8 +129,8 @@ class ForwardRecorder:
             values = torch.cat(self._chunks)
             if len(values) != len(attention_mask) or values.shape[1] < attention_mask.shape[1]:
                 raise RuntimeError(
-                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows, in "
-                    "a way of TRL's that PPO's critic does not know: use `critic='none'`, or another version of TRL."
+                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows: TRL "
+                    "computes them in another way now. Use `critic='none'`, or another version of TRL."
                 )
             self.values = values[:, -(log_probs.shape[1] + 1) :]
             self._chunks = []

@@ -3,25 +3,19 @@
 
 import copy
 import math
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import trl
-from packaging.version import Version
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import endotrl
 from endotrl import EndogenousReward
 from endotrl.rewards import ClipTokens, InformationGain, LengthControl
-from endotrl.rewards.corrections import length_shares, length_slope_sums, one_minus_probability
+from endotrl.rewards.corrections import length_shares, length_slope, one_minus_probability
 from endotrl.rewards.scored import heat_map_row
 
 from ..support.reference import scores_from_logits, state_logits
-from ..support.trainers import PROMPTS as QUESTIONS
-from ..support.trainers import make_trainer
 
 
 PROMPTS = ["a b c"] * 4 + ["d e"] * 4
@@ -52,22 +46,6 @@ def log_probs(path: str) -> list[list[float]]:
     return rows
 
 
-HALVES = [{key: values[part] for key, values in BATCH.items()} for part in (slice(4), slice(4, 8))]
-
-
-class Sums(TrainerCallback):
-    """Notes the running sums after each step and each evaluation."""
-
-    def __init__(self, reward: EndogenousReward) -> None:
-        self.reward, self.calls = reward, []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.calls.append(("train", self.reward.state_dict()["length_sums"]))
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.calls.append(("eval", self.reward.state_dict()["length_sums"]))
-
-
 class TestLengthControl:
     def test_slope_is_least_squares_with_an_intercept_a_prompt(self):
         generator = np.random.default_rng(0)
@@ -75,11 +53,10 @@ class TestLengthControl:
         outcomes = generator.normal(size=24) - lengths * 0.3 + groups * 50
         design = np.column_stack([np.log(lengths), groups == 0, groups == 1, groups == 2]).astype(float)
         expected = np.linalg.lstsq(design, outcomes, rcond=None)[0][0]
-        xy, xx = length_slope_sums(outcomes.tolist(), lengths.tolist(), groups.tolist())
-        assert xy / xx == pytest.approx(expected)
+        assert length_slope(outcomes.tolist(), lengths.tolist(), groups.tolist()) == pytest.approx(expected)
         # A completion without a reward or a token has no say.
-        xy_more, xx_more = length_slope_sums([*outcomes, None, 5.0], [*lengths, 9, 0], [*groups, 0, 0])
-        assert (xy_more, xx_more) == pytest.approx((xy, xx))
+        more = [*outcomes, None, 5.0], [*lengths, 9, 0], [*groups, 0, 0]
+        assert length_slope(*more) == pytest.approx(expected)
 
     def test_shares_sum_to_the_correction(self):
         for length in (1, 2, 17, 3000):
@@ -95,64 +72,17 @@ class TestLengthControl:
         reward = EndogenousReward(tiny_policy_path, aggregate=aggregate, correction="length")
         corrected = reward(**BATCH, log_metric=logged.__setitem__)
         lengths = [len(ids) for ids in IDS]
-        xy, xx = length_slope_sums(plain, lengths, PROMPTS)
-        assert abs(xy / xx) > 0.01
-        expected = [s - xy / xx * math.log(n) for s, n in zip(plain, lengths, strict=True)]
+        slope = length_slope(plain, lengths, PROMPTS)
+        assert abs(slope) > 0.01
+        expected = [s - slope * math.log(n) for s, n in zip(plain, lengths, strict=True)]
         assert corrected == pytest.approx(expected, abs=1e-4)
-        assert length_slope_sums(corrected, lengths, PROMPTS)[0] == pytest.approx(0.0, abs=1e-3)
+        assert length_slope(corrected, lengths, PROMPTS) == pytest.approx(0.0, abs=1e-3)
         figures = {
-            "length_slope": xy / xx,
+            "length_slope": slope,
             "correction": np.mean(corrected) - np.mean(plain),
             "length_correlation": np.corrcoef(corrected, lengths)[0, 1],
         }
         assert {key: logged[f"endogenous_reward/{key}"] for key in figures} == pytest.approx(figures, abs=1e-4)
-
-    def test_running_sums(self, tiny_policy_path):
-        lengths = [len(ids) for ids in IDS]
-        plain = EndogenousReward(tiny_policy_path)(**BATCH)
-        first, second = (
-            length_slope_sums(plain[part], lengths[part], PROMPTS[part]) for part in (slice(4), slice(4, 8))
-        )
-        slope = (0.5 * first[0] + second[0]) / (0.5 * first[1] + second[1])
-        reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
-        reward(**HALVES[0])
-        expected = [s - slope * math.log(n) for s, n in zip(plain[4:], lengths[4:], strict=True)]
-        state = reward.state_dict()
-        assert reward(**HALVES[1]) == pytest.approx(expected, abs=1e-4)
-        resumed = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
-        resumed.load_state_dict(state)
-        assert resumed(**HALVES[1]) == pytest.approx(expected, abs=1e-4)
-
-    @pytest.mark.parametrize("kind", ["GRPO", "RLOO", "DenseGRPO", "PPO"])
-    def test_evaluations_leave_the_running_sums(self, kind, tiny_policy_path, tmp_path):
-        module = trl if kind in ("GRPO", "RLOO") else endotrl
-        if module is endotrl and Version(trl.__version__) < Version("1.15"):
-            pytest.skip("The trainers of endotrl need TRL 1.15.")
-        reward = EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5))
-        settings = {"max_steps": 1, "beta": 0.0, "eval_strategy": "steps", "eval_on_start": True, "num_generations": 4}
-        settings |= {"per_device_eval_batch_size": 8, "eval_dataset": QUESTIONS.select(range(8))}
-        trainer = make_trainer(getattr(module, f"{kind}Trainer"), tiny_policy_path, tmp_path, reward, **settings)
-        trainer.evaluate()
-        assert reward.state_dict() == {"length_sums": (0.0, 0.0)}
-        trainer.add_callback(sums := Sums(reward))
-        trainer.train()
-        before, trained, after = sums.calls
-        assert before == ("eval", (0.0, 0.0))
-        assert trained[0] == "train" and after == ("eval", trained[1]) and trained[1] != (0.0, 0.0)
-
-    def test_evaluations_use_the_running_sums(self, tiny_policy_path):
-        trainer = object.__new__(trl.GRPOTrainer)
-        trainer.model = torch.nn.Linear(1, 1).eval()
-        trainer._pending_metrics = defaultdict(list)
-        trained, evaluated = (
-            EndogenousReward(tiny_policy_path, correction=LengthControl(decay=0.5)) for _ in range(2)
-        )
-        for reward in (trained, evaluated):
-            reward(**HALVES[0])
-        state = evaluated.state_dict()
-        expected = trained(**HALVES[1])
-        assert evaluated(**HALVES[1], log_metric=trainer._log_metric) == pytest.approx(expected)
-        assert evaluated.state_dict() == state != trained.state_dict()
 
     def test_equal_lengths_stay(self, tiny_policy_path):
         batch = {"prompts": ["a"] * 2, "completions": ["b", "c"], "completion_ids": [[8, 2], [9, 2]]}
@@ -205,7 +135,7 @@ def test_a_generalist_with_another_tokenizer_is_refused(tiny_policy_path, tiny_m
     ("form", "correction"),
     [
         ("bellman", "length"),
-        ("log_prob", LengthControl(decay=0.5)),
+        ("log_prob", LengthControl()),
         ("log_prob", "clip"),
         ("centered", ClipTokens(-1.0, 1.0)),
         ("log_prob", "gain"),

@@ -285,9 +285,6 @@ class TestPure:
         assert "length_correlation" not in figures
         assert all(math.isfinite(value) for value in figures.values())
 
-    def test_diagnostics_without_entropies(self):
-        assert "entropy" not in batch_diagnostics([-1.0], [-1.0], [stats_by_hand(True, entropies=False)])
-
 
 class TestPlacement:
     def test_path_and_instance_agree(self, tiny_model_path, model, case):
@@ -334,14 +331,11 @@ class TestBadSettings:
         ("settings", "message"),
         [
             ({"alpha": 0.0}, "`alpha` is 0.0.*positive and finite"),
-            ({"alpha": -1.0}, "`alpha` is -1.0.*positive and finite"),
             ({"alpha": math.nan}, "`alpha` is nan.*positive and finite"),
             ({"alpha": "1e-1"}, "`alpha` is '1e-1', but the temperature .* positive and finite"),  # so YAML reads it
             ({"gamma": 0.0}, "`gamma` is 0.0.*greater than 0 and at most 1"),
-            ({"gamma": 1.5}, "`gamma` is 1.5.*greater than 0 and at most 1"),
             ({"gamma": None}, "`gamma` is None, but a discount must be"),
             ({"discount": -0.1}, "`discount` is -0.1.*greater than 0 and at most 1"),
-            ({"discount": math.nan}, "`discount` is nan"),
             ({"token_reward": "q"}, "`token_reward` is 'q', but it must be one of 'bellman', 'log_prob', 'centered'"),
             ({"token_reward": "gain"}, "needs a second pass, without the prompt"),
             ({"aggregate": "max"}, "`aggregate` is 'max', but it must be one of 'sum', 'mean', 'discounted'"),
@@ -351,18 +345,14 @@ class TestBadSettings:
             ({"truncation": "drop"}, "`truncation` is 'drop', but it must be one of 'terminal', 'bootstrap', 'skip'"),
             ({"overlong_prompt": "cut"}, "`overlong_prompt` is 'cut', but it must be one of 'error', 'truncate_left'"),
             ({"max_tokens_per_batch": 0}, "`max_tokens_per_batch` is 0.*at least one token"),
-            ({"max_tokens_per_batch": "8192"}, "`max_tokens_per_batch` is '8192', but"),
             ({"dtype": "int8"}, "`dtype` is 'int8'"),
             ({"device": "gpu0"}, "`device` is 'gpu0', but it must be one of torch"),
             ({"processing_class": "gpt2"}, "`processing_class` is a str, but it must be a tokenizer"),
             ({"criterion": ["be brief"]}, r"`criterion` is \['be brief'\], but it must be a string, a dictionary"),
             ({"criterion": " "}, "`criterion` is ' ', .* no string may be empty"),
-            ({"criterion": {"law": 3}}, "`criterion` is .*, but it must be a string, a dictionary"),
             ({"correction": "longer"}, "`correction` is"),
-            ({"correction": 3}, "`correction` is"),
             ({"correction": LengthControl}, "`correction` is"),
             ({"correction": "clip"}, "arbitrary constants"),  # of Bellman rewards
-            ({"correction": InformationGain("x")}, "difference of log-probabilities"),
             ({"correction": InformationGain("x"), "token_reward": "centered"}, "difference of log-probabilities"),
             ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),
             *(({"model": model}, f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None")
@@ -375,8 +365,6 @@ class TestBadSettings:
             EndogenousReward(**{"model": tiny_model_path, **settings})
 
     def test_of_corrections(self):
-        with pytest.raises(ValueError, match=r"`decay` is 1\.0"):
-            LengthControl(decay=1.0)
         with pytest.raises(ValueError, match=r"`low` is 2\.0 and `high` 1\.0"):
             ClipTokens(2.0, 1.0)
 
@@ -425,10 +413,6 @@ class TestBadBatches:
             reward([USER] * 2, [PARIS] * 2, domain=domain)
         assert ran == []
 
-    def test_a_column_called_domain_is_ignored_without_criteria(self, model):
-        reward = EndogenousReward(model)
-        assert reward([USER], [PARIS], domain=["tax"]) == reward([USER], [PARIS])
-
 
 class TestEnvironment:
     @pytest.mark.parametrize(
@@ -462,47 +446,21 @@ class TestEnvironment:
 
 
 @pytest.mark.slow
-class TestSmolLM2:
+@pytest.mark.parametrize("alpha", [1.0, 0.7])
+def test_smollm2(alpha, smollm2_path):
     """The same on a real model: float32, ragged rows, several turns, cut-off rows, pad == eos."""
-
-    SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its template's own
-    CRITERION = "Prefer one-word answers."
-    TRUNCATIONS: tuple[Any, ...] = ("terminal", "bootstrap", "skip")
-
-    @pytest.fixture(scope="class", autouse=True)
-    @classmethod
-    def one_thread(cls):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def smollm2(cls, smollm2_path):
-        model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
-        return model, AutoTokenizer.from_pretrained(smollm2_path)
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def plain(cls, smollm2):
-        case = make_case(smollm2[1], default_system=cls.SYSTEM)
-        model, tokenizer = smollm2
-        return case, expect(model, tokenizer, case)
-
-    @pytest.mark.parametrize("alpha", [1.0, 0.7])
-    def test_all_forms(self, smollm2, plain, alpha):
-        model, tokenizer = smollm2
-        case, expected = plain
-        assert tokenizer.pad_token_id == tokenizer.eos_token_id
-        stats = EndogenousReward(model, tokenizer, alpha=alpha).score(
-            case.prompts, case.completions, case.completion_ids
-        )
-        for form, truncation, gamma in itertools.product(FORMS, self.TRUNCATIONS, [1.0, 0.9]):
-            reward = EndogenousReward(None, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
-            actual = [reward.token_rewards_from(row) for row in stats]
-            assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-3)
-        for row, logits, ids in zip(stats, expected.logits, case.completion_ids, strict=True):
-            log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
-            outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
-            assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its template's own
+    case = make_case(tokenizer, default_system=system)
+    expected = expect(model, tokenizer, case)
+    stats = EndogenousReward(model, tokenizer, alpha=alpha).score(case.prompts, case.completions, case.completion_ids)
+    for form, truncation, gamma in itertools.product(FORMS, ("terminal", "bootstrap", "skip"), (1.0, 0.9)):
+        reward = EndogenousReward(None, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
+        actual = [reward.token_rewards_from(row) for row in stats]
+        assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-3)
+    for row, logits, ids in zip(stats, expected.logits, case.completion_ids, strict=True):
+        log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
+        outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
+        assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)

@@ -4,7 +4,6 @@
 import base64
 import io
 import pickle
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,14 +127,6 @@ def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
     assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
     assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
-
-
-@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3"])
-def test_state_of_a_model_that_others_use(family, visions):
-    vision = visions[family]
-    before = [getattr(module, "rope_deltas", None) for module in vision.model.modules()]
-    EndogenousReward(vision.model, vision.processor)(prompts=[ONE], completions=["x"], images=[[RED]])
-    assert [getattr(module, "rope_deltas", None) for module in vision.model.modules()] == before
 
 
 def test_an_image_is_encoded_once_for_its_completions(llava, monkeypatch):
@@ -308,16 +299,6 @@ class TestRefused:
         tokenizer = make_tokenizer_like(llava)
         with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
             EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
-
-    def test_text_needs_the_tokenizer_alone(self, llava, llava_path, tmp_path):
-        folder = shutil.copytree(llava_path, tmp_path / "model", ignore=shutil.ignore_patterns("*processor*"))
-        batch: dict[str, Any] = {"prompts": ["a"], "completions": ["b"]}
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        expected = pytest.approx(EndogenousReward(llava.model, llava.processor)(**batch), abs=1e-5)
-        assert EndogenousReward(llava.model, tokenizer)(**batch) == expected
-        assert EndogenousReward(str(folder), tokenizer)(**batch) == expected
-        with pytest.raises(OSError, match="processor of .* cannot be loaded. Pass it.*or the tokenizer alone"):
-            EndogenousReward(str(folder))(**batch)
 
     def test_processors_of_other_models(self, visions):
         for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):

@@ -21,16 +21,11 @@ from trl import GRPOTrainer, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
-from endotrl.data.sources import FormatError, Row
-from endotrl.evaluation.benchmarks import preference
-from endotrl.rendering.messages import template_kwargs_of
-from endotrl.rendering.policy import PolicyBinding, PromptSettings
+from endotrl.rendering.policy import PromptSettings
 from endotrl.rendering.renderer import Rendered
 from endotrl.rewards import MeanLogProbReward
 from endotrl.score_file import score_file
-from endotrl.selection.datasets import scored_rows
-from endotrl.sentence import SentenceRewardConfig, load_segmenter
-from endotrl.sentence.preferences import PairEncoder
+from endotrl.sentence import SentenceRewardConfig
 
 from ..support import trainers
 from ..support.helpers import SMALL
@@ -269,40 +264,11 @@ class TestOwnCopy:
         ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
         assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
 
-    def test_what_an_environment_writes_in_another_tokenizer(self, path, tiny_policy_path, tmp_path):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        ids = tokenizer(" It is 12.")["input_ids"]
-        reward = EndogenousReward(tiny_policy_path)
-        rollout = rollout_of(None, ids, [1, *[0] * (len(ids) - 1)])
-        trainer = make_trainer(path, reward, tmp_path, prompts=["a b c"], rollout_func=rollout)
-        with pytest.raises(ValueError, match="An environment wrote some tokens"):
-            trainer.train()
-
     def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))
         for thinks in (True, False, True):
             trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
             assert_reads_as_policy(trainer, reward)
-
-    def test_other_prompts_than_the_trainers(self, path, tmp_path):
-        """A reward function that asks another one about prompts of its own gets the reward after those."""
-        inner = Watched(EndogenousReward(path))
-
-        def outer(prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:
-            return inner(prompts=[[{"role": "user", "content": "Other?"}]] * len(prompts), completions=completions)
-
-        trainer = make_trainer(path, outer, tmp_path, **NOT_THINKING)
-        trainer.train()
-        other = trainer._tokenize_prompts([[{"role": "user", "content": "Other?"}]])[0]
-        assert inner.prompt_ids == other * 4
-
-    def test_the_criterion_is_the_rewards_own(self, path, tmp_path, warnings_logged):
-        reward = Watched(EndogenousReward(path, criterion="Be exact."))
-        trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], **NOT_THINKING)
-        trainer.train()
-        judged = [{"role": "system", "content": "Be exact."}, *QUESTION]
-        assert reward.prompt_ids == trainer._tokenize_prompts([judged])[0] * 4
-        assert not warnings_logged()
 
 
 @pytest.fixture(scope="module")
@@ -409,10 +375,6 @@ class TestBind:
         make_trainer(path, reward, tmp_path, getattr(endotrl, f"{algorithm}Trainer"), **NOT_THINKING)
         assert reward.chat_template_kwargs == {"enable_thinking": False}
 
-    def test_what_is_no_trainer(self, path):
-        with pytest.raises(TypeError, match="A dict was given, but the reward needs the trainer that has it among"):
-            EndogenousReward(path).bind({})
-
     def test_pickled(self, path, tmp_path):
         reward = EndogenousReward(path)
         trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
@@ -433,15 +395,6 @@ class TestOnlineDPO:
         trainer.train()
         text = trainer.processing_class.decode(watched.prompt_ids[0])
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is")
-
-    def test_text_goes_on_with_the_open_answer(self, path, tmp_path):
-        reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, OnlineDPOTrainer, [CONTINUED])
-        reward.bind(trainer)
-        (row,) = reward._render([CONTINUED], [[{"role": "assistant", "content": " 12."}]], None, {})
-        tokenizer = trainer.processing_class
-        assert tokenizer.decode(row.prompt_ids).endswith("\n\nIt is")
-        assert tokenizer.decode(row.completion_ids) == " 12.<|im_end|>"
 
     def test_plain_text_has_no_special_tokens(self, path, tmp_path):
         from tokenizers import processors
@@ -485,44 +438,31 @@ def test_settings_of_a_trainer_without_tools(path, tmp_path):
     assert PromptSettings.of(trainer).chat_template_kwargs == {}
 
 
-class TestProcessors:
-    """A processor's own template, BOS and parts of content."""
+@pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])
+def test_a_processors_own_template_bos_and_parts(writes_bos, path):
+    from tokenizers import processors
+    from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-    @pytest.fixture
-    def processor(self, path):
-        from transformers import CLIPImageProcessorPil, LlavaProcessor
-
-        tokenizer = AutoTokenizer.from_pretrained(path, additional_special_tokens=["<image>"], image_token="<image>")
-        tokenizer.chat_template = None
-        template = (TEMPLATES / "llava_next.jinja").read_text()
-        return LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)
-
-    @pytest.fixture
-    def model(self, processor):
-        return LlamaForCausalLM(LlamaConfig(vocab_size=len(processor.tokenizer), **SMALL))
-
-    @pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])
-    def test_its_template_and_bos(self, writes_bos, processor, model):
-        from tokenizers import processors
-
-        bos_id = processor.tokenizer.convert_tokens_to_ids(BOS)
-        if writes_bos is not None:
-            processor.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-                single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
-            )
-        processor.chat_template = ("{{ bos_token }}" if writes_bos else "") + processor.chat_template
-        parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
-        text = [{"role": "user", "content": "Two plus two?"}]
-        expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-        assert expected.count(bos_id) == (writes_bos is not None)
-        answer = [{"role": "assistant", "content": "Four."}]
-        reward = EndogenousReward(model, processor)
-        foreign = [259] * 9
-        rows = reward._render([parts, text], [answer] * 2, None, {})
-        rows += reward._render([parts] * 2, ["", "Four."], [[processor.tokenizer.eos_token_id], foreign], {})
-        assert [row.prompt_ids for row in rows] == [expected] * 4
-        written = [processor.tokenizer.decode(row.completion_ids).lstrip() for row in rows]
-        assert written == ["Four.<|im_end|>"] * 2 + ["<|im_end|>", "Four.<|im_end|>"]
+    tokenizer = AutoTokenizer.from_pretrained(path, additional_special_tokens=["<image>"], image_token="<image>")
+    bos_id = tokenizer.convert_tokens_to_ids(BOS)
+    if writes_bos is not None:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
+        )
+    tokenizer.chat_template = None
+    template = ("{{ bos_token }}" if writes_bos else "") + (TEMPLATES / "llava_next.jinja").read_text()
+    processor = LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
+    text = [{"role": "user", "content": "Two plus two?"}]
+    expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
+    assert expected.count(bos_id) == (writes_bos is not None)
+    answer = [{"role": "assistant", "content": "Four."}]
+    reward = EndogenousReward(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SMALL)), processor)
+    rows = reward._render([parts, text], [answer] * 2, None, {})
+    rows += reward._render([parts] * 2, ["", "Four."], [[tokenizer.eos_token_id], [259] * 9], {})  # foreign ids
+    assert [row.prompt_ids for row in rows] == [expected] * 4
+    written = [tokenizer.decode(row.completion_ids).lstrip() for row in rows]
+    assert written == ["Four.<|im_end|>"] * 2 + ["<|im_end|>", "Four.<|im_end|>"]
 
 
 class TestColumnsOfDatasets:
@@ -582,11 +522,6 @@ class TestColumnsOfDatasets:
         given = EndogenousReward(path, chat_template_kwargs={"tools": self.TOOLS})
         with_tools, without = (r([QUESTION], [rows[0]["completion"]])[0] for r in (given, reward))
         assert found == pytest.approx([with_tools, without, with_tools], abs=1e-5) and with_tools != without
-        pair = {"prompt": QUESTION, "chosen": rows[0]["completion"], "rejected": rows[0]["completion"]}
-        with pytest.raises(
-            FormatError, match="tools or chat_template_kwargs, which the scorers compared here do not read"
-        ):
-            preference.read([Row({**pair, "tools": self.TOOLS}, "in.jsonl", "line 1", "in")])
 
     def test_keys_in_the_order_that_they_have(self, path):
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -607,33 +542,3 @@ class TestColumnsOfDatasets:
                 for prompt, own in zip(prompts, columns.get("tools", [None] * 2), strict=True)
             ]
             assert reward.prompt_ids == expected and expected[0] != expected[1]
-        model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8, marker=False))
-        encode = PairEncoder(tokenizer, model.config, load_segmenter("rules"))
-        pair = {"prompt": QUESTION, "chosen": answers(tokenizer, 1)[0][0], "rejected": answers(tokenizer, 1)[0][0]}
-        encoded = [encode({**pair, "tools": own}) for own in tools]
-        assert encoded[0]["chosen_ids"] != encoded[1]["chosen_ids"]
-
-    def test_some_rows_of_a_dataset(self, path):
-        completion = answers(AutoTokenizer.from_pretrained(path), 1)[0][0]
-        row = {"prompt": QUESTION, "completion": completion}
-        rewards = [
-            record["reward"] for _, record in scored_rows(MeanLogProbReward(path), [{**row, "tools": self.TOOLS}, row])
-        ]
-        given = MeanLogProbReward(path)([QUESTION], [completion], tools=[self.TOOLS])
-        assert rewards == pytest.approx([*given, *MeanLogProbReward(path)([QUESTION], [completion])], abs=1e-5)
-        assert rewards[0] != rewards[1]
-
-    def test_empty_cells(self):
-        assert template_kwargs_of({"tools": "", "chat_template_kwargs": ""}) == {}
-        assert template_kwargs_of({"tools": "[]", "chat_template_kwargs": {}}) == {}
-
-    def test_another_thread_drops_what_was_made(self):
-        binding = PolicyBinding(None, None, lambda: None, lambda reading: reading.chat_template_kwargs)
-
-        class Dropping(dict):
-            def __setitem__(self, key, value):
-                super().__setitem__(key, value)
-                self.clear()  # right behind this thread
-
-        binding._made, binding._readings = Dropping(), Dropping()
-        assert binding.of(template_kwargs={"enable_thinking": False}) == {"enable_thinking": False}

@@ -50,16 +50,6 @@ def test_a_notebook_shows_the_best_answer_to_a_prompt_first(reward):
     assert "<script>" not in html and "<b>" not in html and "&lt;script&gt;" in html
 
 
-def test_styles_stay_in_their_cell(reward):
-    style = re.search(r"<style>(.*?)</style>", reward.score(PROMPTS, ANSWERS)._repr_html_(), re.DOTALL)
-    assert style is not None and style[1].startswith(".endotrl {") and style[1].count("{") == style[1].count("}")
-    depth, depths = 0, set()
-    for brace in re.findall(r"[{}]", style[1])[1:-1]:  # all rules are inside of the first
-        depth += 1 if brace == "{" else -1
-        depths.add(depth)
-    assert min(depths) == 0 and "body" not in style[1] and ":root" not in style[1]
-
-
 def test_a_completion_by_itself(reward):
     (stats,) = reward.score(PROMPTS[:1], ANSWERS[:1])
     assert f"log-probability −{-reward.rule.outcome(stats):.3f} · {len(stats.tokens)} tokens" in stats._repr_html_()

@@ -112,7 +112,7 @@ def test_policy_with_another_tokenizer(model_path, tiny_policy_path, caplog):
     assert len(ids) == 7
     with pytest.raises(ValueError, match="policy_processing_class"):
         reward.outcome_and_token_rewards(["a b"], [text], [ids])
-    reward.policy_processing_class = policy_tokenizer
+    reward = SentenceReward(model_path, segmenter=by_letter, policy_processing_class=policy_tokenizer)
     scores, (token_rewards,), _ = reward.outcome_and_token_rewards(["a b"], [text], [ids])
     (row,) = reward.score(["a b"], [text], [ids])
     assert len(row.completion_ids) > len(ids)
@@ -121,14 +121,6 @@ def test_policy_with_another_tokenizer(model_path, tiny_policy_path, caplog):
     torch.testing.assert_close(token_rewards[[2, 4, 6]], row.contributions)
     assert scores[0] == reward(["a b"], [text])[0]
     assert not [record for record in caplog.records if "approximate" in record.message]
-
-
-@pytest.mark.parametrize("method", ["attach", "bind"])
-def test_the_policys_tokenizer_is_the_trainers(method, model_path, tiny_policy_path, tmp_path):
-    reward = SentenceReward(model_path)
-    trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward)
-    assert getattr(reward, method)(trainer) is reward
-    assert reward.policy_processing_class is trainer.processing_class
 
 
 def test_logs(model_path):

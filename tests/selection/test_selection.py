@@ -2,7 +2,7 @@
 import math
 
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from trl import is_conversational
 from trl.data_utils import extract_prompt
 
@@ -203,16 +203,3 @@ class TestScoreDataset:
         assert score_dataset(by_length, candidates)["scores"][1] == [1.0, 3.0]
         with pytest.raises(ValueError, match=r"columns \['reward'\] already"):
             score_dataset(reward, scored.remove_columns(["num_tokens", "finished"]))
-
-    def test_a_stream_is_scored_as_it_passes_by(self, tiny_model_path):
-        seen = []
-
-        def source():
-            for i in range(1000):
-                seen.append(i)
-                yield {"prompt": f"{i}", "completion": "a" * (i % 7)}
-
-        stream = score_dataset(by_length, IterableDataset.from_generator(source))
-        assert [row["reward"] for row, _ in zip(stream, range(10), strict=False)] == [float(i % 7) for i in range(10)]
-        with pytest.raises(ValueError, match="a stream passes by once"):
-            score_dataset(by_length, stream, residual="residual")

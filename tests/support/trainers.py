@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers that finish in a second."""
+"""Trainers that finish in a second, and what several tests do with them."""
 
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from packaging.version import Version
+from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -16,9 +18,12 @@ from .helpers import QUIET
 
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
+CONVERSATIONAL = Dataset.from_dict({"prompt": [[{"role": "user", "content": text}] for text in PROMPTS["prompt"]]})
+LORA = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
 CONFIGS: dict[type, type] = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig, OnlineDPOTrainer: OnlineDPOConfig}
 if Version(version("trl")) >= Version("1.15"):  # which ours need
     from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
+    from endotrl.trainers.value_head import critic_of
 
     CONFIGS = {PPOTrainer: PPOConfig, DenseGRPOTrainer: DenseGRPOConfig, **CONFIGS}
 
@@ -40,3 +45,30 @@ def make_trainer(kind: type, model: Any, folder: str | Path, rewards: Any, **set
     return kind(
         model, reward_funcs=rewards, args=config(str(folder), **given), **{"train_dataset": PROMPTS, **arguments}
     )
+
+
+def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+    """A reward function."""
+    return [float(len(ids)) for ids in completion_ids]
+
+
+def history(trainer: Any, key: str) -> list[float]:
+    """What was logged under a key."""
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+def rollout(trainer: Any, num_rows: int = 8) -> dict[str, Any]:
+    """One generation batch, as TRL's `_prepare_inputs` makes it."""
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    rows = [trainer.train_dataset[i // trainer.num_generations] for i in range(num_rows)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def set_head(trainer: Any, bias: float = 0.5, seed: int | None = 0) -> None:
+    """Gives PPO's critic a head that says something, as after some training."""
+    head = critic_of(trainer._base_policy).head
+    with torch.no_grad():
+        head.bias.fill_(bias)
+        if seed is not None:
+            head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed)))

@@ -17,6 +17,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset, DatasetDict
+from torch.optim import SGD
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 
@@ -27,18 +28,15 @@ from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
 
 from ..support import trainers
 from ..support.helpers import QUIET
-from ..support.trainers import PROMPTS
+from ..support.trainers import PROMPTS, length
 
 
 TOKENIZED = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
+BOTH = [DenseGRPOTrainer, PPOTrainer]
 NEW = {
     PPOConfig: {"lam": 0.8, "critic": "none", "kl_target": 6.0, "gamma": 0.9},
     DenseGRPOConfig: {"credit": "sentence", "gamma": 0.9, "baseline": "leave_one_out"},
 }
-
-
-def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    return [float(len(ids)) for ids in completion_ids]
 
 
 class TestConfigs:
@@ -70,12 +68,8 @@ class TestConfigs:
         ("config", "settings", "message"),
         [
             (PPOConfig, {"gamma": 0.0}, "`gamma` is 0.0"),
-            (PPOConfig, {"gamma": 1.1}, "`gamma` is 1.1"),
             (PPOConfig, {"lam": -0.1}, "`lam` is -0.1"),
-            (PPOConfig, {"lam": 1.5}, "`lam` is 1.5"),
             (PPOConfig, {"beta": -1.0}, "`beta` is -1.0"),
-            (PPOConfig, {"beta": float("nan")}, "`beta` is nan"),
-            (PPOConfig, {"vf_coef": -0.1}, "`vf_coef` is -0.1"),
             (PPOConfig, {"cliprange_value": 0.0}, "`cliprange_value` is 0.0"),
             (PPOConfig, {"value_learning_rate": 0.0}, "`value_learning_rate` is 0.0"),
             (PPOConfig, {"critic": "head"}, "`critic` is 'head', .* one of 'value_head', 'value_model', 'none'"),
@@ -83,27 +77,14 @@ class TestConfigs:
             (PPOConfig, {"kl_placement": "both"}, "`kl_placement` is 'both'"),
             (PPOConfig, {"critic": "none", "truncation": "bootstrap"}, "from the critic"),
             (PPOConfig, {"critic": "none", "detach_value": False}, "`detach_value=False`"),
-            (PPOConfig, {"critic": "value_model", "detach_value": False}, "`detach_value=False`"),
             (PPOConfig, {"kl_target": 0.0}, "`kl_target` is 0.0"),
             (PPOConfig, {"kl_target": 6.0, "beta": 0.0}, "`beta` is 0"),
-            (PPOConfig, {"kl_target": 6.0, "sync_ref_model": True}, "moves that model"),
-            (PPOConfig, {"kl_horizon": 0}, "`kl_horizon` is 0"),
+            (PPOConfig, {"kl_target": 6.0, "sync_ref_model": True}, "`sync_ref_model=True` moves"),
             (PPOConfig, {"num_generations": 0}, "at least 1 completion"),
             (PPOConfig, {"num_generations": 3}, "must be divisible by num_generations"),
-            (
-                PPOConfig,
-                {
-                    "eval_strategy": "steps",
-                    "eval_steps": 1,
-                    "per_device_eval_batch_size": 3,
-                    "num_generations_eval": 2,
-                },
-                "generations used for evaluation",
-            ),
             (DenseGRPOConfig, {"credit": "word"}, "`credit` is 'word"),
             (DenseGRPOConfig, {"baseline": "mean"}, "`baseline` is 'mean"),
             (DenseGRPOConfig, {"gamma": 0.0}, "`gamma` is 0.0"),
-            (DenseGRPOConfig, {"gamma": 1.5}, "`gamma` is 1.5"),
         ],
         ids=str,
     )
@@ -139,34 +120,11 @@ class TestArguments:
         [
             ([PPOTrainer], {"value_model": "path"}, ValueError, "`critic` is 'value_head', which does not use it"),
             ([PPOTrainer], {"critic": "value_model", "value_model": 3}, TypeError, "`value_model` is a int"),
-            (
-                [PPOTrainer],
-                {"optimizers": (torch.optim.SGD([torch.zeros(1)]), None)},
-                ValueError,
-                "`optimizers` was given",
-            ),
-            *(
-                (
-                    [DenseGRPOTrainer, PPOTrainer],
-                    {name: dataset},
-                    ValueError,
-                    f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized",
-                )
-                for name in ("train_dataset", "eval_dataset")
-                for dataset in (TOKENIZED, TOKENIZED.to_iterable_dataset())
-            ),
-            (
-                [DenseGRPOTrainer, PPOTrainer],
-                {"eval_dataset": DatasetDict({"a": TOKENIZED})},
-                ValueError,
-                "it is tokenized",
-            ),
-            (
-                [DenseGRPOTrainer, PPOTrainer],
-                {"rewards": EndogenousReward("quickstart", aggregate="mean")},
-                ValueError,
-                "cannot be credited to single tokens",
-            ),
+            ([PPOTrainer], {"optimizers": (SGD([torch.zeros(1)]), None)}, ValueError, "`optimizers` was given"),
+            (BOTH, {"train_dataset": TOKENIZED}, ValueError, "`train_dataset` has a column `input_ids` and none"),
+            (BOTH, {"train_dataset": TOKENIZED.to_iterable_dataset()}, ValueError, "it is tokenized"),
+            (BOTH, {"eval_dataset": DatasetDict({"a": TOKENIZED})}, ValueError, "`eval_dataset` .* it is tokenized"),
+            (BOTH, {"rewards": EndogenousReward("quickstart", aggregate="mean")}, ValueError, "cannot be credited to"),
         ],
         ids=str,
     )
@@ -177,13 +135,13 @@ class TestArguments:
             with pytest.raises(error, match=message):
                 trainers.make_trainer(kind, "/nowhere", tmp_path, rewards, **settings)
 
-    @pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+    @pytest.mark.parametrize("kind", BOTH)
     def test_other_config(self, kind, tmp_path):
         needed = trainers.CONFIGS[kind].__name__
         with pytest.raises(TypeError, match=f"`args` is a GRPOConfig, but {kind.__name__} needs a `{needed}`"):
             kind("/nowhere", length, GRPOConfig(str(tmp_path), **QUIET), PROMPTS)
 
-    @pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+    @pytest.mark.parametrize("kind", BOTH)
     def test_no_config(self, kind, tiny_policy_path, tmp_path, monkeypatch):
         config = trainers.CONFIGS[kind]
         on_cpu = dataclasses.make_dataclass("OnCpu", [("use_cpu", bool, True), ("bf16", Any, False)], bases=(config,))
@@ -240,13 +198,6 @@ class TestComingFromTrlsPPO:
         if name in ARGUMENTS:
             with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {ARGUMENTS[name]}.")):
                 PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **QUIET), **{name: None})
-
-    def test_successors_exist(self):
-        assert CONFIG.keys() == set(FIELDS) - NOW
-        others = {"eos_token_id", "completion_ids", "PPOTrainer", "EndogenousReward", "PeftModel"}
-        for name, successor in {**CONFIG, **ARGUMENTS}.items():
-            for word in re.findall(r"`(\w+)", successor):
-                assert word in NOW | ACCEPTED | others, f"{name}: {word}"
 
     def test_several_at_once_and_pythons_own_errors(self, tmp_path):
         with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`: .* `beta`\. `cliprange`: now `epsilon`"):

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOTrainer
 
@@ -18,7 +17,7 @@ from endotrl import DenseGRPOTrainer, EndogenousReward
 
 from ..support import trainers
 from ..support.tiny_policy import WORDS
-from ..support.trainers import PROMPTS
+from ..support.trainers import PROMPTS, history
 
 
 LOSS_TYPES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
@@ -75,13 +74,9 @@ def run(tiny_policy_path, tmp_path):
     return train
 
 
-def logged(trainer: Any, key: str) -> list[float]:
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
 def assert_same_training(dense: Any, scalar: Any, atol: float = 1e-6) -> None:
-    assert logged(dense, "loss") == pytest.approx(logged(scalar, "loss"), abs=atol)
-    assert len(logged(dense, "loss")) == dense.state.max_steps
+    assert history(dense, "loss") == pytest.approx(history(scalar, "loss"), abs=atol)
+    assert len(history(dense, "loss")) == dense.state.max_steps
     for name, tensor in dense.model.state_dict().items():
         torch.testing.assert_close(tensor, scalar.model.state_dict()[name], rtol=1e-5, atol=atol, msg=name)
     # The same keys, and ours on top.
@@ -118,11 +113,11 @@ class TestSameAsGrpo:
         scalar = run(GRPOTrainer, [vowels, length], **settings)
         dense = run(Watched, AT_THE_END, **settings)
         assert_same_training(dense, scalar)
-        within = logged(dense, "advantage/within_completion")
+        within = history(dense, "advantage/within_completion")
         assert within and within == pytest.approx([0.0] * len(within), abs=1e-5)
         if "eval_dataset" in settings:
-            assert logged(dense, "eval_loss") == pytest.approx(logged(scalar, "eval_loss"), abs=1e-6)
-            assert len(logged(dense, "eval_advantage/std")) == 2
+            assert history(dense, "eval_loss") == pytest.approx(history(scalar, "eval_loss"), abs=1e-6)
+            assert len(history(dense, "eval_advantage/std")) == 2
         if "mask_truncated_completions" in settings:
             dropped = [row.sum() == 0 for output in dense.outputs for row in output["completion_mask"]]
             assert any(dropped) and not all(dropped)
@@ -211,7 +206,7 @@ class TestAdvantages:
             reward = EndogenousReward(tiny_policy_path, token_reward=form)
             trainer = run(Watched, reward, max_steps=1)
             outputs[form] = trainer.outputs[0]["advantages"]
-            assert logged(trainer, "advantage/within_completion")[0] > 0.01
+            assert history(trainer, "advantage/within_completion")[0] > 0.01
         torch.testing.assert_close(outputs["bellman"], outputs["log_prob"], atol=1e-5, rtol=1e-4)
 
     def test_leave_one_out(self, run):
@@ -269,29 +264,6 @@ class TestAdvantages:
         (table,) = (tmp_path / "completions").glob("*.parquet")
         assert table.stat().st_size > 0
 
-    def test_variance_within_completions(self, run):
-        trainer = run(Watched, dense_vowels, max_steps=1, scale_rewards="none")
-        (output,) = trainer.outputs
-        rows = [a[m.bool()] for a, m in zip(output["advantages"], output["completion_mask"], strict=True)]
-        all_tokens = torch.cat(rows)
-        entry = trainer.state.log_history[0]
-        assert entry["advantage/std"] == pytest.approx(all_tokens.std(correction=0).item(), rel=1e-4)
-        within = sum(((row - row.mean()) ** 2).sum() for row in rows) / ((all_tokens - all_tokens.mean()) ** 2).sum()
-        assert entry["advantage/within_completion"] == pytest.approx(float(within), rel=1e-4)
-
-    def test_weights_shared_with_the_trainer(self, tiny_policy_path, tmp_path):
-        # The reward's token rewards are computed with the policy's own base model, and credited as those of a copy.
-        advantages = []
-        for model in (None, tiny_policy_path):
-            reward = EndogenousReward(model)
-            settings = {"max_steps": 1, "peft_config": LoraConfig(task_type="CAUSAL_LM")}
-            trainer = make_trainer(Watched, tiny_policy_path, reward, tmp_path, **settings)
-            if model is None:
-                reward.attach(trainer)
-            trainer.train()
-            advantages.append(trainer.outputs[0]["advantages"])
-        torch.testing.assert_close(*advantages, atol=1e-4, rtol=1e-4)
-
 
 def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(tiny_policy_path, tmp_path):
     def broken(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
@@ -333,9 +305,3 @@ class TestModelCard:
         assert (settings["alpha"], settings["token_reward"], settings["criterion"]) == (0.5, "centered", "a `b`")
         assert "discount" not in settings  # of another aggregate
         assert "- `vowels` (weight 0: only logged)" in card and "`beta` 0.25" in card
-
-    def test_another_frozen_model(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(tiny_policy_path, aggregate="discounted", discount=0.75)
-        card = self.card(tmp_path, tiny_policy_path, reward, vowels)
-        assert "before training" not in card and '"discount": 0.75' in card
-        assert "No labels" not in card  # the other reward may be of labels

@@ -7,17 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
 
 from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.trainers.value_head import CRITIC_FILE
 
 from ..support import trainers
 from ..support.helpers import assert_same_to_the_bit, weights
-from ..support.trainers import PROMPTS
-
-
-LORA = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+from ..support.trainers import LORA, PROMPTS, history
 
 
 def parity(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
@@ -32,10 +28,6 @@ def train(kind: type, model: str, folder: Path, resume: Path | None = None, **se
     trainer = trainers.make_trainer(kind, model, folder, rewards, **{**defaults, **settings})
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     return trainer
-
-
-def history(trainer: Any, key: str) -> list[float]:
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
 PPO_KEYS = ["loss", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_mean", "grad_norm"]

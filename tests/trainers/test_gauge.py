@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
-from endotrl.rewards import ClipTokens, LengthControl
-from endotrl.trainers.value_head import critic_of
+from endotrl.rewards import ClipTokens
 
 from ..support import trainers
 
@@ -57,17 +55,8 @@ def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, 
     trainer_class = DenseGRPOTrainer if kind == "dense" else PPOTrainer
     trainer = trainers.make_trainer(trainer_class, path, output_dir, rewards, **settings)
     if kind == "ppo" and trainer.args.critic != "none":
-        head = critic_of(trainer._base_policy).head  # one that says something, as after some training
-        with torch.no_grad():
-            head.bias.fill_(0.5)
-            head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
+        trainers.set_head(trainer)
     return trainer
-
-
-def advantages_of(trainer: Any) -> Tensor:
-    trainer.model.train()
-    rows = [trainer.train_dataset[i // trainer.num_generations] for i in range(8)]
-    return trainer._generate_and_score_completions(rows)["advantages"]
 
 
 BOOTSTRAP = {"truncation": "bootstrap"}
@@ -78,7 +67,7 @@ DENSE = [
     ({}, {"token_reward": "centered"}),
     ({}, {"alpha": 2.0}),
     ({}, {"truncation": "skip"}),
-    ({}, {"correction": LengthControl(decay=0.5)}),
+    ({}, {"correction": "length"}),
     ({}, {"correction": ClipTokens(), "token_reward": "log_prob"}),
     ({}, DISCOUNTED),
     ({}, {**DISCOUNTED, "correction": "length"}),
@@ -141,7 +130,7 @@ PPO = [
 def test_advantages_do_not_change(kind, settings, reward, shifted, tiny_policy_path, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         plain, other = (
-            advantages_of(make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings))
+            trainers.rollout(make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings))["advantages"]
             for frozen in (tiny_policy_path, shifted)
         )
     assert MESSAGE not in caplog.text
@@ -199,7 +188,8 @@ def test_one_warning_where_they_do(kind, settings, reward, reason, shifted, tiny
     warnings = [record.getMessage() for record in caplog.records if MESSAGE in record.getMessage()]
     assert len(warnings) == 1 and reason in warnings[0] and "'endogenous_reward'" in warnings[0]
     other = make(kind, tiny_policy_path, tmp_path, shifted, reward, **settings)
-    assert (advantages_of(other) - advantages_of(plain)).abs().max() > 0.05  # it is true
+    moved = trainers.rollout(other)["advantages"] - trainers.rollout(plain)["advantages"]
+    assert moved.abs().max() > 0.05  # it is true
 
 
 @pytest.mark.parametrize(

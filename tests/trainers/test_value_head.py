@@ -21,8 +21,6 @@ from endotrl.trainers.value_head import (
     add_critic,
     critic_of,
     is_critic,
-    load_critic,
-    save_critic,
     send_policy_only,
     without_critic,
 )
@@ -180,21 +178,8 @@ class TestRecorder:
         with pytest.raises(RuntimeError, match=r"values of shape \(1, 10\) for 2 rows"):
             recorder.finish(torch.zeros(2, 3), batch()["attention_mask"])
 
-    def test_without_critic(self, tiny_policy_path):
-        model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-        add_fused_lm_head(model)
-        recorder = ForwardRecorder(model, return_values=False)
-        outputs = recorder(**batch(), fused_lm_head=True)
-        recorder.finish(outputs.log_probs[:, -3:], batch()["attention_mask"])
-        assert torch.equal(recorder.log_probs, outputs.log_probs[:, -3:])
-
 
 class TestFiles:
-    def test_another_size(self, tmp_path):
-        save_critic(Critic(ValueHead(16)).state_dict(), str(tmp_path))
-        with pytest.raises(RuntimeError, match="size mismatch"):
-            load_critic(Critic(ValueHead(8)), str(tmp_path))
-
     def test_without_critic(self, tiny_policy_path):
         model = policy_with(tiny_policy_path, Critic(random_head()))
         names = list(model.state_dict())

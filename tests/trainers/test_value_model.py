@@ -19,7 +19,7 @@ from endotrl import PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
 from ..support import trainers
-from ..support.trainers import PROMPTS
+from ..support.trainers import PROMPTS, length, rollout, set_head
 from ..support.vision import picture, save_vision_model
 
 
@@ -33,10 +33,6 @@ def tiny_vlm_path(tiny_model_path, tmp_path_factory):
     return save_vision_model("llava_next", tiny_model_path, tmp_path_factory.mktemp("tiny-vlm"))
 
 
-def length(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    return [float(len(ids)) for ids in completion_ids]
-
-
 def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **settings: Any) -> PPOTrainer:
     small = {"per_device_train_batch_size": 4, "max_completion_length": 4, "max_steps": 1, "num_iterations": 1}
     rates = {"learning_rate": 1e-2, "value_learning_rate": 1e-2}
@@ -45,18 +41,12 @@ def make_trainer(path: str, output_dir: Path, dataset: Dataset = PROMPTS, **sett
     )
 
 
-def rollout(trainer: PPOTrainer) -> dict[str, Any]:
-    trainer.model.train()
-    return trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(4)])
-
-
 class TestImages:
     def test_values_depend_on_the_image(self, tiny_vlm_path, tmp_path):
         trainer = make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model")
         critic = critic_of(trainer._base_policy)
-        with torch.no_grad():
-            critic.head.weight.copy_(torch.randn(32, generator=torch.Generator().manual_seed(0)))
-        output = rollout(trainer)
+        set_head(trainer)
+        output = rollout(trainer, 4)
         names = ("pixel_values", "image_sizes", "num_images")
         found, _ = trainer._values_and_log_probs(output)
         # By hand: the value model, one row at a time.
@@ -111,7 +101,7 @@ class TestTrainedHead:
         assert torch.equal(head.weight, weight)
         bias = value_model.score.bias
         assert head.bias.item() == pytest.approx(0.0 if bias is None else bias.item())
-        output = rollout(trainer)
+        output = rollout(trainer, 4)
         prompt, completion = (
             output[f"{part}_ids"][0][output[f"{part}_mask"][0].bool()] for part in ("prompt", "completion")
         )
@@ -119,10 +109,6 @@ class TestTrainedHead:
             hidden = value_model.base_model(torch.cat([prompt, completion])[None]).last_hidden_state
             expected = value_model.score(hidden)[0, len(prompt) - 1 : -1, 0]
         torch.testing.assert_close(output["old_values"][0, : len(completion)], expected, atol=1e-4, rtol=1e-4)
-
-    def test_of_a_language_model_starts_at_zero(self, tiny_policy_path, tmp_path):
-        trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model")
-        assert not critic_of(trainer._base_policy).head.weight.any()
 
     def test_several_labels(self, tiny_policy_path, tmp_path):
         value_model = AutoModelForSequenceClassification.from_pretrained(tiny_policy_path, num_labels=2)
@@ -144,9 +130,8 @@ class TestPromptLearning:
         same_length = Dataset.from_dict({"prompt": ["a b c", "d e f", "g h i", "j k l"] * 4})  # no padding on the left
         trainer = make_trainer(tiny_policy_path, tmp_path, same_length, peft_config=peft_config)
         head = critic_of(trainer._base_policy).head
-        with torch.no_grad():
-            head.weight.copy_(torch.randn(16, generator=torch.Generator().manual_seed(0)))
-        output = rollout(trainer)
+        set_head(trainer, bias=0.0)
+        output = rollout(trainer, 4)
         seen: list[torch.Tensor] = []
         trainer._base_policy.base_model.register_forward_hook(lambda *args: seen.append(args[2].last_hidden_state))
         for i in range(4):
