@@ -9,8 +9,8 @@ from ..rewards import AccuracyReward, EndogenousReward, SentenceReward
 from ..rewards.frozen_model_reward import FrozenModelReward
 
 
-# Neither changes a reward.
-NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs", "processing_class")
+# None is a setting that changes a reward.
+NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs", "processing_class", "length_slope")
 
 
 def with_rewards(card: str, trainer: Any) -> str:

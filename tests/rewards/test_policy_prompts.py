@@ -497,21 +497,6 @@ class TestColumnsOfDatasets:
         ask(trainer, PROMPTS, *answers(trainer.processing_class, 2), tools=[self.TOOLS] * 2)
         assert reward.prompt_ids == trainer._tokenize_prompts(PROMPTS)[0]
 
-    @pytest.mark.parametrize(
-        ("number", "columns", "error", "message"),
-        [
-            (1, {"tools": ["hammer"]}, ValueError, "`tools` of a row is a str, but it must be a list"),
-            (1, {"tools": [None, TOOLS]}, ValueError, "`tools` has 2 entries for 1 prompts"),
-            (4, {"tools": [TOOLS, None, None]}, ValueError, "`completions` has 4 entries for 3 prompts"),
-            (2, {"tools": [TOOLS, None, None]}, TypeError, "The completion of row 2 is int 5"),
-        ],
-    )
-    def test_what_does_not_go_together(self, number, columns, error, message, path):
-        completions = answers(AutoTokenizer.from_pretrained(path), number)[0] + [5] * (number == 2)
-        prompts = [QUESTION] * min(len(completions), 3)
-        with pytest.raises(error, match=message):
-            EndogenousReward(path)(prompts=prompts, completions=completions, **columns)
-
     def test_files(self, path: str, tmp_path: Path) -> None:
         rows = [{"prompt": QUESTION, "completion": answers(AutoTokenizer.from_pretrained(path), 1)[0][0]}] * 3
         rows = [rows[0] | {"tools": self.TOOLS}, rows[1], rows[2] | {"tools": json.dumps(self.TOOLS)}]

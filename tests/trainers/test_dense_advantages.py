@@ -14,48 +14,19 @@ from torch import Tensor
 from endotrl.trainers.dense_advantages import dense_advantages, rewards_to_go
 
 
-class TestSameCreditForAllTokens:
-    """
-    Without a dense reward the advantages are TRL's (`test_dense_grpo.py` compares the two), and so they are if all of
-    a dense reward comes with the last token.
-    """
+@pytest.mark.parametrize(
+    "settings", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
+)
+def test_completions_without_a_reward(settings):
+    """Of rewards of whole completions; with a reward for each, `test_dense_grpo.py` compares with TRL."""
 
-    REWARDS = torch.tensor([[1.0, 5.0], [0.0, 7.0], [2.0, 4.0], [3.0, 3.0], [6.0, 1.0], [2.0, 2.5]])
-    WEIGHTS = torch.tensor([1.0, 0.5])
-    LENGTHS = torch.tensor([2, 4, 1, 3, 3, 2])
+    def advantages(rewards: Tensor) -> list[float]:
+        weights = torch.tensor([1.0, 0.5])
+        return dense_advantages(rewards, {}, torch.ones(len(rewards), 1), weights, 3, **settings)[:, 0].tolist()
 
-    def scalar(self, rewards: Tensor | None = None, **settings: object) -> list[float]:
-        rewards = self.REWARDS if rewards is None else rewards
-        result = dense_advantages(rewards, {}, torch.ones(len(rewards), 1), self.WEIGHTS, 3, **settings)
-        return result[:, 0].tolist()
-
-    def test_leave_one_out(self):
-        totals = [3.5, 3.5, 4.0]
-        expected = [totals[i] - (sum(totals) - totals[i]) / 2 for i in range(3)]
-        assert self.scalar(scale_rewards="none", leave_one_out=True)[:3] == pytest.approx(expected, rel=1e-5)
-
-    @pytest.mark.parametrize(
-        "settings", [{}, {"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}]
-    )
-    def test_no_reward(self, settings):
-        rewards = torch.cat([self.REWARDS[:3], torch.full((1, 2), math.nan)])[[0, 3, 2]]
-        first, without, last = self.scalar(rewards, **settings)
-        assert without == 0.0 and first == pytest.approx(-last, rel=1e-4) and first < 0
-        assert self.scalar(torch.full((6, 2), math.nan), **settings) == [0.0] * 6
-
-    @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
-    @pytest.mark.parametrize("aggregation", ["sum_then_normalize", "normalize_then_sum"])
-    @pytest.mark.parametrize("leave_one_out", [False, True])
-    def test_dense_reward_at_the_last_token(self, scale_rewards, aggregation, leave_one_out):
-        mask = torch.arange(4) < self.LENGTHS[:, None]
-        token_rewards = torch.zeros(6, 4)
-        token_rewards[torch.arange(6), self.LENGTHS - 1] = self.REWARDS[:, 1]
-        to_go = rewards_to_go(token_rewards, None, torch.arange(4).expand(6, 4), mask)
-        settings = {"scale_rewards": scale_rewards, "multi_objective_aggregation": aggregation}
-        settings["leave_one_out"] = leave_one_out
-        dense = dense_advantages(self.REWARDS, {1: to_go}, mask.float(), self.WEIGHTS, 3, **settings)
-        expected = torch.tensor(self.scalar(**settings))[:, None].expand(6, 4) * mask
-        torch.testing.assert_close(dense, expected)
+    first, without, last = advantages(torch.tensor([[1.0, 5.0], [math.nan, math.nan], [2.0, 4.0]]))
+    assert without == 0.0 and first == pytest.approx(-last, rel=1e-4) and first < 0
+    assert advantages(torch.full((6, 2), math.nan)) == [0.0] * 6
 
 
 class TestScale:

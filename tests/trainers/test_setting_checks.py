@@ -93,12 +93,6 @@ class TestDense:
         with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):  # it turns out to be dense
             trainer.train()
 
-    def test_normalize_then_sum(self, tmp_path):
-        with pytest.raises(OSError, match="nowhere"):
-            make_trainer(
-                "dense", "/nowhere", tmp_path, trainers.length, multi_objective_aggregation="normalize_then_sum"
-            )
-
 
 class TestCredit:
     """On the policy, the gradient at a token is minus its advantage, times what a completion has in common."""
