@@ -25,6 +25,7 @@ _OPENING = re.compile(rf"[{_OPENERS}]*+")
 _WORD_BEFORE = re.compile(r"(?:(?<![\w.])[^\W\d_]\.[ \u00a0\u202f](?=[^\W\d_]$))?[\w.'’-]+$")
 _LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _WORD = re.compile(r"\w")
+_LEADING_WORD = re.compile(r"\w*")
 # What a list item starts with: "- ", "1. ", "1.2. ", "(a) ", "iv) ", also in bold or as a heading.
 _ITEM = re.compile(
     r"[#>*_ \t]{0,8}(?:[-*+•‣◦▪–]|\(?(?:\d{1,4}(?:\.\d{1,2}){0,3}|[A-Za-z]|[ivxIVX]{2,5})[.)．、])(?:[*_]{0,3})(?=\s)"
@@ -140,9 +141,7 @@ class RuleSegmenter:
             else:
                 continue
             pending = end
-        if not spans:
-            return [(0, len(text))]
-        return spans
+        return spans or [(0, len(text))]
 
     def __repr__(self) -> str:
         return "RuleSegmenter()"
@@ -162,7 +161,7 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
         if match["fence"] is not None:
             # A fence that is not closed (the response was cut off) reaches to the end.
             position = _fence_end(text, match["ticks"], end)
-            first, next_start = _skip_space(text, start), _skip_space(text, position)
+            first, next_start = _skip(_SPACE, text, start), _skip(_SPACE, text, position)
             fences.append((first, next_start))
             item = _ITEM.match(text, next_start)  # the dot of a list number ends nothing
             spans.append((start, item.end() if item else next_start))
@@ -203,8 +202,9 @@ def _fence_end(text: str, ticks: str, position: int) -> int:
     return len(text)
 
 
-def _skip_space(text: str, position: int) -> int:
-    match = _SPACE.match(text, position)
+def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
+    """End of what a pattern that matches everywhere, be it nothing, matches at a position."""
+    match = pattern.match(text, position)
     assert match is not None
     return match.end()
 
@@ -219,7 +219,7 @@ def _sentence_starts(text: str, protected: list[tuple[int, int]]) -> list[int]:
     """Positions at which a sentence starts, without the first, in order."""
     protected_starts = [start for start, _ in protected]
     starts: list[int] = []
-    item = _ITEM.match(text, _skip_space(text, 0))
+    item = _ITEM.match(text, _skip(_SPACE, text, 0))
     item_end = item.end() if item else 0  # the dot of a list number ends nothing
     for mark in _MARK.finditer(text):
         index = bisect_right(protected_starts, mark.start()) - 1
@@ -258,19 +258,17 @@ def _line_break(text: str, mark: re.Match[str]) -> int | None:
 def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | None:
     """Where the next sentence starts if a punctuation mark ends one, else `None`."""
     stops, closed = mark["stops"], mark["stops"] != mark[0]
-    start = _skip_space(text, mark.end())
+    start = _skip(_SPACE, text, mark.end())
     space = text[mark.end() : start]
     if any(stop in _UNSPACED for stop in stops):
         after = text[mark.end() : mark.end() + 1]
-        inside = (stops == "．" and after.isdigit()) or (
-            closed and after != "" and after in "と，、"
-        )  # 「はい。」と言った
+        # 「はい。」と言った
+        inside = (stops == "．" and after.isdigit()) or (closed and after in ("と", "，", "、"))
         return None if inside or "\n" in space else start
     if not space or "\n" in space:  # inside a word; or the line break decides
         return None
-    opening = _OPENING.match(text, start)
-    assert opening is not None
-    following = text[opening.end() : opening.end() + 20]
+    opened = _skip(_OPENING, text, start)
+    following = text[opened : opened + 20]
     lower = following[:1].islower()
     if lower and (closed or stops.endswith(("...", "…"))):
         return None  # "Stop!" he said. Well... yes.
@@ -294,11 +292,10 @@ def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | Non
         return None
     if len(word) == 1 and re.match(r"[^\W\d_]\.", following):  # z. B.
         return None
-    next_word = re.match(r"\w*", following)
-    assert next_word is not None
+    next_word = following[: _skip(_LEADING_WORD, following, 0)].lower()
     if _LETTERS.fullmatch(written) and ("." in written or written.isupper()) and word != "i":
         # Initials or U.S., unless the next word shows that the sentence ends.
-        return start if next_word[0].lower() in STARTERS else None
-    if word.isdigit() and len(word) <= 2 and next_word[0].lower() in MONTHS:
+        return start if next_word in STARTERS else None
+    if word.isdigit() and len(word) <= 2 and next_word in MONTHS:
         return None
     return start

@@ -200,18 +200,11 @@ class SentenceRewardModel(PreTrainedModel):
                 "`sentence_ends` is missing: this model is read at the ends of sentences and cannot score token ids "
                 "alone. Give it to TRL's trainers as `SentenceReward(model)` instead of as a model."
             )
-        if sentence_ends.shape[1] > self.config.max_sentences + 1:
-            raise ValueError(
-                f"A response has {sentence_ends.shape[1] - 1} sentences, more than the `max_sentences` of this model, "
-                f"{self.config.max_sentences}. Encode it with `SentenceEncoder`, which keeps to it."
-            )
         mask = sentence_ends >= 0  # (B, N)
         if not mask[:, 0].all():
             raise ValueError("A row of `sentence_ends` is empty. Each has at least the state before the response.")
         if attention_mask is not None and not attention_mask[:, 0].all():
-            raise ValueError(
-                "The batch is padded on the left, but a sentence reward model reads rows padded on the right."
-            )
+            raise ValueError("The batch is padded on the left. Pad it on the right: sentences are read by position.")
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]  # (B, 1)
         positions = sentence_ends.clamp(min=0)
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, T, D)

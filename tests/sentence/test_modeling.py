@@ -140,16 +140,15 @@ def test_gradient_checkpointing_changes_no_gradient(make_model):
 
 
 @pytest.mark.parametrize(
-    ("max_sentences", "given", "message"),
+    ("given", "message"),
     [
-        (2, {}, "3 sentences, more than the `max_sentences`"),
-        (9, {"sentence_ends": None}, "SentenceReward"),
-        (9, {"sentence_ends": torch.tensor([[-1]])}, "is empty"),
-        (9, {"attention_mask": torch.tensor([[0, *[1] * 19]])}, "padded on the left"),
+        ({"sentence_ends": None}, "SentenceReward"),
+        ({"sentence_ends": torch.tensor([[-1]])}, "is empty"),
+        ({"attention_mask": torch.tensor([[0, *[1] * 19]])}, "padded on the left"),
     ],
 )
-def test_batches_that_are_refused(max_sentences, given, message, make_model):
-    model = make_model(max_sentences=max_sentences)
+def test_batches_that_are_refused(given, message, make_model):
+    model = make_model()
     with pytest.raises(ValueError, match=message):
         model(**{**pad_batch(ROWS[:1], pad_token_id=0), **given})
     with pytest.raises(ValueError, match="from_pretrained"):
