@@ -29,14 +29,29 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    few = f"With {counted(num_questions, 'question')}, what follows is of these alone."
-    words = [] if num_questions >= MIN_CLUSTERS else [few]
+    words = []
+    if num_questions < MIN_CLUSTERS:
+        words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
-    elif summary.has_labels:
-        words.append(_start(summary))
-    words += _limits(summary)
+    elif summary.slope is not None and is_noise(summary.slope):
+        words.append("Whether training begins with better or worse answers is not beyond noise.")
+    elif summary.slope is not None:  # what can be said without weights
+        better, more = ("better", "more") if summary.slope.value > 0 else ("worse", "less")
+        words.append(f"Training begins with {better} answers: right ones are the {more} probable ones.")
+    few = f"fewer than {MIN_ESS:g} effective"
+    if not rows:
+        words.append(
+            f"The samples do not suffice at any beta ({few} samples in half of the questions): take more samples, or "
+            "larger betas."
+        )
+    elif len(rows) < len(summary.betas):
+        weak = max(row["beta"] for row in summary.betas if row["ess"] < MIN_ESS)
+        words.append(
+            f"From beta {weak:g} down, the samples do not suffice ({few} ones in half of the questions): there, the "
+            "forecast is the best of them by the reward."
+        )
     if objective.has_groups and objective.scale_rewards != "none":
         taken = ", taken for that of the credit of tokens" if objective.trainer == "dense_grpo" else ""
         words.append(
@@ -81,16 +96,6 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
     return [*words, _rivals(summary, best["accuracy"], helps)]
-
-
-def _start(summary: Summary) -> str:
-    """What can be said without weights: how training begins."""
-    slope = summary.slope
-    assert slope is not None  # there are labels
-    if is_noise(slope):
-        return "Whether training begins with better or worse answers is not beyond noise."
-    better, more = ("better", "more") if slope.value > 0 else ("worse", "less")
-    return f"Training begins with {better} answers: right ones are the {more} probable ones."
 
 
 def _rivals(summary: Summary, trained: float, helps: bool) -> str:
@@ -142,18 +147,6 @@ def _side_effects(summary: Summary, row: Row) -> list[str]:
             "forecast is of cut completions."
         )
     return words
-
-
-def _limits(summary: Summary) -> list[str]:
-    weak = [row["beta"] for row in summary.betas if row["ess"] < MIN_ESS]
-    if len(weak) == len(summary.betas):
-        return [
-            f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
-            "questions): take more samples, or larger betas."
-        ]
-    few = f"(fewer than {MIN_ESS:g} effective ones in half of the questions)"
-    rest = "there, the forecast is the best of them by the reward."
-    return [f"From beta {max(weak):g} down, the samples do not suffice {few}: {rest}"] if weak else []
 
 
 def _change(now: float, row: Row, metric: str) -> str:
