@@ -13,7 +13,7 @@ elsewhere. What this cannot show is a policy that is sure of what is wrong and b
 """
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,6 +35,7 @@ REWARD_CHANGE = "collapse/reward_change"
 FIRST_LOG_PROB = "collapse/first_log_prob"
 FIRST_LOG_PROB_CHANGE = "collapse/first_log_prob_change"
 ASKED_CHANGE = "collapse/asked_change/"
+OF_HELD_OUT = (HELD_OUT, CHANGE, ASKED_CHANGE, AGREEMENT_EVIDENCE, SLOPE)
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
@@ -76,7 +77,6 @@ class Detector:
         self._named = {f"rewards/{name}/mean": name for name in held_out}
         self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
         self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
-        self._reward_change = (0.0, 0.0)  # and its standard error
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = self._on_step = Verdict(None)
@@ -113,7 +113,15 @@ class Detector:
         return f"{'; '.join(reasons)}." if reasons else None
 
     def _step(self, entry: Mapping[str, float]) -> Verdict:
-        self._read(entry)
+        names = [key.removeprefix(prefix) for prefix in OF_HELD_OUT for key in entry if key.startswith(prefix)]
+        named = {key: name for key, name in self._named.items() if key in entry}
+        if not any(key.startswith(HELD_OUT) for key in entry):
+            entry = {**entry, **{HELD_OUT + name: entry[key] for key, name in named.items()}}
+            names += named.values()
+        for name in names:
+            self._rewards[name]  # is there from now on
+        for name, reward in self._rewards.items():
+            reward.read(name, entry)
         values = {
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
@@ -139,7 +147,7 @@ class Detector:
             # That corroborates nothing: healthy runs become brief, or think longer.
             symptoms.append(f"the length drifts {length.moved}")
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
-        reasons = [reason for name in self._rewards for reason in self._falls(name, limit)]
+        reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
             reasons, gross = [*gross, *sinks, *reasons], []
         symptoms += gross
@@ -151,74 +159,6 @@ class Detector:
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
         )
-
-    def _read(self, entry: Mapping[str, float]) -> None:
-        measured = _by_name(entry, HELD_OUT)
-        for name, level in (measured or {n: entry[k] for k, n in self._named.items() if k in entry}).items():
-            reward = self._rewards[name]
-            if reward.levels is None:
-                # Questions that are asked every few steps have seen as many by their third time.
-                reward.levels = HeldOut(limits.EARLY_WARMUP if ASKED_CHANGE + name in entry else limits.WARMUP)
-            reward.levels.add(level, entry.get(error_key(HELD_OUT + name)))
-        for name, change in _by_name(entry, ASKED_CHANGE).items():
-            self._rewards[name].asked.append((change, entry.get(error_key(ASKED_CHANGE + name), math.inf)))
-        for name, z in _by_name(entry, AGREEMENT_EVIDENCE).items():
-            reward = self._rewards[name]
-            reward.agreement, reward.agreements = reward.agreement + z, reward.agreements + 1
-            reward.disagreement = cusum(reward.disagreement, -z)
-        for reward in self._rewards.values():
-            reward.changes_age += 1
-        for name, change in _by_name(entry, CHANGE).items():
-            self._rewards[name].changes.add(change, entry.get(error_key(CHANGE + name)))
-            self._rewards[name].changes_age = 0
-        for name, slope in _by_name(entry, SLOPE).items():
-            reward = self._rewards[name]
-            if reward.is_comparable:
-                reward.slope, reward.slopes = reward.slope + slope, reward.slopes + 1
-        if REWARD_CHANGE in entry:
-            rise, rise_error = self._reward_change = (
-                entry[REWARD_CHANGE],
-                entry.get(error_key(REWARD_CHANGE), math.inf),
-            )
-            for name, change in _by_name(entry, CHANGE).items():
-                reward, error = self._rewards[name], entry.get(error_key(CHANGE + name), math.inf)
-                if reward.slopes:
-                    half, evidence = HALF * reward.slope / reward.slopes, max(abs(reward.agreement_z), 1.0)
-                    error = math.hypot(error, half * rise_error, half * rise / evidence)
-                    reward.shortfalls.add(change - half * rise, error)
-
-    def _falls(self, name: str, limit: float) -> Iterator[str]:
-        """How a held-out reward has fallen, or has not risen as far as it should have."""
-        reward, least = self._rewards[name], self.thresholds.held_out_fall
-        fall = reward.levels and reward.levels.fell(limit, least)
-        if fall:
-            yield (
-                f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than "
-                f"noise explains ({fall.evidence:.1f} standard errors)"
-            )
-        fall = reward.changes.fell(limit, least) if reward.is_comparable else None
-        # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
-        may_come_back = not reward.agreements or reward.agreement_z > AGREES
-        if fall and not (may_come_back and reward.changes.count < limits.CHANGE_WARMUP):
-            yield (
-                f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
-                f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
-            )
-        if len(reward.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in reward.asked):
-            change, error = reward.asked[-1]
-            yield (
-                f"question by question, `{name}` has lost {-change:.3f} since training began "
-                f"({-change / error:.1f} standard errors, twice in a row)"
-            )
-        rise, rise_error = self._reward_change
-        fall = reward.shortfalls.fell(limit, least) if reward.is_comparable else None
-        if fall and rise > self.thresholds.evidence * rise_error:
-            due = reward.slope / reward.slopes * rise
-            yield (
-                f"the trained reward has risen by {rise:.3g} ({rise / rise_error:.0f} standard errors), which by its "
-                f"agreement with `{name}` should have changed that by {due:+.3f}: it is {fall.size:.3f} below half of "
-                f"it ({fall.evidence:.1f} standard errors)"
-            )
 
     def _log_prob_falls(self, entry: Mapping[str, float], limit: float) -> Iterator[str]:
         """The first policy's log-probability of what is written, next to what it was for its own answers."""
@@ -234,8 +174,8 @@ class Detector:
 
     def _symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
         """What is no collapse by itself, but makes one likelier."""
-        for name in _by_name(entry, AGREEMENT_EVIDENCE):
-            if self._rewards[name].disagreement > limits.DRIFT_EVIDENCE:
+        for name, reward in self._rewards.items():
+            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE:
                 yield f"within groups, the trained reward is higher where `{name}` is lower"
         if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
             yield f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}"
@@ -282,13 +222,14 @@ class _HeldOutReward:
     # Of it, below half of $b \Delta r$: what its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
     # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes on the way.)
     shortfalls: HeldOut = field(default_factory=lambda: HeldOut(limits.CHANGE_WARMUP, start=0.0))
-    asked: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))  # changes, and their errors
+    asked: list[tuple[float, float]] = field(default_factory=list)  # changes question by question, and their errors
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations
     agreements: int = 0
     disagreement: float = 0.0  # CUSUM
     slope: float = 0.0  # on the trained reward, sum over entries
     slopes: int = 0
+    rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, and its standard error
 
     @property
     def is_comparable(self) -> bool:
@@ -299,6 +240,65 @@ class _HeldOutReward:
     def agreement_z(self) -> float:
         return self.agreement / math.sqrt(max(self.agreements, 1))
 
+    def read(self, name: str, entry: Mapping[str, float]) -> None:
+        """Takes note of what an entry says of it."""
+        level, change, asked = (_measured(entry, key + name) for key in (HELD_OUT, CHANGE, ASKED_CHANGE))
+        if level is not None:
+            if self.levels is None:
+                # Questions that are asked every few steps have seen as many by their third time.
+                self.levels = HeldOut(limits.EARLY_WARMUP if asked else limits.WARMUP)
+            self.levels.add(*level)
+        if asked is not None:
+            self.asked = [*self.asked[-1:], (asked[0], math.inf if asked[1] is None else asked[1])]
+        if (z := entry.get(AGREEMENT_EVIDENCE + name)) is not None:
+            self.agreement, self.agreements = self.agreement + z, self.agreements + 1
+            self.disagreement = cusum(self.disagreement, -z)
+        self.changes_age = self.changes_age + 1 if change is None else 0
+        if change is not None:
+            self.changes.add(*change)
+        if SLOPE + name in entry and self.is_comparable:
+            self.slope, self.slopes = self.slope + entry[SLOPE + name], self.slopes + 1
+        if (risen := _measured(entry, REWARD_CHANGE)) is not None:
+            rise, rise_error = self.rise = risen[0], math.inf if risen[1] is None else risen[1]
+            if change is not None and self.slopes:
+                half, evidence = HALF * self.slope / self.slopes, max(abs(self.agreement_z), 1.0)
+                error = math.inf if change[1] is None else change[1]
+                error = math.hypot(error, half * rise_error, half * rise / evidence)
+                self.shortfalls.add(change[0] - half * rise, error)
+
+    def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
+        """How it has fallen, or has not risen as far as it should have."""
+        least = thresholds.held_out_fall
+        if self.levels and (fall := self.levels.fell(limit, least)):
+            yield (
+                f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than "
+                f"noise explains ({fall.evidence:.1f} standard errors)"
+            )
+        if len(self.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in self.asked):
+            change, error = self.asked[-1]
+            yield (
+                f"question by question, `{name}` has lost {-change:.3f} since training began "
+                f"({-change / error:.1f} standard errors, twice in a row)"
+            )
+        if not self.is_comparable:
+            return
+        # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
+        may_come_back = not self.agreements or self.agreement_z > AGREES
+        if (fall := self.changes.fell(limit, least)) and not (
+            may_come_back and self.changes.count < limits.CHANGE_WARMUP
+        ):
+            yield (
+                f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
+                f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
+            )
+        rise, error = self.rise
+        if (fall := self.shortfalls.fell(limit, least)) and rise > thresholds.evidence * error:
+            yield (
+                f"the trained reward has risen by {rise:.3g} ({rise / error:.0f} standard errors), which by its "
+                f"agreement with `{name}` should have changed that by {self.slope / self.slopes * rise:+.3f}: it is "
+                f"{fall.size:.3f} below half of it ({fall.evidence:.1f} standard errors)"
+            )
+
 
 def error_key(key: str) -> str:
     """Of a number in the log, the key of its standard error."""
@@ -308,5 +308,6 @@ def error_key(key: str) -> str:
     return f"collapse/{kind}_error{slash}{name}"
 
 
-def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)}
+def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float | None] | None:
+    """A number and its standard error, as far as it has them."""
+    return (entry[key], entry.get(error_key(key))) if key in entry else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...reporting import counted
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .run_logs import Run, read_run, trend
+from .run_logs import Run, Trend, read_run, trend
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
 
 
@@ -94,18 +94,26 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     if not run.entries:
         raise ValueError(f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log.")
     logged = {key for entry in run.entries for key in entry}
+    known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     for name in held_out or []:
-        if f"rewards/{name}/mean" not in logged:
-            known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
+        if name not in known:
             raise ValueError(
                 f"`held_out` names {name!r}, which the run did not log. Its reward functions: "
                 f"{', '.join(known) or 'none'}."
             )
-    names = rewards_without_weight(run) if held_out is None else list(held_out)
-    findings = all_findings(run, names)
-    names = names or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
+    run.held_out = rewards_without_weight(run) if held_out is None else list(held_out)
+    findings = all_findings(run)
+    names = run.held_out or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
     status, verdict = _verdict(run, findings, bool(names))
-    return Diagnosis(run, verdict, status, findings, names, _not_checked(run, bool(names)))
+    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+    if has_reward := bool(run.series(*REWARD_KEYS)):
+        needs = {"gradient": ("grad_norm",), "groups with equal rewards": (ZERO_STD, "reward_std")}
+        needs |= {"truncation": (CLIPPED,), "entropy": ENTROPY_KEYS, "KL": ("kl",)}
+        needs["reward and length within groups"] = ("collapse/length_correlation",)
+    missing = [what for what, keys in needs.items() if not run.series(*keys)]
+    missing += ["held-out reward"] if has_reward and not names else []
+    missing += [] if run.checkpoints else ["weights of checkpoints"]
+    return Diagnosis(run, verdict, status, findings, names, missing)
 
 
 def rewards_without_weight(run: Run) -> list[str]:
@@ -142,34 +150,16 @@ def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple
         return "warning", f"Doubtful: {faults[0].says}{more}"
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
-    change = trend(values) if values else None
-    z = 0.0 if change is None else change.z if upwards else -change.z
-    if change is None or len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
+    change = trend(values) if values else Trend(0.0, 0.0, 0.0)
+    z = change.z if upwards else -change.z
+    if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
         what = f"of `{key}`" if key else "with a reward or a loss"
-        entries = counted(len(values), "log entry")
         return "unclear", (
-            f"Too few points to tell: {entries} {what}, and a trend takes {2 * ENOUGH}. Log more "
-            "often (`logging_steps=1`), or ask again later."
+            f"Too few points to tell: {counted(len(values), 'log entry')} {what}, and a trend takes {2 * ENOUGH}. Log "
+            "more often (`logging_steps=1`), or ask again later."
         )
     told = f"No fault found: {name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
     if z <= 2:
         return "healthy", f"{told}, and was good from the beginning."
     blind = " Whether answers got better, a trained reward alone does not tell: log a held-out one."
     return "healthy", f"{told} ({z:+.0f} standard errors).{'' if has_held_out or key not in REWARD_KEYS else blind}"
-
-
-def _not_checked(run: Run, has_held_out: bool) -> list[str]:
-    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",)}
-    has_reward = bool(run.series(*REWARD_KEYS))
-    if has_reward:
-        needs |= {"groups with equal rewards": (ZERO_STD, "reward_std"), "truncation": (CLIPPED,)}
-        needs |= {"entropy": ENTROPY_KEYS, "KL": ("kl",)}
-        needs["reward and length within groups"] = ("collapse/length_correlation",)
-    else:
-        needs["evaluation"] = ("eval_loss",)
-    missing = [name for name, keys in needs.items() if not run.series(*keys)]
-    if has_reward and not has_held_out:
-        missing.append("held-out reward")
-    if not run.checkpoints:
-        missing.append("weights of checkpoints")
-    return missing
