@@ -2,7 +2,7 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms
+With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOutSeries`]), and symptoms
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
 first is known: 0; and of that change next to what the rise of the trained reward should have brought.
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
-from .series import FEWEST, WINDOW, HeldOut, Noise, Series, cusum
+from .series import FEWEST, WINDOW, HeldOutSeries, Noise, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -75,8 +75,8 @@ class Detector:
     def __init__(self, thresholds: CollapseThresholds | None = None, held_out: Sequence[str] = ()) -> None:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
-        self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
-        self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
+        self._rewards: dict[str, _HeldOutReward] = {}
+        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = self._on_step = Verdict(None)
@@ -100,7 +100,7 @@ class Detector:
             key = f"eval_rewards/{name}/mean"
             if key not in entry:
                 continue
-            values = self._rewards[name].evaluations
+            values = self._rewards.setdefault(name, _HeldOutReward()).evaluations
             values.append(entry[key])
             fall = max(values) - max(values[-2:])
             noise = Noise(values[:-2]) if len(values) > FEWEST + 2 else None  # of fewer it is not known
@@ -112,14 +112,13 @@ class Detector:
                 )
         return f"{'; '.join(reasons)}." if reasons else None
 
-    def _step(self, entry: Mapping[str, float]) -> Verdict:
-        names = [key.removeprefix(prefix) for prefix in OF_HELD_OUT for key in entry if key.startswith(prefix)]
-        named = {key: name for key, name in self._named.items() if key in entry}
+    def _step(self, entry: dict[str, float]) -> Verdict:
         if not any(key.startswith(HELD_OUT) for key in entry):
-            entry = {**entry, **{HELD_OUT + name: entry[key] for key, name in named.items()}}
-            names += named.values()
-        for name in names:
-            self._rewards[name]  # is there from now on
+            entry = entry | {HELD_OUT + name: entry[key] for key, name in self._named.items() if key in entry}
+        for prefix in OF_HELD_OUT:
+            for key in entry:
+                if key.startswith(prefix):
+                    self._rewards.setdefault(key.removeprefix(prefix), _HeldOutReward())
         for name, reward in self._rewards.items():
             reward.read(name, entry)
         values = {
@@ -182,27 +181,28 @@ class Detector:
 
     def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
-        now = {name: value for name, value in now.items() if self._levels[name].ready}
-        first = {name: self._levels[name].first for name in now}
-        change = {name: now[name] - first[name] for name in now}
-        entropy_is_gone = "entropy" in now and now["entropy"] < limits.ENTROPY_RATIO * first["entropy"]
+        levels = {name: self._levels[name] for name in now if self._levels[name].ready}
+        change = {name: now[name] - level.first for name, level in levels.items()}
+        ratio = {name: now[name] / level.first for name, level in levels.items() if level.first}
+        log_prob = self._levels["log_prob"]
+        drift = log_prob.mean - log_prob.first if log_prob.sinks > limits.DRIFT_EVIDENCE else 0.0  # beyond its noise
+        is_length = abs(entry.get("collapse/length_correlation", 0.0)) > limits.LENGTH_CORRELATION
         says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
         is_verdict = entry.get("collapse/reward_is_verdict", 1.0)
-        length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
-        correlation = abs(entry.get("collapse/length_correlation", 0.0))
-        is_length = correlation > limits.LENGTH_CORRELATION and not 0.5 < length_ratio < 2.0
-        log_prob = self._levels["log_prob"]
-        sinks = change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
-        if log_prob.sinks > limits.DRIFT_EVIDENCE:  # beyond its noise, and by enough to matter
-            sinks = sinks or log_prob.mean - log_prob.first < -self.thresholds.log_prob_drift
         shown = {
-            "completions have become short": length_ratio < self.thresholds.length_ratio,
-            "the reward is little but length, which has halved or doubled": is_length,
+            "completions have become short": ratio.get("length", 1.0) < self.thresholds.length_ratio,
+            "the reward is little but length, which has halved or doubled": (
+                is_length and not 0.5 < ratio.get("length", 1.0) < 2.0
+            ),
             "completions do not end any more": change.get("clipped", 0.0) > limits.CLIPPED_RISE,
             "completions repeat themselves": change.get("repetition", 0.0) > limits.REPETITION_RISE,
-            "the frozen model finds the completions improbable": sinks,
-            "the policy is far from the reference": now.get("kl", 0.0) > self.thresholds.kl,
-            "the policy says one thing only": entropy_is_gone and says_one_thing and not is_verdict,
+            "the frozen model finds the completions improbable": (
+                change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL or drift < -self.thresholds.log_prob_drift
+            ),
+            "the policy is far from the reference": "kl" in levels and now["kl"] > self.thresholds.kl,
+            "the policy says one thing only": (
+                ratio.get("entropy", 1.0) < limits.ENTROPY_RATIO and says_one_thing and not is_verdict
+            ),
         }
         found = []
         for reason, is_shown in shown.items():
@@ -216,12 +216,13 @@ class Detector:
 class _HeldOutReward:
     """What is known of one held-out reward."""
 
-    levels: HeldOut | None = None
-    changes: HeldOut = field(default_factory=lambda: HeldOut(limits.EARLY_WARMUP, start=0.0))  # since the first policy
+    levels: HeldOutSeries | None = None
+    # Since the first policy
+    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
     changes_age: int = WINDOW  # entries since the last one
     # Of it, below half of $b \Delta r$: what its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
     # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes on the way.)
-    shortfalls: HeldOut = field(default_factory=lambda: HeldOut(limits.CHANGE_WARMUP, start=0.0))
+    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
     asked: list[tuple[float, float]] = field(default_factory=list)  # changes question by question, and their errors
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations
@@ -246,7 +247,7 @@ class _HeldOutReward:
         if level is not None:
             if self.levels is None:
                 # Questions that are asked every few steps have seen as many by their third time.
-                self.levels = HeldOut(limits.EARLY_WARMUP if asked else limits.WARMUP)
+                self.levels = HeldOutSeries(limits.EARLY_WARMUP if asked else limits.WARMUP)
             self.levels.add(*level)
         if asked is not None:
             self.asked = [*self.asked[-1:], (asked[0], math.inf if asked[1] is None else asked[1])]

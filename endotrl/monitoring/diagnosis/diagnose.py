@@ -62,8 +62,8 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
             `trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, the folder
             of TRL's `completions/*.parquet`, or JSON Lines with a log entry per line.
         held_out (`list[str]`, *optional*):
-            Names of reward functions that are not trained on. By default those that the logged `reward` does not
-            depend on, with values in $[0, 1]$.
+            Names of reward functions that are not trained on. By default, where the logged `reward` is that of one
+            function, the others with values in $[0, 1]$.
 
     Returns:
         [`Diagnosis`].
@@ -117,28 +117,20 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
 
 
 def rewards_without_weight(run: Run) -> list[str]:
-    r"""
-    Names of the reward functions of weight 0. The logged `reward` is the weighted sum of the logged
-    `rewards/<name>/mean`: the weights are what solves that, and only an exact solution counts.
+    """
+    Names of the reward functions that are not trained on, with values in [0, 1]: where the logged `reward` is that of
+    one function, times its weight, all others.
     """
     keys = list(dict.fromkeys(k for e in run.steps for k in e if k.startswith("rewards/") and k.endswith("/mean")))
     rows = [[e.get(k, math.nan) for k in ("reward", *keys)] for e in run.steps]
     table = np.array([row for row in rows if all(map(math.isfinite, row))])
     if len(keys) < 2 or len(table) < len(keys) + 2:
         return []
-    total, parts = table[:, 0], table[:, 1:]
-    alone = np.array([np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T])
-    unweighted = ~alone  # one function is the reward, however closely others follow it
-    if alone.sum() != 1:
-        used = parts.any(axis=0)  # what is 0 throughout has no weight that matters
-        weights = np.zeros(len(keys))
-        weights[used], _, rank, _ = np.linalg.lstsq(parts[:, used], total, rcond=1e-8)
-        least = 1e-3 * (total.std() + 1e-9 * np.abs(total).max())
-        if rank < used.sum() or np.abs(total - parts @ weights).max() > least:
-            return []
-        unweighted = (np.abs(weights) < 1e-3) & (np.abs(weights) * parts.std(axis=0) < least)
-    bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
-    return [key[8:-5] for key, held_out in zip(keys, unweighted & bounded, strict=True) if held_out]
+    total, parts = table[:, :1], table[:, 1:]
+    weights = (total * parts).sum(axis=0) / np.maximum((parts**2).sum(axis=0), 1e-300)
+    is_reward = np.isclose(total, weights * parts, rtol=1e-5, atol=1e-8).all(axis=0) & (weights != 0)
+    held_out = ~is_reward & (parts >= 0).all(axis=0) & (parts <= 1).all(axis=0) & (is_reward.sum() == 1)
+    return [key[8:-5] for key, is_held_out in zip(keys, held_out, strict=True) if is_held_out]
 
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:

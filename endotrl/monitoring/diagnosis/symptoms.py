@@ -74,11 +74,8 @@ CHANGES = {
         "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function",
     ),
     "learning_rate": (
-        "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`.",
-        "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules",
-    ),
-    "learning_rate/warm-up": (
-        "Set `warmup_steps` to a few percent of the steps.",
+        "Set `learning_rate`, `warmup_steps` to a few percent of the steps, and let the schedule last as long as the "
+        "run: `max_steps` or `num_train_epochs`.",
         "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules",
     ),
     "zero_gradient": (
@@ -129,12 +126,9 @@ CHANGES = {
         "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
     ),
     "not_learning": (
-        "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
-        "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions.",
-        LOGGING,
-    ),
-    "not_learning/worse": (
-        "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data.",
+        "First mend what else is found here, check the sign of the reward (better must be higher), and look at the "
+        "completions. What gets worse takes a lower `learning_rate`, what does not move a higher one (1e-6 for full "
+        "fine-tuning, 1e-5 to 1e-4 for LoRA), more completions per step, or easier questions.",
         LOGGING,
     ),
     "off_policy": ("Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.", LOGGING),
@@ -146,11 +140,6 @@ CHANGES = {
         "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
         "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
     ),
-    "chosen_sinks": (
-        "Raise `beta`, lower the `learning_rate`, or add the likelihood of the chosen answers to the loss "
-        '(`loss_type=["sigmoid", "sft"]`).',
-        "https://huggingface.co/papers/2410.08847",
-    ),
 }
 
 
@@ -160,7 +149,7 @@ def all_findings(run: Run) -> list[Finding]:
     asked += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
     found = [
         Finding(key.partition("/")[0], level, says, evidence, *CHANGES[key], curves)
-        for ask in [*asked, _overfitting, _chosen_sinks]
+        for ask in [*asked, _overfitting]
         for key, level, says, evidence, curves in ask(run)
     ]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
@@ -200,7 +189,7 @@ def _learning_rate(run: Run) -> Iterator[Answer]:
     if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
         place = f" at step {steps:g} of {run.max_steps}" if run.max_steps else ""
         says = f"The warm-up has not ended: the learning rate still rises{place}."
-        yield "learning_rate/warm-up", "warning", says, evidence, [LR_KEYS[0]]
+        yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
 
 
 def _zero_gradient(run: Run) -> Iterator[Answer]:
@@ -374,15 +363,12 @@ def _not_learning(run: Run) -> Iterator[Answer]:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: `equal_rewards` speaks
-    what = "has lost most of what it won" if lost else "does not improve"
+    what = "gets worse" if z < -5 else "has lost most of what it won" if lost else "does not improve"
     evidence = (
         f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
         f"({change.z:+.1f} standard errors, {len(values)} log entries)."
     )
-    if z < -5:
-        yield "not_learning/worse", "failure", f"{name} gets worse.", evidence, [key]
-    else:
-        yield "not_learning", "warning", f"{name} {what}.", evidence, [key]
+    yield "not_learning", "failure" if z < -5 else "warning", f"{name} {what}.", evidence, [key]
 
 
 def _gradient_explodes(run: Run) -> Iterator[Answer]:
@@ -417,17 +403,6 @@ def _overfitting(run: Run) -> Iterator[Answer]:
             last = f"{sign * values[-2]:.4g} and {sign * values[-1]:.4g}"
             evidence = f"The best was {sign * best:.4g}; the last two are {last}."
             yield "overfitting", "warning", says, evidence, [key, key.removeprefix("eval_")]
-
-
-def _chosen_sinks(run: Run) -> Iterator[Answer]:
-    values = run.values("logps/chosen")
-    if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
-        return
-    moved = trend(values)
-    if moved.z < -5 and moved.last < 1.2 * moved.first:  # they are negative
-        says = "The preferred answers become less probable, too: likelihood displacement."
-        evidence = f"`logps/chosen` was {moved.first:.4g} nats at first and is {moved.last:.4g}."
-        yield "chosen_sinks", "warning", says, evidence, ["logps/chosen", "logps/rejected"]
 
 
 def _all_equal(run: Run) -> float:
