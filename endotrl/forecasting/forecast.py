@@ -17,11 +17,9 @@ from ..evaluation.questions import read_questions
 from ..evaluation.results import estimates_to_json, rounded
 from ..evaluation.run_folder import open_folder
 from ..frozen.loaded_model import weights_digest
-from ..frozen.names import resolve_model
 from ..grading import VERSION
 from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
-from ..score_file.output_files import model_digest
 from .collect import Grade, Grader, collect
 from .policies import Objective, ScaleRewards, Trainer
 from .sampling import Mixture, MixtureSampler
@@ -168,11 +166,8 @@ def forecast(
     placement = loaded_placement(engine)  # raises now if it is on a server
     folder = None
     if output is not None:
-        if isinstance(model, str):
-            version = model_digest(resolve_model(model)) or placement.config._commit_hash
-        else:
-            with placement.active() as given:
-                version = weights_digest(given)
+        with placement.active() as loaded:
+            version = weights_digest(loaded)
         settings = {
             "model": str(frozen),
             "model_version": version,

@@ -135,49 +135,45 @@ class Detector:
         now = {name: value for name, value in values.items() if value is not None}
         for name, value in now.items():
             self._levels[name].add(value)
-        symptoms, gross = list(self._symptoms(entry, now)), self._gross_symptoms(entry, now)
-        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
-        sinks = list(self._log_prob_falls(entry, limits.BOTH_EVIDENCE if levels else limit))
+        # What is no collapse by itself, but makes one likelier
+        symptoms = [
+            f"within groups, the trained reward is higher where `{name}` is lower"
+            for name, reward in self._rewards.items()
+            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
+        ]
+        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
+            symptoms.append(f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}")
+        gross = self._gross_symptoms(entry, now)
+        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        sinks = []
+        if FIRST_LOG_PROB_CHANGE in entry:
+            self._first_log_prob.add(*_measured(entry, FIRST_LOG_PROB_CHANGE))
+            least = self.thresholds.first_log_prob_fall
+            if fall := self._first_log_prob.fell(limits.BOTH_EVIDENCE if levels else limit, least):
+                sinks = [
+                    f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per "
+                    f"token ({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
+                ]
         if levels and sinks:
-            symptoms, limit, sinks = [*symptoms, *sinks], min(limit, limits.BOTH_EVIDENCE), []
+            symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
         length = self._levels["length"]
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
             # That corroborates nothing: healthy runs become brief, or think longer.
             symptoms.append(f"the length drifts {length.moved}")
-        changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
             reasons, gross = [*gross, *sinks, *reasons], []
         symptoms += gross
         alarm = f"{'; '.join(reasons)}."
         besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""
+        changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         return Verdict(
             alarm=alarm[0].upper() + alarm[1:] + besides if reasons else None,
             symptoms=symptoms,
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
         )
-
-    def _log_prob_falls(self, entry: Mapping[str, float], limit: float) -> Iterator[str]:
-        """The first policy's log-probability of what is written, next to what it was for its own answers."""
-        if FIRST_LOG_PROB_CHANGE not in entry:
-            return
-        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(error_key(FIRST_LOG_PROB_CHANGE)))
-        fall = self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall)
-        if fall:
-            yield (
-                f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per token "
-                f"({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
-            )
-
-    def _symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
-        """What is no collapse by itself, but makes one likelier."""
-        for name, reward in self._rewards.items():
-            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE:
-                yield f"within groups, the trained reward is higher where `{name}` is lower"
-        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
-            yield f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}"
 
     def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
@@ -243,29 +239,28 @@ class _HeldOutReward:
 
     def read(self, name: str, entry: Mapping[str, float]) -> None:
         """Takes note of what an entry says of it."""
-        level, change, asked = (_measured(entry, key + name) for key in (HELD_OUT, CHANGE, ASKED_CHANGE))
-        if level is not None:
+        level, change, asked = HELD_OUT + name, CHANGE + name, ASKED_CHANGE + name
+        if level in entry:
             if self.levels is None:
                 # Questions that are asked every few steps have seen as many by their third time.
-                self.levels = HeldOutSeries(limits.EARLY_WARMUP if asked else limits.WARMUP)
-            self.levels.add(*level)
-        if asked is not None:
-            self.asked = [*self.asked[-1:], (asked[0], math.inf if asked[1] is None else asked[1])]
+                self.levels = HeldOutSeries(limits.EARLY_WARMUP if asked in entry else limits.WARMUP)
+            self.levels.add(*_measured(entry, level))
+        if asked in entry:
+            self.asked = [*self.asked[-1:], _measured(entry, asked)]
         if (z := entry.get(AGREEMENT_EVIDENCE + name)) is not None:
             self.agreement, self.agreements = self.agreement + z, self.agreements + 1
             self.disagreement = cusum(self.disagreement, -z)
-        self.changes_age = self.changes_age + 1 if change is None else 0
-        if change is not None:
-            self.changes.add(*change)
+        self.changes_age = 0 if change in entry else self.changes_age + 1
+        if change in entry:
+            self.changes.add(*_measured(entry, change))
         if SLOPE + name in entry and self.is_comparable:
             self.slope, self.slopes = self.slope + entry[SLOPE + name], self.slopes + 1
-        if (risen := _measured(entry, REWARD_CHANGE)) is not None:
-            rise, rise_error = self.rise = risen[0], math.inf if risen[1] is None else risen[1]
-            if change is not None and self.slopes:
+        if REWARD_CHANGE in entry:
+            rise, rise_error = self.rise = _measured(entry, REWARD_CHANGE)
+            if change in entry and self.slopes:
                 half, evidence = HALF * self.slope / self.slopes, max(abs(self.agreement_z), 1.0)
-                error = math.inf if change[1] is None else change[1]
-                error = math.hypot(error, half * rise_error, half * rise / evidence)
-                self.shortfalls.add(change[0] - half * rise, error)
+                value, error = _measured(entry, change)
+                self.shortfalls.add(value - half * rise, math.hypot(error, half * rise_error, half * rise / evidence))
 
     def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
         """How it has fallen, or has not risen as far as it should have."""
@@ -285,9 +280,8 @@ class _HeldOutReward:
             return
         # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
         may_come_back = not self.agreements or self.agreement_z > AGREES
-        if (fall := self.changes.fell(limit, least)) and not (
-            may_come_back and self.changes.count < limits.CHANGE_WARMUP
-        ):
+        is_early = may_come_back and self.changes.count < limits.CHANGE_WARMUP
+        if (fall := self.changes.fell(limit, least)) and not is_early:
             yield (
                 f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
                 f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
@@ -309,6 +303,6 @@ def error_key(key: str) -> str:
     return f"collapse/{kind}_error{slash}{name}"
 
 
-def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float | None] | None:
-    """A number and its standard error, as far as it has them."""
-    return (entry[key], entry.get(error_key(key))) if key in entry else None
+def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float]:
+    """A number and its standard error, infinite where there is none."""
+    return entry[key], entry.get(error_key(key), math.inf)

@@ -157,10 +157,11 @@ class HeldOutSeries(Series):
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
-    def add(self, value: float, error: float | None = None) -> None:
+    def add(self, value: float, error: float = math.inf) -> None:
+        """Adds an entry with its standard error, infinite where none is measured."""
         super().add(value)
-        self._measured = self._measured and error is not None
-        self._squares.append((error or 0.0) ** 2)
+        self._measured = self._measured and error < math.inf
+        self._squares.append(error**2)
         self._noises.append(None if self._measured or self.count < FEWEST else Noise(self._values))
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
         fewest = 0 if self._start is not None else 1 if self._measured else FEWEST
