@@ -111,10 +111,8 @@ class Samples:
     def policy(self, objective: Objective, beta: float) -> Array:
         r"""
         Log-weights of the policy that training ends with, of shape `(N,)`, normalised within each prompt:
-        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it. Raises `ValueError` if `beta` is not above 0.
+        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it.
         """
-        if not 0.0 < beta < np.inf:
-            raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
         return np.concatenate([part._policy(objective, beta) for part in self._parts(objective)])
 
     def first_gains(self, objective: Objective) -> Array:

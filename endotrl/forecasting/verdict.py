@@ -74,44 +74,40 @@ def _is_less(difference: Estimate) -> bool:
 
 
 def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
-    now = summary.estimates["sampled"]["accuracy"].value
-    best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
-    helps = _is_more(summary.gain(f"beta={best['beta']:g}"))
-    if helps:
+    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
+    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
+    now, best, last = free["sampled"], max(rows, key=lambda row: row["accuracy"]), rows[-1]
+    if _is_more(summary.gain(f"beta={best['beta']:g}")):
         beta = suggested_beta(summary)
-        best = next(row for row in rows if row["beta"] == beta)
-        words = [f"Sharpening helps: {_change(now, best, 'accuracy')} at beta {beta:g}."]
+        chosen = next(row for row in rows if row["beta"] == beta)
+        words = [f"Sharpening helps: {_change(now, chosen, 'accuracy')} at beta {beta:g}."]
         if _is_less(summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}")):
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
-    elif _is_less(summary.gain(f"beta={last['beta']:g}")):
-        words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
-        if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
-            words.append(
-                f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-                f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
+        if free["greedy"] >= chosen["accuracy"] - CLOSE:
+            rivals = (
+                f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
+                f"that differ ({majority})."
             )
-    else:
+        else:
+            rivals = (
+                f"Without training, greedy decoding gives {free['greedy']:.0%}, T = 0.5 gives "
+                f"{free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost."
+            )
+        return [*words, rivals]
+    if not _is_less(summary.gain(f"beta={last['beta']:g}")):
         return [
             f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
-    return [*words, _rivals(summary, best["accuracy"], helps)]
-
-
-def _rivals(summary: Summary, trained: float, helps: bool) -> str:
-    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
-    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
-    if helps and free["greedy"] >= trained - CLOSE:
-        return (
-            f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
-            f"that differ ({majority})."
+    words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
+    if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
+        words.append(
+            f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
+            f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
         )
-    if helps:
-        rest = f"T = 0.5 gives {free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost"
-        return f"Without training, greedy decoding gives {free['greedy']:.0%}, {rest}."
     greedy = summary.gain("greedy")
     better = "" if is_noise(greedy) or greedy.value > 0 else ", which is no better"
-    return f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."
+    return [*words, f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."]
 
 
 def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
@@ -135,16 +131,15 @@ def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
 
 def _side_effects(summary: Summary, row: Row) -> list[str]:
     words, now = [], {name: value.value for name, value in summary.estimates["sampled"].items()}
-    ratio = row["length"] / now["length"]
-    if not 2 / 3 <= ratio <= 1.5:
+    if not 2 / 3 <= row["length"] / now["length"] <= 1.5:
         words.append(
-            f"Completions become {'shorter' if ratio < 1 else 'longer'}: {now['length']:.0f} -> "
+            f"Completions become {'shorter' if row['length'] < now['length'] else 'longer'}: {now['length']:.0f} -> "
             f"{row['length']:.0f} tokens at beta {row['beta']:g}."
         )
     if now["truncated"] > 0.05:
         words.append(
-            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the "
-            "forecast is of cut completions."
+            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the forecast is "
+            "of cut completions."
         )
     return words
 

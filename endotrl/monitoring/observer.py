@@ -76,7 +76,7 @@ class BatchObserver:
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Takes over the `memory` of the interrupted run."""
         self._sums = dict(memory["sums"])
-        self._seen = ValuesSeen(memory["values_seen"], memory.get("value_recurs", True))  # new in 0.2
+        self._seen = ValuesSeen(memory["values_seen"], memory["value_recurs"])
         self._held_out = {name: self._held_out[name] for name in memory["held_out"] if name in self._held_out}
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
