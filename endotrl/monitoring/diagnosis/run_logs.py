@@ -126,30 +126,29 @@ def _read_file(path: Path) -> Run:
 def _read_folder(folder: Path) -> Run:
     there = list(checkpoints(folder).values())
     states = [path / STATE_FILE for path in (folder, *there[-2:])]  # the last one may be half written
-    logs, notes = [path for path in states if path.is_file()], []
+    logs, notes = [[path] for path in states if path.is_file()], []
     # A run that was resumed has several files: of W&B all of the same name, of TensorBoard in the same folder.
     for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
         by_run: dict[Any, list[Path]] = {}
         files = {path.resolve() for path in folder.glob(f"**/{pattern}")}  # `latest-run` is a link
         for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
             by_run.setdefault(getattr(path, which), []).append(path)
-        newest = next(iter(by_run.values()), [])
-        logs += newest if kind == "W&B" else newest[:1]
+        logs += list(by_run.values())[:1]
         if len(by_run) > 1:
             older = counted(len(by_run) - 1, f"older {kind} run")
             notes.append(f"{older} in the folder: the newest is read, give the path of another to read that")
-    others = []
-    if not logs:  # data has these suffixes, too
-        others = [path for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
+    others = [[path] for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
     runs, errors = [], []
-    for path in logs or others:
+    for newest, *earlier in logs or others:
         try:
-            run = _read_file(path)
+            run = _read_file(newest)
+            for path in earlier if newest.suffix == ".wandb" else []:
+                _prepend(run, _read_file(path))
         except (ImportError, ValueError) as error:  # another log may do
             errors.append(error)
         else:
-            runs += [run] if run.entries and (path in logs or _is_log(run.entries)) else []
-    if others and len(runs) > 1:
+            runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data has these suffixes, too
+    if not logs and len(runs) > 1:
         names = ", ".join(Path(run.source).name for run in runs[1:4]) + (", ..." if len(runs) > 4 else "")
         notes, runs = [f"Not read, of the same folder: {names}"], runs[:1]
     if not runs and errors:
@@ -157,8 +156,7 @@ def _read_folder(folder: Path) -> Run:
     # Checkpoints lag behind, and of a run that was resumed a tracker may have the end only.
     found = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
     for run in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
-        start = found.entries[0]["step"]  # what was done again after that counts once
-        found.entries[:0] = [entry for entry in run.entries if entry["step"] < start]
+        _prepend(found, run)
         found.max_steps = found.max_steps or run.max_steps
     parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
     found.completions = sorted(parquet.values(), key=lambda path: path.name)
@@ -168,6 +166,12 @@ def _read_folder(folder: Path) -> Run:
         raise ValueError(f"No log is in {folder}. A run is {KINDS}.")
     found.path, found.source = folder, found.source or str(found.completions[0].parent)
     return found
+
+
+def _prepend(run: Run, earlier: Run) -> None:
+    """Adds what was logged before; what was done again after that counts once."""
+    start = run.entries[0]["step"] if run.entries else math.inf
+    run.entries[:0] = [entry for entry in earlier.entries if entry["step"] < start]
 
 
 def _is_log(entries: Iterable[Mapping[str, float]]) -> bool:

@@ -4,6 +4,7 @@
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -137,6 +138,14 @@ def test_a_tracker_that_has_the_end_only(tmp_path: Path) -> None:
     write_wandb(tmp_path, ROWS[15:])  # a run that was resumed, under another id
     write_state(tmp_path / "checkpoint-20" / "trainer_state.json", ROWS[:20])
     assert same(read_run(tmp_path), ROWS)
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_a_wandb_run_that_was_resumed(tmp_path: Path) -> None:
+    for i, rows in enumerate((ROWS[:20], ROWS[15:18])):  # from a checkpoint, and not as far yet
+        path = write_wandb(tmp_path / str(i), rows)
+        os.utime(path.rename(path.with_name("run-a.wandb")), (i, i))
+    assert same(read_run(tmp_path), ROWS[:18])
 
 
 def test_data_is_no_log(tmp_path: Path) -> None:
