@@ -118,10 +118,8 @@ class CollapseMonitor(TrainerCallback):
         self._detector = Detector(self.thresholds, self.held_out or [])
         self.alarms = []
         if self._observer is not None:
-            self._observer.pop()
-            if MEMORY in state.stateful_callbacks:
-                self._observer.remember(state.stateful_callbacks[MEMORY])
-            state.stateful_callbacks[MEMORY] = self._observer.memory
+            known = state.stateful_callbacks.get(MEMORY, {})
+            state.stateful_callbacks[MEMORY] = self._observer.remember(known)
         for entry in state.log_history:
             self._judge(entry, int(entry["step"]))
         self.on_save(args, state)

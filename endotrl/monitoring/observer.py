@@ -41,8 +41,6 @@ class BatchObserver:
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
         self._trainer = trainer
-        self._sums: dict[str, list[float]] = {}
-        self._seen = ValuesSeen()
         self._held_out: dict[str, int] = {}
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
@@ -57,6 +55,7 @@ class BatchObserver:
                     "cannot be observed. Leave it out."
                 )
             self._observe_pairs()
+        self.remember({})
 
     def pop(self) -> dict[str, float]:
         """Means of the statistics of the batches since the last call, by their names in the log."""
@@ -67,17 +66,18 @@ class BatchObserver:
         self._sums.clear()
         return means
 
-    @property
-    def memory(self) -> dict[str, Any]:
-        """What a run that goes on must know of the batches before. It follows them, and JSON can hold it."""
-        seen = {"values_seen": self._seen.values, "value_recurs": self._seen.recurs}
-        return {"sums": self._sums, "held_out": self._held_out, **seen}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Takes over the `memory` of the interrupted run."""
-        self._sums = dict(memory["sums"])
-        self._seen = ValuesSeen(memory["values_seen"], memory["value_recurs"])
-        self._held_out = {name: self._held_out[name] for name in memory["held_out"] if name in self._held_out}
+    def remember(self, memory: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Takes over what an interrupted run knew (`{}` of a new one), and returns what this one knows, as JSON can hold
+        it, which follows the batches.
+        """
+        self._sums: dict[str, list[float]] = dict(memory.get("sums", {}))
+        self._seen = ValuesSeen(memory.get("values_seen", []), memory.get("value_recurs", False))
+        names = memory.get("held_out", self._held_out)
+        self._held_out = {name: index for name, index in self._held_out.items() if name in names}
+        self._memory = {"sums": self._sums, "held_out": self._held_out, "values_seen": self._seen.values}
+        self._memory["value_recurs"] = self._seen.recurs
+        return self._memory
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
         weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
@@ -151,6 +151,7 @@ class BatchObserver:
         self._add_correlation("length", rewards, lengths, num_generations)
         completions = [(i // num_generations, completion) for i, completion in enumerate(hashes.tolist())]
         self._seen.add(completions, rewards.tolist())
+        self._memory["value_recurs"] = self._seen.recurs
         self._add("collapse/reward_is_verdict", float(self._seen.is_verdict))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
