@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samples with densities, rewards and grades, question by question, resumable; what says that they are right."""
+"""Graders, and samples with densities, rewards and grades, question by question, resumable."""
 
 import runpy
 from collections.abc import Callable, Sequence
