@@ -12,13 +12,11 @@ from ..data.sources import Reader
 from ..evaluation.generation import Sampler, loaded_placement
 from ..evaluation.questions import read_questions
 from ..evaluation.run_folder import open_folder
-from ..forecasting.collect import collect, unit_of
+from ..forecasting.collect import Grader, collect, unit_of
 from ..forecasting.forecast import Forecast, from_records
-from ..forecasting.grades import Grader
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
-from ..forecasting.power import power_samples
-from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
+from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from ..forecasting.summary import METRICS
 from ..grading import VERSION
 from ..reporting import counted, terminal_table

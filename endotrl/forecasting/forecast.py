@@ -14,16 +14,13 @@ from ..evaluation.engine import Engine
 from ..evaluation.generation import loaded_placement
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import read_questions
-from ..evaluation.results import rounded
+from ..evaluation.results import estimates_to_json, rounded
 from ..evaluation.run_folder import open_folder
 from ..frozen.loaded_model import weights_digest
-from ..frozen.names import resolve_model
 from ..grading import VERSION
 from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
-from ..score_file.output_files import model_digest
-from .collect import collect
-from .grades import Grade, Grader
+from .collect import Grade, Grader, collect
 from .policies import Objective, ScaleRewards, Trainer
 from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary
@@ -169,11 +166,8 @@ def forecast(
     placement = loaded_placement(engine)  # raises now if it is on a server
     folder = None
     if output is not None:
-        if isinstance(model, str):
-            version = model_digest(resolve_model(model)) or placement.config._commit_hash
-        else:
-            with placement.active() as given:
-                version = weights_digest(given)
+        with placement.active() as loaded:
+            version = weights_digest(loaded)
         settings = {
             "model": str(frozen),
             "model_version": version,
@@ -182,19 +176,15 @@ def forecast(
             "temperatures": [*temperatures],
             "seed": seed,
             "max_new_tokens": max_new_tokens,
-            "reward": _name(reward),
-            "grader": _name(grader),
+            # By which a function or an object is known again in another process
+            "reward": None if reward is None else lasting_repr(reward),
+            "grader": grader if isinstance(grader, str) else lasting_repr(grader),
             "grader_version": VERSION,
         }
         folder = open_folder(output, settings)
     sampler = MixtureSampler(engine, max_new_tokens, mixture.recorded)
     records = collect(found, engine, sampler, mixture, judge, max_new_tokens, reward, folder, seed, progress)
     return from_records(records, mixture, objective, betas)
-
-
-def _name(value: Any) -> str | None:
-    """By which a function or an object is known again in another process, with its settings if it tells them."""
-    return value if isinstance(value, str | None) else lasting_repr(value)
 
 
 def from_records(
@@ -215,12 +205,8 @@ def from_records(
         "votes": summary.num_votes,
         "slope": None if summary.slope is None else rounded(vars(summary.slope)),
         "wrong_more_probable": summary.wrong_more_probable,
-        "alternative_details": {
-            name: {metric: rounded(vars(value)) for metric, value in summary.estimates[name].items()}
-            for name in summary.alternatives
-        },
+        "alternative_details": {name: estimates_to_json(summary.estimates[name]) for name in summary.alternatives},
     }
     words = verdict(summary, objective, len({record["key"] for record in records}))
-    return Forecast(
-        words, [rounded(row) for row in summary.betas], summary.alternatives, suggested_beta(summary), details
-    )
+    rows = [rounded(row) for row in summary.betas]
+    return Forecast(words, rows, summary.alternatives, suggested_beta(summary), details)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Report of a forecast: verdict, plot over beta, tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -94,18 +94,15 @@ def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
         "as trainers log it; effective samples: median "
         f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
     )
-    headers = ["beta", *METRICS, "effective samples"]
-    rows = [[f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]] for row in forecast.betas]
-    intervals = [
-        [f"{row['beta']:g}", *(_interval(row[f"{metric}_interval"]) for metric in METRICS)] for row in forecast.betas
-    ]
+    rows, intervals = [], []
+    for row in forecast.betas:
+        rows.append([f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]])
+        pairs = [row[f"{metric}_interval"] or [None] for metric in METRICS]
+        cells = [number(None) if None in pair else " to ".join(map(number, pair)) for pair in pairs]
+        intervals.append([f"{row['beta']:g}", *cells])
     return [
         ("Forecast", figure(plot(forecast), alt="Forecast over beta, with what costs no training")),
-        ("After training", table(headers, rows, caption)),
+        ("After training", table(["beta", *METRICS, "effective samples"], rows, caption)),
         ("95% intervals over questions", table(["beta", *METRICS], intervals)),
         ("Without training", table(["", *METRICS], alternative_rows(forecast))),
     ]
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return number(None) if interval is None or None in interval else " to ".join(map(number, interval))

@@ -20,27 +20,23 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   tell: taken to be the same.)
 - **`scale_rewards="batch"`** is the same with one standard deviation, that of the rewards of all prompts.
 
-Training is taken to sample at a `temperature` of 1 from all tokens, with the defaults of what else moves the optimum:
-in DenseGRPO `baseline="leave_one_out"` is $c = 1$; in PPO `kl_placement="loss"` ends as GRPO with $c = 1$ does (and
-with `whiten_advantages` at $\beta$ times their standard deviation), and `gamma` below 1 elsewhere, as do
-`use_bias_correction_kl=False` and `mask_truncated_completions=True`.
-
-Not part of it: clipping, several epochs on a batch, `loss_type="grpo"` and `"sapo"` (which weigh tokens of short
-completions more), and what an optimizer has not reached. A run that is stopped early is at a larger $\beta$ of the
-same path.
+Training is taken to sample at a `temperature` of 1 from all tokens, with the defaults of what else moves the optimum;
+docs/forecast.md has what is not part of it. In DenseGRPO `baseline="leave_one_out"` is $c = 1$; in PPO
+`kl_placement="loss"` ends as GRPO with $c = 1$ does. A run that is stopped early is at a larger $\beta$ of the same
+path.
 """
 
 import itertools
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_choice
-from .groups import EPSILON, GroupAdvantages
 
 
 Array = NDArray[np.float64]
@@ -49,6 +45,11 @@ ScaleRewards = Literal["group", "batch", "none"]
 
 STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
 PROMPTS = 16  # whose groups are averaged over together, for memory
+EPSILON = 1e-4  # TRL adds it to standard deviations
+# Steps of the trapezoidal rule of [`GroupAdvantages`], in the logarithm of t and in widths of the product of G
+# Gaussians, and the exponent at which a Gaussian counts as 0. Next to an enumeration of all groups, errors are below
+# 1e-6, or 2e-4 where rewards differ by less than epsilon.
+SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Samples:
         log_proposals: Sequence[ArrayLike],  # under what they were drawn from; 0 for an enumeration of all completions
         rewards: Sequence[ArrayLike],
     ) -> None:
-        self._rows = token_ids, log_probs, log_proposals, rewards
+        self._rows: tuple[Sequence[Any], ...] = (token_ids, log_probs, log_proposals, rewards)
         self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])
         self.num_prompts = len(token_ids)
         self.rewards = np.concatenate([np.asarray(row, float) for row in rewards])
@@ -110,34 +111,16 @@ class Samples:
     def policy(self, objective: Objective, beta: float) -> Array:
         r"""
         Log-weights of the policy that training ends with, of shape `(N,)`, normalised within each prompt:
-        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it. Raises `ValueError` if `beta` is not above 0.
+        $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it.
         """
-        if not 0.0 < beta < np.inf:
-            raise ValueError(f"`beta` is {beta}, but a forecast needs a KL penalty above 0, or policies collapse.")
-        if self._is_too_much(objective):
-            return np.concatenate([part.policy(objective, beta) for part in self._parts()])
-        gains = self._gains(objective)
-        if not objective.has_groups:
-            return self.normalized(self.base + gains(np.exp(self.base)) / beta)
-        if objective.scale_rewards == "none":
-            return self._tree.policy(self.base, gains(np.exp(self.base)) / beta)
-        log_weights = self.base
-        for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
-            weights = np.exp(log_weights)
-            target = self._tree.policy(self.base, gains(weights) / beta)
-            log_weights = self.normalized(log_weights + STEP * (target - log_weights))
-            if np.abs(np.exp(log_weights) - weights).max() < TOLERANCE:
-                break
-        return log_weights
+        return np.concatenate([part._policy(objective, beta) for part in self._parts(objective)])
 
     def first_gains(self, objective: Objective) -> Array:
         r"""
         What each completion gains as training begins, of shape `(N,)`: the derivative in $1/\beta$, at 0, of the
         expectation of any $a$ is its covariance with them under the frozen model.
         """
-        if self._is_too_much(objective):
-            return np.concatenate([part.first_gains(objective) for part in self._parts()])
-        return self._gains(objective)(np.exp(self.base))
+        return np.concatenate([part._gains(objective)(np.exp(part.base)) for part in self._parts(objective)])
 
     def covariance(self, weights: Array, first: Array, second: Array) -> Array:
         r"""
@@ -156,14 +139,27 @@ class Samples:
         r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
-    def _is_too_much(self, objective: Objective) -> bool:
-        return objective.has_groups and objective.scale_rewards == "group" and self.num_prompts > PROMPTS
+    def _parts(self, objective: Objective) -> list["Samples"]:
+        """Prompts that are solved together: all, or a few where averages over groups take memory."""
+        if not (objective.has_groups and objective.scale_rewards == "group" and self.num_prompts > PROMPTS):
+            return [self]
+        starts = range(0, self.num_prompts, PROMPTS)
+        return [Samples(*(rows[start : start + PROMPTS] for rows in self._rows)) for start in starts]
 
-    def _parts(self) -> Iterator["Samples"]:
-        token_ids, log_probs, log_proposals, rewards = self._rows
-        for start in range(0, self.num_prompts, PROMPTS):
-            some = slice(start, start + PROMPTS)
-            yield Samples(token_ids[some], log_probs[some], log_proposals[some], rewards[some])
+    def _policy(self, objective: Objective, beta: float) -> Array:
+        gains = self._gains(objective)
+        if not objective.has_groups:
+            return self.normalized(self.base + gains(np.exp(self.base)) / beta)
+        if objective.scale_rewards == "none":
+            return self._tree.policy(self.base, gains(np.exp(self.base)) / beta)
+        log_weights = self.base
+        for _ in range(MAX_STEPS):  # natural gradient ascent, in the space of policies
+            weights = np.exp(log_weights)
+            target = self._tree.policy(self.base, gains(weights) / beta)
+            log_weights = self.normalized(log_weights + STEP * (target - log_weights))
+            if np.abs(np.exp(log_weights) - weights).max() < TOLERANCE:
+                break
+        return log_weights
 
     def _gains(self, objective: Objective) -> Callable[[Array], Array]:
         """From the weights of a policy to expected advantages of completions, up to a constant of each prompt."""
@@ -186,6 +182,51 @@ class Samples:
         cuts = np.searchsorted(self.owner, np.arange(1, self.num_prompts))
         groups = [GroupAdvantages(rewards, size) for rewards in np.split(self.rewards, cuts)]
         return lambda weights: np.concatenate([of(w) for of, w in zip(groups, np.split(weights, cuts), strict=True)])
+
+
+class GroupAdvantages:
+    r"""
+    Expected advantages, over $1 - 1/G$, of the completions of one prompt where TRL divides rewards by the standard
+    deviation $s$ of their group, $A_i = (r_i - m) / (s + \epsilon)$, over the other $G - 1$ of the group. With
+    $\rho(t)$, whose Laplace transform is $1 / (\sqrt x + \epsilon)$, and $\tau = t / (G - 1)$,
+
+    $$
+    \frac1{s + \epsilon} = \int_0^\infty \rho(t)\, e^{-t s^2} dt, \qquad
+    e^{-t s^2} = \sqrt{\frac{\tau G}\pi} \int \prod_j e^{-\tau (r_j - \mu)^2} d\mu,
+    $$
+
+    so that given $t$ and $\mu$ the others are independent: an average over one of them is enough.
+    """
+
+    def __init__(self, rewards: Array, size: int) -> None:
+        values, self._places = np.unique(rewards - rewards.mean(), return_inverse=True)
+        self._values, self._size = values, size
+        gaps, middles = np.diff(values), (values[1:] + values[:-1]) / 2
+        unit = max(np.ptp(values), EPSILON)
+        # Up to where the closest two rewards are told apart, or epsilon is from 0. Equal rewards have no advantage.
+        last = np.log1p(min(6 * math.sqrt(size) / gaps.min(), 20 / EPSILON) * unit) if len(gaps) else -3.0
+        reach = math.ceil(math.sqrt(NEGLIGIBLE * size / 2) / WIDTH_STEP)
+        factors, gaussians = [np.zeros(0)], [np.zeros((0, len(values)))]
+        for place in np.arange(-3.0, last, SCALE_STEP):
+            v = math.exp(place - math.exp(-place)) / unit  # the square root of t
+            density = 2 / math.sqrt(math.pi) - 2 * v * EPSILON * math.exp((v * EPSILON) ** 2) * math.erfc(v * EPSILON)
+            factor = density * v * (1 + math.exp(-place)) * SCALE_STEP
+            tau = v**2 / (size - 1)
+            step = WIDTH_STEP / math.sqrt(size * tau)
+            # Where the Gaussians of two neighbours count
+            found = middles[tau * gaps**2 < 2 * NEGLIGIBLE]
+            nodes = step * np.unique(np.floor(found / step)[:, None] + np.arange(-reach, reach + 2))
+            factors.append(np.full(len(nodes), factor * step * math.sqrt(tau * size / math.pi)))
+            gaussians.append(np.exp(-tau * (nodes[:, None] - values) ** 2))
+        self._factors, self._gaussians = np.concatenate(factors), np.concatenate(gaussians)
+
+    def __call__(self, weights: Array) -> Array:
+        """Of shape `(N,)`, under a policy with these probabilities."""
+        masses = np.bincount(self._places, weights, len(self._values))
+        each, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
+        others = self._factors * each ** (self._size - 2)
+        found = self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians
+        return found[self._places]
 
 
 class _Tree:

@@ -7,12 +7,14 @@ token if it has one, else of all completions that begin with these tokens, which
 """
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
@@ -64,8 +66,7 @@ class Mixture:
         r"""$\log q$ of n samples, from their log-probabilities by temperature, and whether each is the greedy one."""
         total = sum(self.counts.values())
         terms = [math.log(n / total) + np.asarray(log_probs[t]) for t, n in self.counts.items() if t != GREEDY]
-        greedy = np.where(is_greedy, math.log(self.counts[GREEDY] / total), -np.inf)
-        return np.logaddexp.reduce([*terms, greedy])
+        return np.logaddexp.reduce([*terms, np.where(is_greedy, math.log(self.counts[GREEDY] / total), -np.inf)])
 
     def log_seen(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
         """Log-probability that a completion is among the samples; arguments as of [`Mixture.log_density`]."""
@@ -144,16 +145,11 @@ class MixtureSampler:
         samples = [sample_of(engine, row) for row in output[:, ids.shape[1] :].tolist()]
         steps = torch.stack(recorder.steps, dim=2).cpu()  # (rows, temperatures, tokens)
         for i in range(0, len(samples), num):
-            own = samples[i : i + num]
-            yield Drawn(
-                own,
-                {
-                    t: [
-                        row[k, : len(one.token_ids)].tolist() for row, one in zip(steps[i : i + num], own, strict=True)
-                    ]
-                    for k, t in enumerate(self._recorded)
-                },
-            )
+            own = list(zip(samples[i : i + num], steps[i : i + num], strict=True))
+            log_probs = {
+                t: [row[k, : len(one.token_ids)].tolist() for one, row in own] for k, t in enumerate(self._recorded)
+            }
+            yield Drawn([one for one, _ in own], log_probs)
 
 
 class ServedMixtureSampler:
@@ -178,10 +174,10 @@ class ServedMixtureSampler:
             t: [stats.log_probs.tolist() for stats in self._scorer(rendered, alpha=t, entropy=False)]
             for t in self._recorded
         }
-        num = len(temperatures)
+        places = [slice(start, start + len(temperatures)) for start in range(0, len(rendered), len(temperatures))]
         return [
-            Drawn(row, {t: values[i * num : (i + 1) * num] for t, values in token_log_probs.items()})
-            for i, row in enumerate(samples)
+            Drawn(row, {t: values[place] for t, values in token_log_probs.items()})
+            for row, place in zip(samples, places, strict=True)
         ]
 
 
@@ -205,10 +201,8 @@ class _Recorder(LogitsProcessor):
     def add(self, chosen: Tensor) -> None:
         """Takes note of the tokens that were chosen from the last logits."""
         assert self._logits is not None
-        columns = []
-        for temperature in self._recorded:
-            logits = self._logits / temperature
-            columns.append(logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1))
+        tempered = [self._logits / temperature for temperature in self._recorded]
+        columns = [logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1) for logits in tempered]
         self.steps.append(torch.stack(columns, dim=1))
 
 
@@ -217,14 +211,63 @@ def _prompt_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, num: int) -
     if ids.shape[1] == 1 or not model._supports_default_dynamic_cache():
         return None
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    cache = model(
-        input_ids=ids[:, :-1],
-        attention_mask=mask[:, :-1],
-        position_ids=positions[:, :-1],
-        use_cache=True,
-        logits_to_keep=1,
-    ).past_key_values
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    cache = model(**{k: v[:, :-1] for k, v in inputs.items()}, use_cache=True, logits_to_keep=1).past_key_values
     if not isinstance(cache, DynamicCache):
         return None
     cache.batch_repeat_interleave(num)
     return cache
+
+
+# Tokens of a completion, with their log-probabilities at T = 1 and at the temperature of the proposals.
+_State = list[tuple[int, float, float]]
+
+
+def power_samples(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    exponent: float,
+    steps: int,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Sample]:
+    r"""
+    One sample per prompt of the power distribution $\hat\pi^{1+k}$, `exponent` $1 + k$, without training: the rival of
+    RL with the endogenous reward. A step costs half a completion.
+
+    By Metropolis-Hastings (https://huggingface.co/papers/2510.14901): from a completion $y$ of $H$ tokens, a place $t$
+    is drawn evenly, and all from there on written anew at the temperature $1/(1+k)$. The new $y'$ replaces $y$ with
+    probability
+
+    $$
+    \min\left(1, \frac{\hat\pi(y')^{1+k}}{\hat\pi(y)^{1+k}} \cdot
+    \frac{\pi_T(y_{\geq t}|y_{<t}) / H'}{\pi_T(y'_{\geq t}|y_{<t}) / H}\right).
+    $$
+    """
+    temperature = 1.0 / exponent
+    generator = random.Random(seed)
+    sampler = MixtureSampler(engine, max_new_tokens, [1.0, temperature])
+    rows = prompt_rows(engine, prompts, max_new_tokens)
+
+    def draw(prefixes: Sequence[Sequence[int]]) -> list[_State]:
+        begun = [[*row, *prefix] for row, prefix in zip(rows, prefixes, strict=True)]
+        drawn, states = sampler.continue_ids(begun, [temperature], generator.randrange(2**63)), []
+        for one, prefix in zip(drawn, prefixes, strict=True):
+            log_probs = (one.token_log_probs[t][0] for t in (1.0, temperature))
+            state = list(zip(one.samples[0].token_ids, *log_probs, strict=True))
+            states.append(state[: max_new_tokens - len(prefix)])
+        return states
+
+    states = draw([[] for _ in rows])
+    for _ in tqdm(range(steps), desc="Power sampling", unit=" steps", disable=not progress):
+        places = [generator.randrange(len(state)) for state in states]
+        prefixes = [[token for token, *_ in state[:i]] for state, i in zip(states, places, strict=True)]
+        for i, (state, place, new) in enumerate(zip(states, places, draw(prefixes), strict=True)):
+            old = state[place:]
+            log_ratio = exponent * (math.fsum(p for _, p, _ in new) - math.fsum(p for _, p, _ in old))
+            log_ratio += math.fsum(p for *_, p in old) - math.fsum(p for *_, p in new)
+            log_ratio += math.log(len(state) / (place + len(new)))
+            if math.log(generator.random() or 1e-300) < log_ratio:
+                states[i] = state[:place] + new
+    return [sample_of(engine, [token for token, *_ in state]) for state in states]

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples of the frozen model to what a run at each beta ends with, what costs no training, and a verdict."""
+"""From samples of the frozen model to what a run at each beta ends with, and what costs no training."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..evaluation.generation import accuracy_of_choice, majority_scores
 from ..evaluation.intervals import Estimate, Unit, differences, estimates, resampling_weights
 from ..evaluation.results import plain_means
-from .answers import Answers
 from .policies import Array, Objective, Samples
 from .sampling import GREEDY, Mixture
 
@@ -31,44 +31,76 @@ class Summary:
         betas: Sequence[float],
         others: Mapping[str, list[Unit]],
     ) -> None:
-        self._records, self._objective = records, objective
+        self._keys, self._objective = [r["key"] for r in records], objective
         self.has_labels = records[0]["right"] is not None
-        self._temperatures = mixture.temperatures
-        self.num_votes = self._temperatures.count(1.0)  # among which the majority and the best of n are taken
+        temperatures = mixture.temperatures  # of the samples of each question
+        self._size, greedy = len(temperatures), temperatures.index(GREEDY)
         log_probs = [{float(t): values for t, values in r["log_probs"].items()} for r in records]
-        greedy = self._temperatures.index(GREEDY)
         is_greedy = [[ids == r["token_ids"][greedy] for ids in r["token_ids"]] for r in records]
-        log_proposals = [mixture.log_density(*pair) for pair in zip(log_probs, is_greedy, strict=True)]
+        drawn = list(zip(log_probs, is_greedy, strict=True))
         self._samples = samples = Samples(
             [r["token_ids"] for r in records],
             [found[1.0] for found in log_probs],
-            log_proposals,
+            [mixture.log_density(*row) for row in drawn],
             [r["rewards"] for r in records],
         )
-        self._right = np.concatenate([r["right"] for r in records]) if self.has_labels else None
-        self._lengths = np.array([len(ids) for r in records for ids in r["token_ids"]], float)
-        self._truncated = np.array([not end for r in records for end in r["finished"]], float)
         self._answers = [
-            Answers(r["token_ids"], r["groups"], np.array(found[1.0]), mixture.log_seen(found, which))
-            for r, found, which in zip(records, log_probs, is_greedy, strict=True)
+            Answers(r["token_ids"], r["groups"], np.array(row[0][1.0]), mixture.log_seen(*row))
+            for r, row in zip(records, drawn, strict=True)
         ]
+        # Of each sample
+        self._metrics = {
+            "length": np.array([len(ids) for r in records for ids in r["token_ids"]], float),
+            "truncated": np.array([not end for r in records for end in r["finished"]], float),
+            "reward": samples.rewards,
+        }
+        if self.has_labels:
+            self._metrics["accuracy"] = np.concatenate([r["right"] for r in records])
         self._agrees = np.concatenate([answers.agrees for answers in self._answers])
 
         policies = {beta: samples.policy(objective, beta) for beta in sorted(set(betas), reverse=True)}
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
+        votes = [
+            i for i, t in enumerate(temperatures) if t == 1.0
+        ]  # among which the majority and the best of n are taken
+        self.num_votes = len(votes)
+        at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in temperatures], len(records))
         at_half = np.concatenate([found[0.5] for found in log_probs])
-        units |= self._alternatives(samples.normalized(at_half - samples.log_proposals))
-        units |= others
+        units |= {
+            # Without weights, and so without bias
+            "sampled": self._units(samples.normalized(at_one), samples.log_probs),
+            "greedy": self._chosen([greedy], [[0.0]] * len(records)),
+            "temperature=0.5": self._units(samples.normalized(at_half - samples.log_proposals)),
+            "majority": self._chosen(votes, [majority_scores([r["groups"][i] for i in votes]) for r in records]),
+            "best_of_n": self._chosen(votes, self._by_question(samples.rewards)[:, votes]),
+            "best_of_n_length": self._chosen(votes, self._by_question(self._metrics["length"])[:, votes]),
+            **others,
+        }
         self._resampling = resampling_weights(units["sampled"])
         self._units_of = units
         self.estimates = {name: estimates(rows, plain_means, self._resampling) for name, rows in units.items()}
         self.betas = [self._beta_row(beta, weights) for beta, weights in policies.items()]
         self.alternatives = {
-            name: self.estimates[name]["accuracy"].value if self.has_labels else None
-            for name in units
+            name: found["accuracy"].value if self.has_labels else None
+            for name, found in self.estimates.items()
             if not name.startswith("beta=")
         }
-        self.slope, self.wrong_more_probable, self.num_mixed = self._covariances()
+        # Slope of the accuracy in 1 / beta at 0; the fraction of the questions with right and wrong answers in which
+        # right ones have the lower rewards, and the number of these questions.
+        self.slope: Estimate | None = None
+        self.wrong_more_probable: float | None = None
+        self.num_mixed = 0
+        if self.has_labels:
+            weights, right = np.exp(samples.base), self._metrics["accuracy"]
+            accuracy = samples.mean(weights, right)
+            mixed = (accuracy > 1e-9) & (accuracy < 1 - 1e-9)
+            self.num_mixed = int(mixed.sum())
+            if self.num_mixed:
+                below = samples.covariance(weights, right, samples.rewards)[mixed] < 0
+                self.wrong_more_probable = float(below.mean())
+            # The covariance under the frozen model of right and what is gained at first
+            slopes = self._as_units({"slope": samples.covariance(weights, right, samples.first_gains(objective))})
+            self.slope = estimates(slopes, plain_means, self._resampling)["slope"]
 
     def gain(self, name: str, metric: str = "accuracy", over: str = "sampled") -> Estimate:
         """Difference of a metric between two policies, with its paired interval."""
@@ -79,54 +111,30 @@ class Summary:
         """Metrics of a policy with these weights, and log-densities: by default those that the weights stand for."""
         weights, mean = np.exp(log_weights), self._samples.mean
         if log_densities is None:
-            log_densities = log_weights + self._samples.log_proposals + math.log(len(self._temperatures))
-        shape = len(self._records), -1  # all have as many samples
-        rows = zip(self._answers, weights.reshape(shape), log_densities.reshape(shape), strict=True)
+            log_densities = log_weights + self._samples.log_proposals + math.log(self._size)
+        rows = zip(self._answers, self._by_question(weights), self._by_question(log_densities), strict=True)
         size = self._objective.num_generations
-        columns = {
-            "length": mean(weights, self._lengths),
-            "truncated": mean(weights, self._truncated),
-            "distinct": np.array([answers.distinct(own, density, size) for answers, own, density in rows]),
-            "agreement": mean(weights, self._agrees),
-            "reward": mean(weights, self._samples.rewards),
-        }
+        columns: dict[str, ArrayLike] = {name: mean(weights, values) for name, values in self._metrics.items()}
+        columns["distinct"] = [answers.distinct(own, density, size) for answers, own, density in rows]
+        columns["agreement"] = mean(weights, self._agrees)
         if np.isfinite(log_weights).all():
             columns["kl"] = self._samples.divergence(log_weights)
-        if self._right is not None:
-            columns["accuracy"] = mean(weights, self._right)
-        return [
-            Unit(r["key"], "questions", {name: float(column[i]) for name, column in columns.items()})
-            for i, r in enumerate(self._records)
-        ]
+        return self._as_units(columns)
 
-    def _alternatives(self, half_temperature: Array) -> dict[str, list[Unit]]:
-        """What costs no training. Without labels, only what says something of the samples."""
-        at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in self._temperatures], len(self._records))
-        votes = [i for i, t in enumerate(self._temperatures) if t == 1.0]
-        return {
-            # Without weights, and so without bias.
-            "sampled": self._units(self._samples.normalized(at_one), self._samples.log_probs),
-            "greedy": self._chosen([self._temperatures.index(GREEDY)], lambda r: [0.0]),
-            "temperature=0.5": self._units(half_temperature),
-            "majority": self._chosen(votes, lambda r: majority_scores([r["groups"][i] for i in votes])),
-            "best_of_n": self._chosen(votes, lambda r: [r["rewards"][i] for i in votes]),
-            "best_of_n_length": self._chosen(votes, lambda r: [len(r["token_ids"][i]) for i in votes]),
-        }
-
-    def _chosen(self, places: Sequence[int], scores_of: Callable[[Record], Sequence[float]]) -> list[Unit]:
+    def _chosen(self, places: Sequence[int], scores: Sequence[Sequence[float]] | Array) -> list[Unit]:
         """Of some samples of each question, the one with the highest score, drawn among equals."""
-        units = []
-        for record in self._records:
-            columns = {
-                "length": [float(len(ids)) for ids in record["token_ids"]],
-                "truncated": [float(not end) for end in record["finished"]],
-                "reward": record["rewards"],
-                **({"accuracy": record["right"]} if self.has_labels else {}),
-            }
-            scores = scores_of(record)
-            values = {name: accuracy_of_choice(scores, [row[i] for i in places]) for name, row in columns.items()}
-            units.append(Unit(record["key"], "questions", values))
-        return units
+        tables = {name: self._by_question(values)[:, places].tolist() for name, values in self._metrics.items()}
+        return self._as_units({name: list(map(accuracy_of_choice, scores, table)) for name, table in tables.items()})
+
+    def _by_question(self, values: Array) -> Array:
+        return values.reshape(len(self._keys), self._size)
+
+    def _as_units(self, columns: Mapping[str, ArrayLike]) -> list[Unit]:
+        rows = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+        return [
+            Unit(key, "questions", dict(zip(columns, row, strict=True)))
+            for key, row in zip(self._keys, rows, strict=True)
+        ]
 
     def _beta_row(self, beta: float, log_weights: Array) -> dict[str, Any]:
         found = self.estimates[f"beta={beta:g}"]
@@ -138,20 +146,64 @@ class Summary:
             row[f"{metric}_interval"] = None if estimate is None else [estimate.low, estimate.high]
         return row | {"ess": float(np.median(sizes)), "ess_below_5": float((sizes < MIN_ESS).mean())}
 
-    def _covariances(self) -> tuple[Estimate | None, float | None, int]:
+
+class Answers:
+    r"""
+    How often the N samples of a question give the same answer, from their densities. Counts of a few samples say that
+    answers repeat more than they do: 8 samples that all differ are 5.2 answers in a group of 8 drawn *from them*, and
+    each is a majority of one. So no sample counts for what is expected of itself.
+
+    `agrees`, of shape `(N,)`, says whether each sample gives the frozen model's majority answer (a fraction, if
+    several answers tie). The mass of an answer is the sum over its completions $y$ that were seen of $\hat\pi(y) /
+    P(y\ \text{is seen})$ (Horvitz and Thompson), but for the sample itself, which counts with its $\hat\pi(y)$.
+    """
+
+    def __init__(
+        self,
+        token_ids: Sequence[Sequence[int]],
+        groups: Sequence[int],  # for each sample, the first that gives the same answer
+        log_probs: Array,  # under the frozen model
+        log_seen: Array,  # see [`Mixture.log_seen`]
+    ) -> None:
+        rows = [tuple(row) for row in token_ids]
+        places = np.array([rows.index(row) for row in rows])
+        self._same = places[:, None] == places
+        answers = np.array(groups)
+        self._alike = answers[:, None] == answers
+        expanded = np.exp(log_probs - log_seen)
+        masses = np.bincount(answers, expanded * (places == np.arange(len(rows))), len(rows)).astype(float)
+        self.agrees = np.zeros(len(rows))
+        for i, answer in enumerate(answers):
+            without = masses.copy()
+            without[answer] += np.exp(log_probs[i]) - expanded[i]
+            best = without >= without.max() * (1 - 1e-9)
+            self.agrees[i] = best[answer] / best.sum()
+
+    def distinct(self, weights: Array, log_densities: Array, size: int) -> float:
         r"""
-        Slope of the accuracy in $1/\beta$ at 0, which is the covariance under the frozen model of right and what is
-        gained at first; and the fraction of the questions with right and wrong answers in which that of right and
-        reward is negative, and their number.
+        Expected number of different answers among `size` completions of a policy, $\sum_a 1 - (1 - p_a)^G = \sum_i w_i
+        \sum_{j<G} (1 - p_{a(i)})^j$, from the weights of the samples and the log-densities of the policy there.
+        `(1 - p)^j` is that of the sample's own completion times, for others with its answer, the fraction of all sets
+        of j other samples, by the products of their weights, in which none gives it.
         """
-        if self._right is None:
-            return None, None, 0
-        samples, weights = self._samples, np.exp(self._samples.base)
-        right = samples.mean(weights, self._right)
-        mixed = (right > 1e-9) & (right < 1 - 1e-9)
-        covariances = samples.covariance(weights, self._right, samples.rewards)[mixed]
-        below = float((covariances < 0).mean()) if mixed.any() else None
-        slopes = samples.covariance(weights, self._right, samples.first_gains(self._objective))
-        units = [Unit(r["key"], "questions", {"slope": c}) for r, c in zip(self._records, slopes, strict=True)]
-        slope = estimates(units, plain_means, self._resampling)["slope"]
-        return slope, below, int(mixed.sum())
+        own = np.exp(np.minimum(log_densities, 0.0))
+        others = np.where(self._same, 0.0, weights)  # (N, N): those of each sample
+        scale = others.max(axis=1, keepdims=True)
+        others /= np.where(scale > 0, scale, 1.0)
+        unlike = np.where(self._alike, 0.0, others)
+        total = others.sum(axis=1)
+        share = np.where(total > 0, unlike.sum(axis=1) / np.where(total > 0, total, 1.0), 1.0)
+        powers = np.arange(size)
+        missed = share[:, None] ** powers  # where there are fewer than j others
+        every, without = _symmetric_sums(others, size), _symmetric_sums(unlike, size)
+        missed = np.where(every > 0, without / np.where(every > 0, every, 1.0), missed)
+        return float(weights @ ((1.0 - own[:, None]) ** powers * missed).sum(axis=1))
+
+
+def _symmetric_sums(weights: Array, size: int) -> Array:
+    """Elementary symmetric polynomials of rows of shape `(N, M)`, of degrees 0 to `size - 1`: shape `(N, size)`."""
+    sums = np.zeros((len(weights), size))
+    sums[:, 0] = 1.0
+    for column in weights.T:
+        sums[:, 1:] += column[:, None] * sums[:, :-1]
+    return sums

@@ -29,14 +29,29 @@ def suggested_beta(summary: Summary) -> float | None:
 
 def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
-    few = f"With {counted(num_questions, 'question')}, what follows is of these alone."
-    words = [] if num_questions >= MIN_CLUSTERS else [few]
+    words = []
+    if num_questions < MIN_CLUSTERS:
+        words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
-    elif summary.has_labels:
-        words.append(_start(summary))
-    words += _limits(summary)
+    elif summary.slope is not None and is_noise(summary.slope):
+        words.append("Whether training begins with better or worse answers is not beyond noise.")
+    elif summary.slope is not None:  # what can be said without weights
+        better, more = ("better", "more") if summary.slope.value > 0 else ("worse", "less")
+        words.append(f"Training begins with {better} answers: right ones are the {more} probable ones.")
+    few = f"fewer than {MIN_ESS:g} effective"
+    if not rows:
+        words.append(
+            f"The samples do not suffice at any beta ({few} samples in half of the questions): take more samples, or "
+            "larger betas."
+        )
+    elif len(rows) < len(summary.betas):
+        weak = max(row["beta"] for row in summary.betas if row["ess"] < MIN_ESS)
+        words.append(
+            f"From beta {weak:g} down, the samples do not suffice ({few} ones in half of the questions): there, the "
+            "forecast is the best of them by the reward."
+        )
     if objective.has_groups and objective.scale_rewards != "none":
         taken = ", taken for that of the credit of tokens" if objective.trainer == "dense_grpo" else ""
         words.append(
@@ -59,54 +74,40 @@ def _is_less(difference: Estimate) -> bool:
 
 
 def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
-    now = summary.estimates["sampled"]["accuracy"].value
-    best, last = max(rows, key=lambda row: row["accuracy"]), rows[-1]
-    helps = _is_more(summary.gain(f"beta={best['beta']:g}"))
-    if helps:
+    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
+    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
+    now, best, last = free["sampled"], max(rows, key=lambda row: row["accuracy"]), rows[-1]
+    if _is_more(summary.gain(f"beta={best['beta']:g}")):
         beta = suggested_beta(summary)
-        best = next(row for row in rows if row["beta"] == beta)
-        words = [f"Sharpening helps: {_change(now, best, 'accuracy')} at beta {beta:g}."]
+        chosen = next(row for row in rows if row["beta"] == beta)
+        words = [f"Sharpening helps: {_change(now, chosen, 'accuracy')} at beta {beta:g}."]
         if _is_less(summary.gain(f"beta={last['beta']:g}", over=f"beta={beta:g}")):
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
-    elif _is_less(summary.gain(f"beta={last['beta']:g}")):
-        words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
-        if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
-            words.append(
-                f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-                f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
+        if free["greedy"] >= chosen["accuracy"] - CLOSE:
+            rivals = (
+                f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
+                f"that differ ({majority})."
             )
-    else:
+        else:
+            rivals = (
+                f"Without training, greedy decoding gives {free['greedy']:.0%}, T = 0.5 gives "
+                f"{free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost."
+            )
+        return [*words, rivals]
+    if not _is_less(summary.gain(f"beta={last['beta']:g}")):
         return [
             f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
-    return [*words, _rivals(summary, best["accuracy"], helps)]
-
-
-def _start(summary: Summary) -> str:
-    """What can be said without weights: how training begins."""
-    slope = summary.slope
-    assert slope is not None  # there are labels
-    if is_noise(slope):
-        return "Whether training begins with better or worse answers is not beyond noise."
-    better, more = ("better", "more") if slope.value > 0 else ("worse", "less")
-    return f"Training begins with {better} answers: right ones are the {more} probable ones."
-
-
-def _rivals(summary: Summary, trained: float, helps: bool) -> str:
-    free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
-    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
-    if helps and free["greedy"] >= trained - CLOSE:
-        return (
-            f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
-            f"that differ ({majority})."
+    words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
+    if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
+        words.append(
+            f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
+            f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
         )
-    if helps:
-        rest = f"T = 0.5 gives {free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost"
-        return f"Without training, greedy decoding gives {free['greedy']:.0%}, {rest}."
     greedy = summary.gain("greedy")
     better = "" if is_noise(greedy) or greedy.value > 0 else ", which is no better"
-    return f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."
+    return [*words, f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."]
 
 
 def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
@@ -130,30 +131,17 @@ def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
 
 def _side_effects(summary: Summary, row: Row) -> list[str]:
     words, now = [], {name: value.value for name, value in summary.estimates["sampled"].items()}
-    ratio = row["length"] / now["length"]
-    if not 2 / 3 <= ratio <= 1.5:
+    if not 2 / 3 <= row["length"] / now["length"] <= 1.5:
         words.append(
-            f"Completions become {'shorter' if ratio < 1 else 'longer'}: {now['length']:.0f} -> "
+            f"Completions become {'shorter' if row['length'] < now['length'] else 'longer'}: {now['length']:.0f} -> "
             f"{row['length']:.0f} tokens at beta {row['beta']:g}."
         )
     if now["truncated"] > 0.05:
         words.append(
-            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the "
-            "forecast is of cut completions."
+            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the forecast is "
+            "of cut completions."
         )
     return words
-
-
-def _limits(summary: Summary) -> list[str]:
-    weak = [row["beta"] for row in summary.betas if row["ess"] < MIN_ESS]
-    if len(weak) == len(summary.betas):
-        return [
-            f"The samples do not suffice at any beta (fewer than {MIN_ESS:g} effective samples in half of the "
-            "questions): take more samples, or larger betas."
-        ]
-    few = f"(fewer than {MIN_ESS:g} effective ones in half of the questions)"
-    rest = "there, the forecast is the best of them by the reward."
-    return [f"From beta {max(weak):g} down, the samples do not suffice {few}: {rest}"] if weak else []
 
 
 def _change(now: float, row: Row, metric: str) -> str:

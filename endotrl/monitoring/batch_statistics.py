@@ -94,16 +94,6 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
 
     `values` and `others`, of shape `(N,)`, are $x$ and $y$; groups in which one is NaN are left out. `None` if one of
     the numbers is the same within every group.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.monitoring.batch_statistics import group_correlation
-
-    >>> found = group_correlation(torch.tensor([1.0, 2.0, 7.0, 8.0]), torch.tensor([3.0, 5.0, 0.0, 2.0]), 2)
-    >>> round(found.rho, 6), round(found.slope, 6)
-    (1.0, 2.0)
-    ```
     """
     if num_generations < 2:
         return None
@@ -138,20 +128,8 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
     `values` are the $a_i$, of shape `(N,)` (groups in which one is NaN are left out), and `log_ratios`
     $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
 
-    Returns:
-        $\Delta$ and its standard error over groups; `None` where the policies are too far apart (an effective sample
-        size $(\sum w)^2 / \sum w^2$ below half of `N`, or a mean weight off 1 by a quarter), or with one group.
-
-    Example:
-    ```python
-    >>> import torch
-    >>> from endotrl.monitoring.batch_statistics import change_since
-
-    >>> right = torch.tensor([1.0, 0.0, 1.0, 0.0])
-    >>> change, error = change_since(right, torch.log(torch.tensor([1.5, 0.5, 1.5, 0.5])), 2)
-    >>> change  # 3 of 4 were right before, and 2 of 4 are now; a group of 2 has a baseline of 1
-    -0.5
-    ```
+    Returns $\Delta$ and its standard error over groups; `None` where the policies are too far apart (an effective
+    sample size $(\sum w)^2 / \sum w^2$ below half of `N`, or a mean weight off 1 by a quarter), or with one group.
     """
     if num_generations < 2:
         return None

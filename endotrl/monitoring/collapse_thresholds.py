@@ -3,8 +3,6 @@
 
 from dataclasses import dataclass
 
-from ..field_help import with_help
-
 
 # Logged steps before anything is judged; the noise of a step is known from 7 differences to about 30%.
 WARMUP = 8
@@ -31,7 +29,6 @@ CLIPPED_RISE, REPETITION_RISE, LOG_PROB_FALL = 0.5, 0.3, 0.5
 ENTROPY_RATIO, DISTINCT_COMPLETIONS, LENGTH_CORRELATION = 0.02, 1.1, 0.9
 
 
-@with_help
 @dataclass(frozen=True)
 class CollapseThresholds:
     r"""

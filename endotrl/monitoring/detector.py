@@ -2,7 +2,7 @@
 r"""
 Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOut`]), and symptoms
+With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOutSeries`]), and symptoms
 only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
 first is known: 0; and of that change next to what the rise of the trained reward should have brought.
 
@@ -13,13 +13,13 @@ elsewhere. What this cannot show is a policy that is sure of what is wrong and b
 """
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
-from .series import FEWEST, WINDOW, HeldOut, Noise, Series, cusum
+from .series import FEWEST, WINDOW, HeldOutSeries, Noise, Series, cusum
 
 
 # What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
@@ -35,6 +35,7 @@ REWARD_CHANGE = "collapse/reward_change"
 FIRST_LOG_PROB = "collapse/first_log_prob"
 FIRST_LOG_PROB_CHANGE = "collapse/first_log_prob_change"
 ASKED_CHANGE = "collapse/asked_change/"
+OF_HELD_OUT = (HELD_OUT, CHANGE, ASKED_CHANGE, AGREEMENT_EVIDENCE, SLOPE)
 
 # Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
 AGREES = 2.0
@@ -74,9 +75,8 @@ class Detector:
     def __init__(self, thresholds: CollapseThresholds | None = None, held_out: Sequence[str] = ()) -> None:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
-        self._rewards: defaultdict[str, _HeldOutReward] = defaultdict(_HeldOutReward)
-        self._first_log_prob = HeldOut(limits.CHANGE_WARMUP, start=0.0)  # its change
-        self._reward_change = (0.0, 0.0)  # and its standard error
+        self._rewards: dict[str, _HeldOutReward] = {}
+        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
         self.last = self._on_step = Verdict(None)
@@ -100,7 +100,7 @@ class Detector:
             key = f"eval_rewards/{name}/mean"
             if key not in entry:
                 continue
-            values = self._rewards[name].evaluations
+            values = self._rewards.setdefault(name, _HeldOutReward()).evaluations
             values.append(entry[key])
             fall = max(values) - max(values[-2:])
             noise = Noise(values[:-2]) if len(values) > FEWEST + 2 else None  # of fewer it is not known
@@ -112,8 +112,15 @@ class Detector:
                 )
         return f"{'; '.join(reasons)}." if reasons else None
 
-    def _step(self, entry: Mapping[str, float]) -> Verdict:
-        self._read(entry)
+    def _step(self, entry: dict[str, float]) -> Verdict:
+        if not any(key.startswith(HELD_OUT) for key in entry):
+            entry = entry | {HELD_OUT + name: entry[key] for key, name in self._named.items() if key in entry}
+        for prefix in OF_HELD_OUT:
+            for key in entry:
+                if key.startswith(prefix):
+                    self._rewards.setdefault(key.removeprefix(prefix), _HeldOutReward())
+        for name, reward in self._rewards.items():
+            reward.read(name, entry)
         values = {
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
@@ -128,23 +135,39 @@ class Detector:
         now = {name: value for name, value in values.items() if value is not None}
         for name, value in now.items():
             self._levels[name].add(value)
-        symptoms, gross = list(self._symptoms(entry, now)), self._gross_symptoms(entry, now)
-        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
-        sinks = list(self._log_prob_falls(entry, limits.BOTH_EVIDENCE if levels else limit))
+        # What is no collapse by itself, but makes one likelier
+        symptoms = [
+            f"within groups, the trained reward is higher where `{name}` is lower"
+            for name, reward in self._rewards.items()
+            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
+        ]
+        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
+            symptoms.append(f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}")
+        gross = self._gross_symptoms(entry, now)
+        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
+        sinks = []
+        if FIRST_LOG_PROB_CHANGE in entry:
+            self._first_log_prob.add(*_measured(entry, FIRST_LOG_PROB_CHANGE))
+            least = self.thresholds.first_log_prob_fall
+            if fall := self._first_log_prob.fell(limits.BOTH_EVIDENCE if levels else limit, least):
+                sinks = [
+                    f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per "
+                    f"token ({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
+                ]
         if levels and sinks:
-            symptoms, limit, sinks = [*symptoms, *sinks], min(limit, limits.BOTH_EVIDENCE), []
+            symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
         length = self._levels["length"]
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
             # That corroborates nothing: healthy runs become brief, or think longer.
             symptoms.append(f"the length drifts {length.moved}")
-        changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
-        reasons = [reason for name in self._rewards for reason in self._falls(name, limit)]
+        reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
             reasons, gross = [*gross, *sinks, *reasons], []
         symptoms += gross
         alarm = f"{'; '.join(reasons)}."
         besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""
+        changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         return Verdict(
             alarm=alarm[0].upper() + alarm[1:] + besides if reasons else None,
             symptoms=symptoms,
@@ -152,117 +175,30 @@ class Detector:
             level=sum(series.mean for series in levels) if levels else None,
         )
 
-    def _read(self, entry: Mapping[str, float]) -> None:
-        measured = _by_name(entry, HELD_OUT)
-        for name, level in (measured or {n: entry[k] for k, n in self._named.items() if k in entry}).items():
-            reward = self._rewards[name]
-            if reward.levels is None:
-                # Questions that are asked every few steps have seen as many by their third time.
-                reward.levels = HeldOut(limits.EARLY_WARMUP if ASKED_CHANGE + name in entry else limits.WARMUP)
-            reward.levels.add(level, entry.get(error_key(HELD_OUT + name)))
-        for name, change in _by_name(entry, ASKED_CHANGE).items():
-            self._rewards[name].asked.append((change, entry.get(error_key(ASKED_CHANGE + name), math.inf)))
-        for name, z in _by_name(entry, AGREEMENT_EVIDENCE).items():
-            reward = self._rewards[name]
-            reward.agreement, reward.agreements = reward.agreement + z, reward.agreements + 1
-            reward.disagreement = cusum(reward.disagreement, -z)
-        for reward in self._rewards.values():
-            reward.changes_age += 1
-        for name, change in _by_name(entry, CHANGE).items():
-            self._rewards[name].changes.add(change, entry.get(error_key(CHANGE + name)))
-            self._rewards[name].changes_age = 0
-        for name, slope in _by_name(entry, SLOPE).items():
-            reward = self._rewards[name]
-            if reward.is_comparable:
-                reward.slope, reward.slopes = reward.slope + slope, reward.slopes + 1
-        if REWARD_CHANGE in entry:
-            rise, rise_error = self._reward_change = (
-                entry[REWARD_CHANGE],
-                entry.get(error_key(REWARD_CHANGE), math.inf),
-            )
-            for name, change in _by_name(entry, CHANGE).items():
-                reward, error = self._rewards[name], entry.get(error_key(CHANGE + name), math.inf)
-                if reward.slopes:
-                    half, evidence = HALF * reward.slope / reward.slopes, max(abs(reward.agreement_z), 1.0)
-                    error = math.hypot(error, half * rise_error, half * rise / evidence)
-                    reward.shortfalls.add(change - half * rise, error)
-
-    def _falls(self, name: str, limit: float) -> Iterator[str]:
-        """How a held-out reward has fallen, or has not risen as far as it should have."""
-        reward, least = self._rewards[name], self.thresholds.held_out_fall
-        fall = reward.levels and reward.levels.fell(limit, least)
-        if fall:
-            yield (
-                f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than "
-                f"noise explains ({fall.evidence:.1f} standard errors)"
-            )
-        fall = reward.changes.fell(limit, least) if reward.is_comparable else None
-        # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
-        may_come_back = not reward.agreements or reward.agreement_z > AGREES
-        if fall and not (may_come_back and reward.changes.count < limits.CHANGE_WARMUP):
-            yield (
-                f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
-                f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
-            )
-        if len(reward.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in reward.asked):
-            change, error = reward.asked[-1]
-            yield (
-                f"question by question, `{name}` has lost {-change:.3f} since training began "
-                f"({-change / error:.1f} standard errors, twice in a row)"
-            )
-        rise, rise_error = self._reward_change
-        fall = reward.shortfalls.fell(limit, least) if reward.is_comparable else None
-        if fall and rise > self.thresholds.evidence * rise_error:
-            due = reward.slope / reward.slopes * rise
-            yield (
-                f"the trained reward has risen by {rise:.3g} ({rise / rise_error:.0f} standard errors), which by its "
-                f"agreement with `{name}` should have changed that by {due:+.3f}: it is {fall.size:.3f} below half of "
-                f"it ({fall.evidence:.1f} standard errors)"
-            )
-
-    def _log_prob_falls(self, entry: Mapping[str, float], limit: float) -> Iterator[str]:
-        """The first policy's log-probability of what is written, next to what it was for its own answers."""
-        if FIRST_LOG_PROB_CHANGE not in entry:
-            return
-        self._first_log_prob.add(entry[FIRST_LOG_PROB_CHANGE], entry.get(error_key(FIRST_LOG_PROB_CHANGE)))
-        fall = self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall)
-        if fall:
-            yield (
-                f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per token "
-                f"({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
-            )
-
-    def _symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> Iterator[str]:
-        """What is no collapse by itself, but makes one likelier."""
-        for name in _by_name(entry, AGREEMENT_EVIDENCE):
-            if self._rewards[name].disagreement > limits.DRIFT_EVIDENCE:
-                yield f"within groups, the trained reward is higher where `{name}` is lower"
-        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
-            yield f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}"
-
     def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """What is taken for a collapse without a held-out reward, once it lasts."""
-        now = {name: value for name, value in now.items() if self._levels[name].ready}
-        first = {name: self._levels[name].first for name in now}
-        change = {name: now[name] - first[name] for name in now}
-        entropy_is_gone = "entropy" in now and now["entropy"] < limits.ENTROPY_RATIO * first["entropy"]
+        levels = {name: self._levels[name] for name in now if self._levels[name].ready}
+        change = {name: now[name] - level.first for name, level in levels.items()}
+        ratio = {name: now[name] / level.first for name, level in levels.items() if level.first}
+        log_prob = self._levels["log_prob"]
+        drift = log_prob.mean - log_prob.first if log_prob.sinks > limits.DRIFT_EVIDENCE else 0.0  # beyond its noise
+        is_length = abs(entry.get("collapse/length_correlation", 0.0)) > limits.LENGTH_CORRELATION
         says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
         is_verdict = entry.get("collapse/reward_is_verdict", 1.0)
-        length_ratio = now["length"] / first["length"] if first.get("length") else 1.0
-        correlation = abs(entry.get("collapse/length_correlation", 0.0))
-        is_length = correlation > limits.LENGTH_CORRELATION and not 0.5 < length_ratio < 2.0
-        log_prob = self._levels["log_prob"]
-        sinks = change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL
-        if log_prob.sinks > limits.DRIFT_EVIDENCE:  # beyond its noise, and by enough to matter
-            sinks = sinks or log_prob.mean - log_prob.first < -self.thresholds.log_prob_drift
         shown = {
-            "completions have become short": length_ratio < self.thresholds.length_ratio,
-            "the reward is little but length, which has halved or doubled": is_length,
+            "completions have become short": ratio.get("length", 1.0) < self.thresholds.length_ratio,
+            "the reward is little but length, which has halved or doubled": (
+                is_length and not 0.5 < ratio.get("length", 1.0) < 2.0
+            ),
             "completions do not end any more": change.get("clipped", 0.0) > limits.CLIPPED_RISE,
             "completions repeat themselves": change.get("repetition", 0.0) > limits.REPETITION_RISE,
-            "the frozen model finds the completions improbable": sinks,
-            "the policy is far from the reference": now.get("kl", 0.0) > self.thresholds.kl,
-            "the policy says one thing only": entropy_is_gone and says_one_thing and not is_verdict,
+            "the frozen model finds the completions improbable": (
+                change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL or drift < -self.thresholds.log_prob_drift
+            ),
+            "the policy is far from the reference": "kl" in levels and now["kl"] > self.thresholds.kl,
+            "the policy says one thing only": (
+                ratio.get("entropy", 1.0) < limits.ENTROPY_RATIO and says_one_thing and not is_verdict
+            ),
         }
         found = []
         for reason, is_shown in shown.items():
@@ -276,19 +212,21 @@ class Detector:
 class _HeldOutReward:
     """What is known of one held-out reward."""
 
-    levels: HeldOut | None = None
-    changes: HeldOut = field(default_factory=lambda: HeldOut(limits.EARLY_WARMUP, start=0.0))  # since the first policy
+    levels: HeldOutSeries | None = None
+    # Since the first policy
+    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
     changes_age: int = WINDOW  # entries since the last one
     # Of it, below half of $b \Delta r$: what its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
     # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes on the way.)
-    shortfalls: HeldOut = field(default_factory=lambda: HeldOut(limits.CHANGE_WARMUP, start=0.0))
-    asked: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=2))  # changes, and their errors
+    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
+    asked: list[tuple[float, float]] = field(default_factory=list)  # changes question by question, and their errors
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations
     agreements: int = 0
     disagreement: float = 0.0  # CUSUM
     slope: float = 0.0  # on the trained reward, sum over entries
     slopes: int = 0
+    rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, and its standard error
 
     @property
     def is_comparable(self) -> bool:
@@ -299,6 +237,63 @@ class _HeldOutReward:
     def agreement_z(self) -> float:
         return self.agreement / math.sqrt(max(self.agreements, 1))
 
+    def read(self, name: str, entry: Mapping[str, float]) -> None:
+        """Takes note of what an entry says of it."""
+        level, change, asked = HELD_OUT + name, CHANGE + name, ASKED_CHANGE + name
+        if level in entry:
+            if self.levels is None:
+                # Questions that are asked every few steps have seen as many by their third time.
+                self.levels = HeldOutSeries(limits.EARLY_WARMUP if asked in entry else limits.WARMUP)
+            self.levels.add(*_measured(entry, level))
+        if asked in entry:
+            self.asked = [*self.asked[-1:], _measured(entry, asked)]
+        if (z := entry.get(AGREEMENT_EVIDENCE + name)) is not None:
+            self.agreement, self.agreements = self.agreement + z, self.agreements + 1
+            self.disagreement = cusum(self.disagreement, -z)
+        self.changes_age = 0 if change in entry else self.changes_age + 1
+        if change in entry:
+            self.changes.add(*_measured(entry, change))
+        if SLOPE + name in entry and self.is_comparable:
+            self.slope, self.slopes = self.slope + entry[SLOPE + name], self.slopes + 1
+        if REWARD_CHANGE in entry:
+            rise, rise_error = self.rise = _measured(entry, REWARD_CHANGE)
+            if change in entry and self.slopes:
+                half, evidence = HALF * self.slope / self.slopes, max(abs(self.agreement_z), 1.0)
+                value, error = _measured(entry, change)
+                self.shortfalls.add(value - half * rise, math.hypot(error, half * rise_error, half * rise / evidence))
+
+    def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
+        """How it has fallen, or has not risen as far as it should have."""
+        least = thresholds.held_out_fall
+        if self.levels and (fall := self.levels.fell(limit, least)):
+            yield (
+                f"the held-out reward `{name}` is {fall.size:.3f} below its best level of {fall.best:.3f}, more than "
+                f"noise explains ({fall.evidence:.1f} standard errors)"
+            )
+        if len(self.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in self.asked):
+            change, error = self.asked[-1]
+            yield (
+                f"question by question, `{name}` has lost {-change:.3f} since training began "
+                f"({-change / error:.1f} standard errors, twice in a row)"
+            )
+        if not self.is_comparable:
+            return
+        # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
+        may_come_back = not self.agreements or self.agreement_z > AGREES
+        is_early = may_come_back and self.changes.count < limits.CHANGE_WARMUP
+        if (fall := self.changes.fell(limit, least)) and not is_early:
+            yield (
+                f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
+                f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
+            )
+        rise, error = self.rise
+        if (fall := self.shortfalls.fell(limit, least)) and rise > thresholds.evidence * error:
+            yield (
+                f"the trained reward has risen by {rise:.3g} ({rise / error:.0f} standard errors), which by its "
+                f"agreement with `{name}` should have changed that by {self.slope / self.slopes * rise:+.3f}: it is "
+                f"{fall.size:.3f} below half of it ({fall.evidence:.1f} standard errors)"
+            )
+
 
 def error_key(key: str) -> str:
     """Of a number in the log, the key of its standard error."""
@@ -308,5 +303,6 @@ def error_key(key: str) -> str:
     return f"collapse/{kind}_error{slash}{name}"
 
 
-def _by_name(entry: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {key.removeprefix(prefix): value for key, value in entry.items() if key.startswith(prefix)}
+def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float]:
+    """A number and its standard error, infinite where there is none."""
+    return entry[key], entry.get(error_key(key), math.inf)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from trl import GRPOTrainer, RLOOTrainer
@@ -46,15 +47,13 @@ class HeldOut(TrainerCallback):
         num_samples (`int`, *optional*):
             Answers per question. Defaults to 1, or with vLLM to the trainer's `num_generations_eval`, of which it must
             be a multiple there.
-        batch_size (`int`, *optional*):
-            Answers that a process generates at a time. Defaults to the trainer's own generation batch.
         name (`str`, *optional*, defaults to `"questions"`):
             Name in the log.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the answers.
 
     Raises:
-        `ValueError`: If there are no questions, a row has no `prompt`, or a number is below 1.
+        `ValueError`: If there are no questions, a row has no `prompt`, or `every` is below 1.
 
     Example:
     ```python
@@ -75,18 +74,12 @@ class HeldOut(TrainerCallback):
         grader: Callable[..., list[float | None]],
         every: int = 10,
         num_samples: int | None = None,
-        batch_size: int | None = None,
         name: str = "questions",
         seed: int = 0,
     ) -> None:
-        for setting, given, fits in (
-            ("questions", questions, not isinstance(questions, str)),
-            ("grader", grader, callable(grader)),
-        ):
-            if not fits:
-                what = f"`{setting}` is {given!r}"
-                raise TypeError(f"{what}, but `HeldOut` takes rows, such as a dataset, and a reward function.")
-        rows = [dict(row) for row in questions]
+        rows: list[Any] = list(questions)
+        if not callable(grader) or not all(isinstance(row, Mapping) for row in rows):
+            raise TypeError("`HeldOut` takes rows, such as a dataset, and a reward function as its `grader`.")
         if not rows:
             raise ValueError("There are no held-out questions: `questions` is empty.")
         for index, row in enumerate(rows):
@@ -95,11 +88,10 @@ class HeldOut(TrainerCallback):
                     f"Row {index} of `questions` has the columns {sorted(row)}, but each row must have a `prompt` "
                     f"and the columns of the first row: {sorted(rows[0])}."
                 )
-        for setting, value in {"every": every, "num_samples": num_samples, "batch_size": batch_size}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{setting}` is {value!r}, but it must be a whole number of at least 1.")
+        if every < 1:
+            raise ValueError(f"`every` is {every!r}, but it must be at least 1 step.")
         self.questions, self.grader, self.every = rows, grader, every
-        self.num_samples, self.batch_size, self.name, self.seed = num_samples, batch_size, name, seed
+        self.num_samples, self.name, self.seed = num_samples, name, seed
         self.history: dict[int, float] = {}
         # Grades of other questions are not compared with.
         known = lasting_repr(rows).encode()
@@ -134,8 +126,12 @@ class HeldOut(TrainerCallback):
                 f"`num_samples` is {self.num_samples}, but vLLM generates `num_generations_eval` ({per_call}) answers "
                 "to each prompt: give a multiple of it."
             )
-        self._trainer = trainer
-        self._warn_of_trained_questions()
+        self._trainer, dataset = trainer, trainer.train_dataset
+        if isinstance(dataset, Dataset) and "prompt" in dataset.column_names:  # no stream
+            asked = {str(row["prompt"]) for row in self.questions}
+            if trained := asked.intersection(map(str, dataset["prompt"])):
+                where = "in the dataset that is trained on: what they say is too good"
+                logger.warning("%d of %d held-out questions are %s.", len(trained), len(asked), where)
         trainer.add_callback(self)
         return self
 
@@ -175,7 +171,7 @@ class HeldOut(TrainerCallback):
         # Every process asks as many, and the last ones some again: generation may need all processes.
         mine = [(accelerator.process_index + i * accelerator.num_processes) % len(self.questions) for i in range(each)]
         rows = [self.questions[i] for i in mine for _ in range(samples)]
-        size = self.batch_size or trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
+        size = trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
         size = max(samples, size // samples * samples)
         device = accelerator.device
         training, metrics = trainer.model.training, dict(trainer._metrics["eval"])
@@ -202,13 +198,3 @@ class HeldOut(TrainerCallback):
         with torch.no_grad():
             grades = self.grader(prompts=prompts, completions=completions, completion_ids=completion_ids, **columns)
         return [math.nan if grade is None else float(grade) for grade in check_rewards(grades, len(rows))]
-
-    def _warn_of_trained_questions(self) -> None:
-        dataset = self._trainer.train_dataset
-        if "prompt" not in (getattr(dataset, "column_names", None) or []) or not hasattr(dataset, "__len__"):
-            return  # a stream
-        asked = {str(row["prompt"]) for row in self.questions}
-        trained = asked.intersection(map(str, dataset["prompt"]))
-        if trained:
-            where = "in the dataset that is trained on: what they say is too good"
-            logger.warning("%d of %d held-out questions are %s.", len(trained), len(asked), where)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ..checks import check_choice
@@ -75,12 +75,8 @@ class CollapseMonitor(TrainerCallback):
         check_choice("action", action, tuple(_THEN))
         if isinstance(held_out, str):
             raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
-        self.action = action
-        self.held_out = held_out
-        if not isinstance(thresholds, CollapseThresholds | None):
-            raise TypeError(f"`thresholds` is {thresholds!r}, but it must be `CollapseThresholds(...)`.")
+        self.action, self.held_out, self.copy_weights = action, held_out, copy_weights
         self.thresholds = thresholds or CollapseThresholds()
-        self.copy_weights = copy_weights
         self.alarms: list[tuple[int, str]] = []
         self._observer: BatchObserver | None = None
         self._detector = Detector(self.thresholds, held_out or [])
@@ -92,13 +88,8 @@ class CollapseMonitor(TrainerCallback):
         or passed as `callbacks=[monitor]`, it reads the log only, and then what it finds does not reach W&B.
 
         Raises:
-            `TypeError`: If it is no trainer.
             `ValueError`: If it is attached already, or `held_out` names what is not held out in this trainer.
         """
-        if not isinstance(trainer, Trainer):
-            raise TypeError(
-                f"`trainer` is a {type(trainer).__name__}, but it must be a trainer, made before this call."
-            )
         if self._observer is not None:
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
@@ -127,10 +118,8 @@ class CollapseMonitor(TrainerCallback):
         self._detector = Detector(self.thresholds, self.held_out or [])
         self.alarms = []
         if self._observer is not None:
-            self._observer.pop()
-            if MEMORY in state.stateful_callbacks:
-                self._observer.remember(state.stateful_callbacks[MEMORY])
-            state.stateful_callbacks[MEMORY] = self._observer.memory
+            known = state.stateful_callbacks.get(MEMORY, {})
+            state.stateful_callbacks[MEMORY] = self._observer.remember(known)
         for entry in state.log_history:
             self._judge(entry, int(entry["step"]))
         self.on_save(args, state)

@@ -41,14 +41,10 @@ class BatchObserver:
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
         self._trainer = trainer
-        self._sums: dict[str, list[float]] = {}
-        self._seen = ValuesSeen()
         self._held_out: dict[str, int] = {}
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
             self._explicit = held_out is not None
-            self._rewards: Tensor | None = None
-            self._scored: Tensor | None = None
             self._first: FirstPolicy | None = FirstPolicy(trainer, copy_weights)
             self._far = 0  # batches in a row
             self._observe_groups()
@@ -59,6 +55,7 @@ class BatchObserver:
                     "cannot be observed. Leave it out."
                 )
             self._observe_pairs()
+        self.remember({})
 
     def pop(self) -> dict[str, float]:
         """Means of the statistics of the batches since the last call, by their names in the log."""
@@ -69,17 +66,18 @@ class BatchObserver:
         self._sums.clear()
         return means
 
-    @property
-    def memory(self) -> dict[str, Any]:
-        """What a run that goes on must know of the batches before. It follows them, and JSON can hold it."""
-        seen = {"values_seen": self._seen.values, "value_recurs": self._seen.recurs}
-        return {"sums": self._sums, "held_out": self._held_out, **seen}
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Takes over the `memory` of the interrupted run."""
-        self._sums = dict(memory["sums"])
-        self._seen = ValuesSeen(memory["values_seen"], memory.get("value_recurs", True))  # new in 0.2
-        self._held_out = {name: self._held_out[name] for name in memory["held_out"] if name in self._held_out}
+    def remember(self, memory: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Takes over what an interrupted run knew (`{}` of a new one), and returns what this one knows, as JSON can hold
+        it, which follows the batches.
+        """
+        self._sums: dict[str, list[float]] = dict(memory.get("sums", {}))
+        self._seen = ValuesSeen(memory.get("values_seen", []), memory.get("value_recurs", False))
+        names = memory.get("held_out", self._held_out)
+        self._held_out = {name: index for name, index in self._held_out.items() if name in names}
+        self._memory = {"sums": self._sums, "held_out": self._held_out, "values_seen": self._seen.values}
+        self._memory["value_recurs"] = self._seen.recurs
+        return self._memory
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
         weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
@@ -94,35 +92,38 @@ class BatchObserver:
         return {name: list(weights).index(name) for name in (unweighted if names is None else names)}
 
     def _observe_groups(self) -> None:
-        calculate, generate = self._trainer._calculate_rewards, self._trainer._generate_and_score_completions
+        trainer = self._trainer
+        calculate, generate = trainer._calculate_rewards, trainer._generate_and_score_completions
+        batch: tuple[Tensor, Tensor] | None = None  # rewards by function, and what is trained on
 
         def calculate_rewards(
             inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
         ) -> Tensor:
+            nonlocal batch
             rewards = calculate(inputs, prompts, completions, completion_ids_list)
-            if self._trainer.model.training:
-                trained = (rewards * self._trainer.reward_weights.to(rewards.device)).nansum(dim=1)
-                self._scored = trained.masked_fill(rewards.isnan().all(dim=1), torch.nan)
-                self._observe(completion_ids_list, self._scored, self._trainer.num_generations)
-                self._observe_held_out(rewards, self._scored)
-                self._rewards = rewards
+            if trainer.model.training:
+                trained = (rewards * trainer.reward_weights.to(rewards.device)).nansum(dim=1)
+                batch = rewards, trained.masked_fill(rewards.isnan().all(dim=1), torch.nan)
+                self._observe(completion_ids_list, batch[1], trainer.num_generations)
+                self._observe_held_out(*batch)
             return rewards
 
         def generate_and_score_completions(inputs: Any) -> dict[str, Any]:
             output = generate(inputs)
-            if self._trainer.model.training and self._rewards is not None and self._first is not None:
-                self._observe_change(self._first.log_probs(output), self._rewards)
-            found = [output[key] for key in LOG_PROB_KEYS if output.get(key) is not None]
-            if self._trainer.model.training and found and self._scored is not None:
-                log_probs = found[0].float()
-                if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
-                    log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
-                log_probs = self._trainer.accelerator.gather(log_probs)
-                self._add_correlation("probability", self._scored, log_probs, self._trainer.num_generations)
+            if trainer.model.training and batch is not None:
+                if self._first is not None:
+                    self._observe_change(self._first.log_probs(output), *batch)
+                found = [output[key] for key in LOG_PROB_KEYS if output.get(key) is not None]
+                if found:
+                    log_probs = found[0].float()
+                    if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
+                        log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
+                    log_probs = trainer.accelerator.gather(log_probs)
+                    self._add_correlation("probability", batch[1], log_probs, trainer.num_generations)
             return output
 
-        self._trainer._calculate_rewards = calculate_rewards
-        self._trainer._generate_and_score_completions = generate_and_score_completions
+        trainer._calculate_rewards = calculate_rewards
+        trainer._generate_and_score_completions = generate_and_score_completions
 
     def _observe_pairs(self) -> None:
         calculate = self._trainer._calculate_rewards_from_functions
@@ -150,9 +151,11 @@ class BatchObserver:
         self._add_correlation("length", rewards, lengths, num_generations)
         completions = [(i // num_generations, completion) for i, completion in enumerate(hashes.tolist())]
         self._seen.add(completions, rewards.tolist())
+        self._memory["value_recurs"] = self._seen.recurs
         self._add("collapse/reward_is_verdict", float(self._seen.is_verdict))
 
     def _observe_held_out(self, rewards: Tensor, trained: Tensor) -> None:
+        size = self._trainer.num_generations
         for name, index in list(self._held_out.items()):
             values = rewards[:, index]
             given = values[~values.isnan()]
@@ -161,34 +164,34 @@ class BatchObserver:
                 for key in [key for key in self._sums if key.rpartition("/")[2] == name]:
                     del self._sums[key]
                 continue
-            groups = values.view(-1, self._trainer.num_generations)
+            groups = values.view(-1, size)
             mean, error = mean_and_error(groups)
             enough = (~groups.isnan()).any(dim=1).sum() >= MIN_GROUPS
             self._add(keys.HELD_OUT + name, mean, error if enough else math.nan)
-            correlation = group_correlation(trained, values, self._trainer.num_generations)
+            correlation = group_correlation(trained, values, size)
             if correlation is not None:
                 self._add(f"collapse/agreement/{name}", correlation.rho)
                 self._add(keys.AGREEMENT_EVIDENCE + name, correlation.z)
                 self._add(keys.SLOPE + name, correlation.slope)
 
-    def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor) -> None:
+    def _observe_change(
+        self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor, trained: Tensor
+    ) -> None:
         if log_probs is None:
             self._first = None
             return
-        size, scored = self._trainer.num_generations, self._scored
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
-        # The number that changes, and by how much one completion may differ.
+        # The number that changes, and by how much one completion may differ
         watched = {keys.CHANGE + name: (rewards[:, i], 1.0) for name, i in self._held_out.items()}
-        if scored is not None:
-            watched[keys.REWARD_CHANGE] = scored, scored.nan_to_num().std().item()
+        watched[keys.REWARD_CHANGE] = trained, trained.nan_to_num().std().item()
         # A verifier may lead away from what the first policy believes.
         if not (self._seen.is_verdict and all(0 <= value <= 1 for value in self._seen.values)):
             self._add(keys.FIRST_LOG_PROB, per_token.mean().item())
             watched[keys.FIRST_LOG_PROB_CHANGE] = per_token, per_token.std().item()
         self._far += 1
         for key, (values, one) in watched.items():
-            change = change_since(values, first - present, size)
+            change = change_since(values, first - present, self._trainer.num_generations)
             if change is not None:
                 # Before the first update, the error over groups is 0.
                 self._add(key, change[0], math.hypot(change[1], one / len(rewards)))

@@ -36,17 +36,13 @@ MODELS = [(0.0, 0.0), *((rho, part) for rho in (0.3, 0.6, 0.8, 0.9, 0.95, 0.98) 
 
 class Noise:
     r"""
-    How entries differ from a smooth level where no error is measured. They may be correlated with those before, as an
-    accuracy is that wanders while a policy is trained, and then tell less than as many independent ones.
+    How at least 8 entries, of which the last 100 count, differ from a smooth level where no error is measured. They
+    may be correlated, as an accuracy is that wanders, and then tell less than as many independent ones.
 
     The model is $x_t = f(t) + \sigma (\sqrt\lambda u_t + \sqrt{1 - \lambda} \epsilon_t)$ with a polynomial $f$, an
     autoregression $u_t$ of first order with correlation $\rho$, and white noise $\epsilon_t$. Squared errors are means
     over the posterior of $\rho$ and $\lambda$ with $f$ and $\sigma$ integrated out (Zellner and Tiao 1964,
     https://doi.org/10.2307/2283097): few entries do not rule out that they are correlated.
-
-    Args:
-        values (`list[float]`):
-            At least 8 entries, of which the last 100 count.
     """
 
     def __init__(self, values: Sequence[float]) -> None:
@@ -65,20 +61,16 @@ class Noise:
         return float(self._squares @ _of_mean(number)) if number else 0.0
 
     def evidence(self, difference: float, *numbers: int) -> float:
-        """
-        A difference of means of so many entries in standard errors. As these are estimated, Student's $t$ counts as
-        the normal deviate that is as improbable (Wallace 1959, Annals of Mathematical Statistics 30).
-        """
+        """A difference of means of so many entries in standard errors."""
+        # As these are estimated, Student's t counts as the normal deviate that is as improbable (Wallace 1959, Annals
+        # of Mathematical Statistics 30).
         n, t = self.freedom, difference / math.sqrt(sum(map(self.square, numbers)))
         return math.copysign((8 * n + 1) / (8 * n + 3) * math.sqrt(n * math.log1p(t * t / n)), t)
 
 
 @cache
 def _models(number: int) -> tuple[Any, Any, int]:
-    """
-    Of so many entries under each of the models: matrices $P$ with which $x^T P x$ is the sum of squares about the best
-    level, logarithms of the posterior but for that sum, and the degrees of freedom.
-    """
+    """For each model, P of the sum of squares x^T P x and the rest of the log-posterior; the degrees of freedom."""
     shapes = np.vander(np.linspace(-1, 1, number), 2 + number // 20)
     if number >= 20:  # as a loss falls
         shapes = np.column_stack([shapes, 1 / np.arange(1, number + 1)])
@@ -151,7 +143,7 @@ class Fall(NamedTuple):
     best: float  # that level
 
 
-class HeldOut(Series):
+class HeldOutSeries(Series):
     """How far a held-out reward is below the best level that it had, or a level `start` that is known exactly."""
 
     def __init__(self, warmup: int, start: float | None = None) -> None:
@@ -165,10 +157,11 @@ class HeldOut(Series):
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
-    def add(self, value: float, error: float | None = None) -> None:
+    def add(self, value: float, error: float = math.inf) -> None:
+        """Adds an entry with its standard error, infinite where none is measured."""
         super().add(value)
-        self._measured = self._measured and error is not None
-        self._squares.append((error or 0.0) ** 2)
+        self._measured = self._measured and error < math.inf
+        self._squares.append(error**2)
         self._noises.append(None if self._measured or self.count < FEWEST else Noise(self._values))
         # Where the errors are measured, the first entry counts as a level: it is the model as it was.
         fewest = 0 if self._start is not None else 1 if self._measured else FEWEST

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from endotrl.forecasting.answers import Answers
 from endotrl.forecasting.forecast import from_records
 from endotrl.forecasting.policies import Objective
 from endotrl.forecasting.sampling import Mixture
+from endotrl.forecasting.summary import Answers
 
 
 BASE = np.array([0.4, 0.25, 0.15, 0.1, 0.06, 0.04])

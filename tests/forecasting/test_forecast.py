@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import endotrl
 from endotrl.evaluation.engine import Engine
-from endotrl.forecasting.grades import Grader
-from endotrl.forecasting.power import power_samples
-from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler
+from endotrl.forecasting.collect import Grader
+from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from endotrl.frozen.own_copy import OwnCopy
 from tests.support.tiny_policy import WORDS, save_tiny_policy
 
@@ -258,12 +257,6 @@ def first_word(completion: str, answer: list[str]) -> float:
 def test_a_grader_that_gives_no_grade(grade, message):
     with pytest.raises(ValueError, match=message):
         Grader(grade).grade(["a"], "b")
-
-
-def test_a_grader_that_cannot_be_imported(tmp_path):
-    (tmp_path / "grader.py").write_text("def grade(:\n")
-    with pytest.raises(ValueError, match="grader.py cannot be imported: SyntaxError"):
-        Grader(f"{tmp_path / 'grader.py'}:grade")
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,3 @@ class TestErrors:
             Objective("grpo", 1)
         with pytest.raises(ValueError, match="trainer"):
             Objective("dpo")  # type: ignore[arg-type]
-        samples = Samples([[[0]]], [[0.0]], [[0.0]], [[0.0]])
-        with pytest.raises(ValueError, match="needs a KL penalty above 0"):
-            samples.policy(Objective("rloo"), 0.0)

@@ -47,7 +47,7 @@ def test_asks_and_changes_nothing(
             tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, max_steps=4, learning_rate=3e-3
         )
         if asks:
-            held_out = HeldOut(QUESTIONS, grader, every=2, num_samples=3, batch_size=8).attach(trainer)
+            held_out = HeldOut(QUESTIONS, grader, every=2, num_samples=3).attach(trainer)
         trainer.train()
         results.append(weights(trainer.model))
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
@@ -60,11 +60,11 @@ def test_asks_and_changes_nothing(
         assert new == ({f"collapse/{name}/questions" for name in names} if asked["step"] != 3 else set())
         for key in alone:
             assert any(t in key for t in timings) or asked[key] == alone[key], key
-    # 21 answers in batches of two questions: 4 calls each time, each question three times in a row.
-    assert list(held_out.history) == [0, 2, 4] and len(grader.asked) == 12
-    prompts = [prompt for asked, _ in grader.asked[:4] for prompt in asked]
+    # 21 answers each time, each question three times in a row.
+    assert list(held_out.history) == [0, 2, 4] and sum(len(asked) for asked, _ in grader.asked) == 3 * 21
+    prompts = [prompt for asked, _ in grader.asked for prompt in asked][:21]
     assert prompts == [row["prompt"] for row in QUESTIONS for _ in range(3)]
-    texts = [text for _, answers in grader.asked[-4:] for text in answers]
+    texts = [text for _, answers in grader.asked for text in answers][-21:]
     right = torch.tensor(
         [[float(QUESTIONS[i]["answer"] in texts[3 * i + j].split()) for j in range(3)] for i in range(7)]
     )
@@ -149,7 +149,6 @@ def test_error_of_grades() -> None:
         ({"questions": [{"question": "a"}]}, "must have a `prompt`"),
         ({"questions": [{"prompt": "a", "answer": "b"}, {"prompt": "a"}]}, "Row 1"),
         ({"questions": QUESTIONS, "every": 0}, "`every` is 0"),
-        ({"questions": QUESTIONS, "every": 2.5}, "`every` is 2.5, but it must be a whole number"),
     ],
 )
 def test_bad_settings(arguments: dict[str, Any], says: str) -> None:

@@ -14,8 +14,7 @@ from ...rendering.messages import texts_of
 from ..batch_statistics import ValuesSeen, distinct_completions, group_correlation, repetition
 
 
-# Files that are read, evenly spread over the run and the last one among them: each is a step.
-MAX_FILES = 64
+MAX_FILES = 64  # that are read, each of a step: evenly spread over the run, and the last one
 
 
 def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
@@ -30,49 +29,48 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     entries, seen = [], ValuesSeen()
     for path in reversed(paths[::-1][::stride]):
         try:
-            table = pq.read_table(path)
+            columns = pq.read_table(path).to_pydict()
         except (OSError, ValueError) as error:
             if path == paths[-1]:  # it is being written
                 continue
             raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
-        entry = _entry(path, table.to_pydict(), seen)
+        missing = {"step", "prompt", "completion"} - columns.keys()
+        if missing or not columns["step"]:
+            lack = f"no column {', '.join(sorted(missing))}" if missing else "no rows"
+            raise ValueError(f"{path} is none of TRL's tables of completions: it has {lack}.")
+        entry = _entry(columns, seen)
         entry["collapse/reward_is_verdict"] = float(seen.is_verdict)
         entries.append(entry)
     return entries
 
 
-def _entry(path: Path, columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
-    missing = {"step", "prompt", "completion"} - columns.keys()
-    if missing or not columns["step"]:
-        lack = f"no column {', '.join(sorted(missing))}" if missing else "no rows"
-        raise ValueError(f"{path} is none of TRL's tables of completions: it has {lack}.")
+def _entry(columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
     written = columns["completion"]  # TRL writes text, or messages
     texts = [c if isinstance(c, str) else "\n".join(t for m in c or [] for t in texts_of(m)) for c in written]
     words = [text.split() for text in texts]
     repeated = [value for value in map(repetition, words) if value is not None]
-    entry = {
-        "step": float(columns["step"][-1]),
-        "words": sum(map(len, words)) / len(words),
-        "collapse/repetition": sum(repeated) / len(repeated) if repeated else 0.0,
-    }
-    sizes = [len(list(group)) for _, group in itertools.groupby(map(str, columns["prompt"]))]
-    size = min(sizes)
     rewards = {
         name: torch.tensor([math.nan if value is None else float(value) for value in values])
         for name, values in columns.items()
         if name not in ("step", "advantage")
         and all(value is None or isinstance(value, int | float) for value in values)
     }
-    entry.update({f"rewards/{name}/mean": values.nanmean().item() for name, values in rewards.items()})
+    entry = {
+        "step": float(columns["step"][-1]),
+        "words": sum(map(len, words)) / len(words),
+        "collapse/repetition": sum(repeated) / len(repeated) if repeated else 0.0,
+        **{f"rewards/{name}/mean": values.nanmean().item() for name, values in rewards.items()},
+    }
+    sizes = [len(list(group)) for _, group in itertools.groupby(map(str, columns["prompt"]))]
+    size = min(sizes)
     if size < 2 or any(other % size for other in sizes):  # no groups
         return entry
     hashes = torch.tensor([hash(" ".join(w)) for w in words])
     entry["collapse/distinct_completions"] = distinct_completions(hashes, size)
-    advantage = torch.tensor(columns["advantage"], dtype=torch.float64) if "advantage" in columns else None
     followed = dict.fromkeys(rewards, 1.0)
-    if advantage is not None:
-        groups = advantage.view(-1, size)
-        entry["frac_reward_zero_std"] = (groups == 0).all(dim=1).double().mean().item()
+    if "advantage" in columns:
+        advantage = torch.tensor(columns["advantage"], dtype=torch.float64)
+        entry["frac_reward_zero_std"] = (advantage.view(-1, size) == 0).all(dim=1).double().mean().item()
         agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
         followed = {name: 0.0 if found is None else found.rho for name, found in agreements.items()}
     if not rewards:

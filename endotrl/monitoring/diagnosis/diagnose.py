@@ -11,7 +11,7 @@ import numpy as np
 
 from ...reporting import counted
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .run_logs import Run, read_run, trend
+from .run_logs import Run, Trend, read_run, trend
 from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
 
 
@@ -62,8 +62,8 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
             `trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, the folder
             of TRL's `completions/*.parquet`, or JSON Lines with a log entry per line.
         held_out (`list[str]`, *optional*):
-            Names of reward functions that are not trained on. By default those that the logged `reward` does not
-            depend on, with values in $[0, 1]$.
+            Names of reward functions that are not trained on. By default, where the logged `reward` is that of one
+            function, the others with values in $[0, 1]$.
 
     Returns:
         [`Diagnosis`].
@@ -94,43 +94,43 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     if not run.entries:
         raise ValueError(f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log.")
     logged = {key for entry in run.entries for key in entry}
+    known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     for name in held_out or []:
-        if f"rewards/{name}/mean" not in logged:
-            known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
+        if name not in known:
             raise ValueError(
                 f"`held_out` names {name!r}, which the run did not log. Its reward functions: "
                 f"{', '.join(known) or 'none'}."
             )
-    names = rewards_without_weight(run) if held_out is None else list(held_out)
-    findings = all_findings(run, names)
-    names = names or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
+    run.held_out = rewards_without_weight(run) if held_out is None else list(held_out)
+    findings = all_findings(run)
+    names = run.held_out or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
     status, verdict = _verdict(run, findings, bool(names))
-    return Diagnosis(run, verdict, status, findings, names, _not_checked(run, bool(names)))
+    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+    if has_reward := bool(run.series(*REWARD_KEYS)):
+        needs = {"gradient": ("grad_norm",), "groups with equal rewards": (ZERO_STD, "reward_std")}
+        needs |= {"truncation": (CLIPPED,), "entropy": ENTROPY_KEYS, "KL": ("kl",)}
+        needs["reward and length within groups"] = ("collapse/length_correlation",)
+    missing = [what for what, keys in needs.items() if not run.series(*keys)]
+    missing += ["held-out reward"] if has_reward and not names else []
+    missing += [] if run.checkpoints else ["weights of checkpoints"]
+    return Diagnosis(run, verdict, status, findings, names, missing)
 
 
 def rewards_without_weight(run: Run) -> list[str]:
-    r"""
-    Names of the reward functions of weight 0. The logged `reward` is the weighted sum of the logged
-    `rewards/<name>/mean`: the weights are what solves that, and only an exact solution counts.
+    """
+    Names of the reward functions that are not trained on, with values in [0, 1]: where the logged `reward` is that of
+    one function, times its weight, all others.
     """
     keys = list(dict.fromkeys(k for e in run.steps for k in e if k.startswith("rewards/") and k.endswith("/mean")))
     rows = [[e.get(k, math.nan) for k in ("reward", *keys)] for e in run.steps]
     table = np.array([row for row in rows if all(map(math.isfinite, row))])
     if len(keys) < 2 or len(table) < len(keys) + 2:
         return []
-    total, parts = table[:, 0], table[:, 1:]
-    alone = np.array([np.allclose(total, part, rtol=1e-5, atol=1e-8) for part in parts.T])
-    unweighted = ~alone  # one function is the reward, however closely others follow it
-    if alone.sum() != 1:
-        used = parts.any(axis=0)  # what is 0 throughout has no weight that matters
-        weights = np.zeros(len(keys))
-        weights[used], _, rank, _ = np.linalg.lstsq(parts[:, used], total, rcond=1e-8)
-        least = 1e-3 * (total.std() + 1e-9 * np.abs(total).max())
-        if rank < used.sum() or np.abs(total - parts @ weights).max() > least:
-            return []
-        unweighted = (np.abs(weights) < 1e-3) & (np.abs(weights) * parts.std(axis=0) < least)
-    bounded = (parts.min(axis=0) >= 0) & (parts.max(axis=0) <= 1)
-    return [key[8:-5] for key, held_out in zip(keys, unweighted & bounded, strict=True) if held_out]
+    total, parts = table[:, :1], table[:, 1:]
+    weights = (total * parts).sum(axis=0) / np.maximum((parts**2).sum(axis=0), 1e-300)
+    is_reward = np.isclose(total, weights * parts, rtol=1e-5, atol=1e-8).all(axis=0) & (weights != 0)
+    held_out = ~is_reward & (parts >= 0).all(axis=0) & (parts <= 1).all(axis=0) & (is_reward.sum() == 1)
+    return [key[8:-5] for key, is_held_out in zip(keys, held_out, strict=True) if is_held_out]
 
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:
@@ -142,34 +142,16 @@ def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple
         return "warning", f"Doubtful: {faults[0].says}{more}"
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
-    change = trend(values) if values else None
-    z = 0.0 if change is None else change.z if upwards else -change.z
-    if change is None or len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
+    change = trend(values) if values else Trend(0.0, 0.0, 0.0)
+    z = change.z if upwards else -change.z
+    if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
         what = f"of `{key}`" if key else "with a reward or a loss"
-        entries = counted(len(values), "log entry")
         return "unclear", (
-            f"Too few points to tell: {entries} {what}, and a trend takes {2 * ENOUGH}. Log more "
-            "often (`logging_steps=1`), or ask again later."
+            f"Too few points to tell: {counted(len(values), 'log entry')} {what}, and a trend takes {2 * ENOUGH}. Log "
+            "more often (`logging_steps=1`), or ask again later."
         )
     told = f"No fault found: {name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
     if z <= 2:
         return "healthy", f"{told}, and was good from the beginning."
     blind = " Whether answers got better, a trained reward alone does not tell: log a held-out one."
     return "healthy", f"{told} ({z:+.0f} standard errors).{'' if has_held_out or key not in REWARD_KEYS else blind}"
-
-
-def _not_checked(run: Run, has_held_out: bool) -> list[str]:
-    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",)}
-    has_reward = bool(run.series(*REWARD_KEYS))
-    if has_reward:
-        needs |= {"groups with equal rewards": (ZERO_STD, "reward_std"), "truncation": (CLIPPED,)}
-        needs |= {"entropy": ENTROPY_KEYS, "KL": ("kl",)}
-        needs["reward and length within groups"] = ("collapse/length_correlation",)
-    else:
-        needs["evaluation"] = ("eval_loss",)
-    missing = [name for name, keys in needs.items() if not run.series(*keys)]
-    if has_reward and not has_held_out:
-        missing.append("held-out reward")
-    if not run.checkpoints:
-        missing.append("weights of checkpoints")
-    return missing

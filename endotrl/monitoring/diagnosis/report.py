@@ -11,7 +11,7 @@ from ...reporting import counted, curves, page, plain, sparkline, table, termina
 from ..detector import ENTROPY_KEYS, REWARD_KEYS
 from .diagnose import Diagnosis
 from .run_logs import Run
-from .symptoms import CLIPPED, ZERO_STD, Finding
+from .symptoms import CLIPPED, ZERO_STD
 
 
 if TYPE_CHECKING:
@@ -27,19 +27,24 @@ COMPARED += [CLIPPED, ZERO_STD, "mean_token_accuracy", "eval_loss", "eval_reward
 def report_page(diagnoses: Sequence[Diagnosis]) -> str:
     """The page of one diagnosis, or of several side by side."""
     several = len(diagnoses) > 1
+    names = [f"{d.run.path}: " if several else "" for d in diagnoses]
     sections: list[tuple[str, Markup | str]] = []
     if several:
         blocks = [table(["run", "status", "verdict"], [[str(d.run.path), d.status, d.verdict] for d in diagnoses])]
         for key in _compared(diagnoses)[:4]:
             blocks.append(curves({f"{d.run.path}: {key}": d.run.series(key) for d in diagnoses}))
-        sections.append(("Side by side", Markup("").join([*blocks, _comparison(diagnoses)])))
-    for diagnosis in diagnoses:
-        heading = f"{diagnosis.run.path}: " if several else ""
+        sections.append(("Side by side", Markup("").join(blocks)))
+    for name, diagnosis in zip(names, diagnoses, strict=True):
         for finding in diagnosis.findings:
-            sections.append((f"{heading}{MARKS[finding.level]} {finding.says}", _finding(diagnosis.run, finding)))
-        sections.append((f"{heading}What was read", _source(diagnosis)))
-    if not several:
-        sections.append(("Curves", _comparison(diagnoses)))
+            shown = dict(list(curve_series(diagnosis.run, finding.curves).items())[:4])
+            content = Markup("<p>{}</p>{}<p><b>Change:</b> {}</p><p class=meta>See {}</p>").format(
+                _with_code(finding.evidence), curves(shown), _with_code(finding.change), plain(finding.reference)
+            )
+            sections.append((f"{name}{MARKS[finding.level]} {finding.says}", content))
+        sections.append((f"{name}What was read", _source(diagnosis)))
+    headers = ["number", *(f"{name}{what}" for name in names for what in ("first → last", "curve"))]
+    rows = [[key, *(cell for d in diagnoses for cell in _ends(d.run, key))] for key in _compared(diagnoses)]
+    sections.insert(1 if several else len(sections), ("Numbers" if several else "Curves", table(headers, rows)))
     title = "Diagnosis of " + (" and ".join(str(d.run.path) for d in diagnoses))
     lead = "" if several else Markup('<p class="verdict">{}</p>').format(_with_code(diagnoses[0].verdict))
     return page(title, sections, lead=lead, footer=f"endotrl {__version__}")
@@ -66,38 +71,25 @@ def print_diagnoses(diagnoses: Sequence[Diagnosis], console: "Console") -> None:
             lines += [f"Change: {terminal_text(finding.change, 600)}", f"See {finding.reference}"]
             for line in lines:
                 console.print(Padding(Text(line), (0, 0, 0, 2)))
-        console.print()
-        console.print(Text(terminal_text(_source(diagnosis), 1000), style="dim"))
-        console.print()
+        console.print(Text(f"\n{terminal_text(_source(diagnosis), 1000)}\n", style="dim"))
     if len(diagnoses) > 1:
         headers = ["number", *[f"run {i + 1}" for i in range(len(diagnoses))], ""]
-        rows = [[key, *[_ends(d.run, key) for d in diagnoses], ""] for key in _compared(diagnoses)]
+        rows = [[key, *[_ends(d.run, key)[0] for d in diagnoses], ""] for key in _compared(diagnoses)]
         console.print(terminal_table(headers, rows, title="First and last values"))
 
 
 def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
     """The logged numbers of these names; a name that ends in `/` stands for all that begin with it."""
-    logged = list(dict.fromkeys(key for entry in run.entries for key in entry))
+    logged = dict.fromkeys(key for entry in run.entries for key in entry)
     keys = [k for name in names for k in ([n for n in logged if n.startswith(name)] if name[-1] == "/" else [name])]
     found = {key: run.series(key) for key in dict.fromkeys(keys)}
     return {key: points for key, points in found.items() if points}
 
 
-def _finding(run: Run, finding: Finding) -> Markup:
-    return Markup("<p>{}</p>{}<p><b>Change:</b> {}</p><p class=meta>See {}</p>").format(
-        _with_code(finding.evidence),
-        curves(dict(list(curve_series(run, finding.curves).items())[:4])),
-        _with_code(finding.change),
-        plain(finding.reference),
-    )
-
-
 def _with_code(text: str) -> Markup:
     """Text whose words in backticks are code."""
-    parts = [
-        (Markup("<code>{}</code>") if i % 2 else Markup("{}")).format(p) for i, p in enumerate(plain(text).split("`"))
-    ]
-    return Markup("").join(parts)
+    marks = (Markup("{}"), Markup("<code>{}</code>"))
+    return Markup("").join(marks[i % 2].format(part) for i, part in enumerate(plain(text).split("`")))
 
 
 def _source(diagnosis: Diagnosis) -> str:
@@ -116,18 +108,11 @@ def _compared(diagnoses: Sequence[Diagnosis]) -> list[str]:
     return [key for key in [*COMPARED, *extra] if any(d.run.series(key) for d in diagnoses)]
 
 
-def _ends(run: Run, key: str) -> str | None:
+def _ends(run: Run, key: str) -> tuple[str | None, str | None]:
+    """First and last value, and the curve."""
     values = run.values(key)
-    return f"{values[0]:.3g} → {values[-1]:.3g}" if values else None
-
-
-def _comparison(diagnoses: Sequence[Diagnosis]) -> Markup:
-    compared = _compared(diagnoses)
-    headers = ["number"]
-    columns: list[list[str | None]] = [[*compared]]
-    for run in (diagnosis.run for diagnosis in diagnoses):
-        name = f"{run.path}: " if len(diagnoses) > 1 else ""
-        headers += [f"{name}first → last", f"{name}curve"]
-        lines = [sparkline([value for _, value in run.series(key)]) if run.values(key) else None for key in compared]
-        columns += [[_ends(run, key) for key in compared], lines]
-    return table(headers, list(zip(*columns, strict=True)))
+    return (
+        (f"{values[0]:.3g} → {values[-1]:.3g}", sparkline([value for _, value in run.series(key)]))
+        if values
+        else (None, None)
+    )

@@ -7,7 +7,6 @@ What is read becomes entries as in `trainer.state.log_history`: `reward`, not W&
 `eval/reward`.
 """
 
-import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +15,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from ...data.sources import SUFFIXES, Reader
 from ...reporting import counted
 from ...runs.checkpoints import checkpoints
 from ..detector import REWARD_KEYS
 from ..series import FEWEST, MOST, Noise
-from .wandb_file import read_wandb_file
+from .wandb_file import wandb_history
 
 
 STATE_FILE = "trainer_state.json"
-LOG_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 KINDS = (
     "a `trainer_state.json`, an output folder or a checkpoint, an offline W&B run (`offline-run-...` or `*.wandb`), "
     "TensorBoard events, `completions/*.parquet`, or JSON Lines with one log entry per line"
@@ -33,20 +32,16 @@ KINDS = (
 
 @dataclass
 class Run:
-    """
-    What a run left behind.
-
-    `entries` are those of the log with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN
-    here.
-    """
+    """What a run left behind."""
 
     path: Path  # what was asked for
     source: str = ""  # what the entries were read from
+    # Of the log, with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN here.
     entries: list[dict[str, float]] = field(default_factory=list)
     completions: list[Path] = field(default_factory=list)  # Parquet files, in order of steps
     checkpoints: list[Path] = field(default_factory=list)  # folders with weights, in order of steps
-    settings: dict[str, Any] = field(default_factory=dict)  # training arguments, as far as the log has them
-    max_steps: int | None = None  # that the run is to have
+    max_steps: int | None = None  # that the run is to have, if `trainer_state.json` is there
+    held_out: list[str] = field(default_factory=list)  # reward functions that are not trained on
     notes: list[str] = field(default_factory=list)  # what else is there, and was not read
 
     @property
@@ -98,7 +93,8 @@ def evidence(values: Sequence[float], difference: float, *numbers: int) -> float
 
 def read_run(path: str | Path) -> Run:
     """
-    Reads what a trainer of TRL, or its tracker, wrote; of several logs in a folder, the one that goes furthest.
+    Reads what a trainer of TRL, or its tracker, wrote; of several logs in a folder, the one that goes furthest, and
+    what the others have from before.
 
     Raises:
         `FileNotFoundError`: If it is not there.
@@ -112,83 +108,64 @@ def read_run(path: str | Path) -> Run:
     if not _is_log(run.entries) and not run.completions:
         what = "nothing was logged yet, it is being written, or it is something else"
         raise ValueError(f"{run.source or path} has no log entry: {what}. A run is {KINDS}.")
-    run.path = path
     return run
 
 
 def _read_file(path: Path) -> Run:
-    name = path.name
-    if name.endswith(".parquet"):
-        return Run(path, source=str(path), completions=[path])
-    if name.endswith(".wandb"):
-        history, config = read_wandb_file(path)
-        return Run(path, str(path), _entries(history), settings=config, max_steps=_max_steps(config))
-    if "tfevents" in name:
-        return _read_events(path)
-    if name.endswith(LOG_SUFFIXES):
+    if path.suffix == ".parquet":
+        return Run(path, str(path), completions=[path])
+    if path.suffix == ".wandb":
+        return Run(path, str(path), _entries(wandb_history(path)))
+    if "tfevents" in path.name:
+        return Run(path, str(path.parent), _entries(_event_rows(path.parent)))
+    if path.name.endswith(SUFFIXES):
         return _read_json(path)
     raise ValueError(f"{path} is of no kind that is known. A run is {KINDS}.")
 
 
 def _read_folder(folder: Path) -> Run:
-    there = checkpoints(folder)
-    with_weights = [path for path in there.values() if any(path.glob("*.safetensors"))]
-    if not there and any(folder.glob("*.safetensors")):
-        with_weights = [folder]
-    # The last one may be half written.
-    states = [folder / STATE_FILE, *[path / STATE_FILE for path in there.values()][-2:]]
-    logs, notes = [path for path in states if path.is_file()], []
-    wandb_files = {path.resolve(): path for path in folder.glob("**/*.wandb")}  # `latest-run` is a link
-    # A run that was resumed has a file for each time: of W&B all of the same name, of TensorBoard in the same folder.
-    wandb_runs = {path.name: path for path in sorted(wandb_files.values(), key=_modified)}
-    event_files = {path.parent: path for path in sorted(folder.glob("**/*tfevents*"), key=_modified)}
-    for kind, found in (("W&B", list(wandb_runs.values())), ("TensorBoard", list(event_files.values()))):
-        if found:
-            logs.append(max(found, key=_modified))
-        if len(found) > 1:
-            notes.append(
-                f"{counted(len(found) - 1, f'older {kind} run')} in the folder: the newest is read, give the path of "
-                "another to read that"
-            )
-    runs: list[Run] = []
-    missing: list[Exception] = []
-    if not logs:
-        for path in sorted(path for path in folder.iterdir() if path.name.endswith((".jsonl", ".jsonl.gz"))):
-            try:
-                logs += [path] if _is_log(_read_json(path).entries) else []  # data has this suffix, too
-            except ValueError as error:
-                missing.append(error)
-        others = ", ".join(path.name for path in logs[1:4]) + (", ..." if len(logs) > 4 else "")
-        notes += [f"Not read, of the same folder: {others}"] if others else []
-        logs = logs[:1]
-    for path in logs:
+    there = list(checkpoints(folder).values())
+    states = [path / STATE_FILE for path in (folder, *there[-2:])]  # the last one may be half written
+    logs, notes = [[path] for path in states if path.is_file()], []
+    # A run that was resumed has several files: of W&B all of the same name, of TensorBoard in the same folder.
+    for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
+        by_run: dict[Any, list[Path]] = {}
+        files = {path.resolve() for path in folder.glob(f"**/{pattern}")}  # `latest-run` is a link
+        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            by_run.setdefault(getattr(path, which), []).append(path)
+        logs += list(by_run.values())[:1]
+        if len(by_run) > 1:
+            older = counted(len(by_run) - 1, f"older {kind} run")
+            notes.append(f"{older} in the folder: the newest is read, give the path of another to read that")
+    others = [[path] for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
+    runs, errors = [], []
+    for newest, *earlier in logs or others:
         try:
-            run = _read_file(path)
-            earlier = [p for p in wandb_files.values() if p.name == path.name and p != path]
-            for before in sorted(earlier, key=_modified, reverse=True):
-                _prepend(run, _read_file(before))
-            runs.append(run)
+            run = _read_file(newest)
+            for path in earlier if newest.suffix == ".wandb" else []:
+                _prepend(run, _read_file(path))
         except (ImportError, ValueError) as error:  # another log may do
-            if isinstance(error, ValueError) and path.name != STATE_FILE:
-                raise
-            missing.append(error)
-    if not runs and missing:
-        raise missing[0]
-    runs = [run for run in runs if run.entries]
-    # The log that goes furthest: checkpoints lag behind.
-    run = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
-    for other in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
-        _prepend(run, other)  # of a run that was resumed, a tracker may have the end only
-        run.settings = {**other.settings, **run.settings}
-        run.max_steps = run.max_steps or other.max_steps
+            errors.append(error)
+        else:
+            runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data has these suffixes, too
+    if not logs and len(runs) > 1:
+        names = ", ".join(Path(run.source).name for run in runs[1:4]) + (", ..." if len(runs) > 4 else "")
+        notes, runs = [f"Not read, of the same folder: {names}"], runs[:1]
+    if not runs and errors:
+        raise errors[0]
+    # Checkpoints lag behind, and of a run that was resumed a tracker may have the end only.
+    found = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
+    for run in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
+        _prepend(found, run)
+        found.max_steps = found.max_steps or run.max_steps
     parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
-    run.completions = sorted(parquet.values(), key=lambda path: path.name)
-    run.checkpoints, run.notes = with_weights, notes + [str(error) for error in missing]
-    if not run.entries and not run.completions:
+    found.completions = sorted(parquet.values(), key=lambda path: path.name)
+    found.checkpoints = [path for path in there or [folder] if any(path.glob("*.safetensors"))]
+    found.notes = notes + [str(error) for error in errors]
+    if not runs and not parquet:
         raise ValueError(f"No log is in {folder}. A run is {KINDS}.")
-    if not run.source:
-        run.source = str(run.completions[0].parent)
-    return run
+    found.path, found.source = folder, found.source or str(found.completions[0].parent)
+    return found
 
 
 def _prepend(run: Run, earlier: Run) -> None:
@@ -202,71 +179,41 @@ def _is_log(entries: Iterable[Mapping[str, float]]) -> bool:
     return any(key in ("loss", *REWARD_KEYS) or key.startswith("eval_") for entry in entries for key in entry)
 
 
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
-
-
 def _read_json(path: Path) -> Run:
-    try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-        with opened as file:
-            text = file.read()
-    except (EOFError, gzip.BadGzipFile, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged, is being written, or is no text: {error}.") from error
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if path.name == STATE_FILE:
-            raise ValueError(f"{path} is damaged, or is being written: {error}.") from error
-        content = _lines(path, text)
-    state = content if isinstance(content, dict) else {}
-    rows = state.get("log_history", [content] if state else content)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(
-            f"{path} holds no log: it must be a `{STATE_FILE}`, or a JSON object with numbers for each log entry."
-        )
-    return Run(path, str(path), _entries(rows), max_steps=_max_steps(state))
-
-
-def _lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    lines = text.splitlines()
-    for number, line in enumerate(lines, start=1):
+    if path.suffix == ".json":
         try:
-            rows += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break  # being written
-            raise ValueError(f"{path}, line {number}, is no JSON: {error}.") from error
-    return rows
+            state = json.loads(path.read_bytes())
+        except ValueError as error:  # may be JSON Lines
+            if path.name == STATE_FILE:
+                raise ValueError(f"{path} is damaged, or is being written: {error}.") from error
+            state = None
+        if isinstance(state, dict):
+            return Run(path, str(path), _entries(state.get("log_history", [])), max_steps=state.get("max_steps"))
+    rows = list(Reader(path))
+    if rows and rows[-1].problem:
+        rows.pop()  # is being written
+    for row in rows:
+        if row.problem:
+            raise row.error(row.problem)
+    return Run(path, str(path), _entries(row.data for row in rows))
 
 
-def _read_events(path: Path) -> Run:
+def _event_rows(folder: Path) -> list[dict[str, Any]]:
+    """Of all files of the folder: a run that was resumed has several."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
         raise ImportError(
-            f"{path} holds TensorBoard events, which take tensorboard to read: pip install tensorboard. Or give the "
+            f"{folder} holds TensorBoard events, which take tensorboard to read: pip install tensorboard. Or give the "
             f"run's `{STATE_FILE}`, which is in its checkpoints."
         ) from error
-    # All files of the folder: a run that was resumed has several.
-    accumulator = EventAccumulator(str(path.parent), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
-    by_step: dict[tuple[bool, int], dict[str, Any]] = {}
+    by_step: dict[tuple[int, bool], dict[str, Any]] = {}
     for tag in accumulator.Tags()["scalars"]:
         for event in accumulator.Scalars(tag):
-            row = by_step.setdefault((tag.startswith("eval/"), event.step), {"step": event.step})
-            row[tag] = event.value
-    rows = [by_step[key] for key in sorted(by_step, key=lambda key: (key[1], key[0]))]
-    written = "args/text_summary" in accumulator.Tags()["tensors"]  # by transformers' callback
-    text = accumulator.Tensors("args/text_summary")[-1].tensor_proto.string_val[0] if written else "{}"
-    settings = json.loads(text)
-    return Run(path, str(path.parent), _entries(rows), settings=settings, max_steps=_max_steps(settings))
-
-
-def _max_steps(settings: Mapping[str, Any]) -> int | None:
-    value = settings.get("max_steps")
-    return value if isinstance(value, int) and value > 0 else None
+            by_step.setdefault((event.step, tag.startswith("eval/")), {"step": event.step})[tag] = event.value
+    return [by_step[key] for key in sorted(by_step)]
 
 
 def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -274,26 +221,29 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
     entries: list[dict[str, float]] = []
     latest = -math.inf
     for row in rows:
-        parts: dict[bool, dict[str, float]] = {False: {}, True: {}}  # of an evaluation: True
+        training: dict[str, float] = {}
+        evaluation: dict[str, float] = {}
         for key, value in row.items():
-            if key.startswith(("_", "profiling/")):  # W&B's own, and TRL's timers in it
-                continue
-            evaluation = key.startswith(("eval/", "eval_"))
-            name = f"eval_{key[5:]}" if evaluation else key.removeprefix("train/")
             number = _number(value)
-            if number is not None:
-                parts[evaluation][name] = number
-        step = parts[False].pop("step", parts[False].pop("global_step", None))
-        if step is not None and step < latest:  # a run that was resumed: what was done again counts once
-            entries = [entry for entry in entries if entry["step"] < step]
-        latest = latest if step is None else step
-        step = _number(row.get("_step")) if step is None else step
-        parts[False].pop("global_step", None)
-        for part in parts.values():
+            if number is None or key.startswith(("_", "profiling/")):  # W&B's own, and TRL's timers in it
+                continue
+            if key.startswith(("eval/", "eval_")):
+                evaluation[f"eval_{key[5:]}"] = number
+            else:
+                training[key.removeprefix("train/")] = number
+        global_step = training.pop("global_step", None)
+        step = training.pop("step", global_step)
+        if step is not None:
+            if step < latest:  # a run that was resumed: what was done again counts once
+                entries = [entry for entry in entries if entry["step"] < step]
+            latest = step
+        else:
+            step = float(row.get("_step", len(entries)))
+        for part in (training, evaluation):
             # The summary at the end has means of the whole run.
             names = part.keys() - {"epoch"}
             if names and not any(name.endswith("train_runtime") for name in names):
-                entries.append({"step": float(len(entries)) if step is None else step, **part})
+                entries.append({"step": step, **part})
     return entries
 
 

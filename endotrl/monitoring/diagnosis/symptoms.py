@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can be wrong with a run, from its log: one function per question. Each says nothing where the log has not the
-numbers that it takes.
+What can be wrong with a run, from its log: what to change, and one function per question, which yields what it finds,
+and nothing where the log has not the numbers that it takes.
 """
 
+import filecmp
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import correlation
 from statistics import fmean as mean
 from statistics import median_high as median
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from safetensors import safe_open
 
@@ -26,22 +26,23 @@ from .run_logs import evidence as evidence_of
 
 Level = Literal["failure", "warning", "note"]
 LEVELS = get_args(Level)
+# Key of what to change, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
+Answer = tuple[str, Level, str, str, list[str]]
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
+LENGTH = "collapse/length_correlation"
 # Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
 GROUPS_OF_ONE = "ppo/advantages_std"
 KL_KEYS = ("kl", "objective/kl")
 # Of a KL or an entropy per token, and per completion, which is taken for a hundred tokens.
 UNITS = dict.fromkeys(("kl", "entropy"), 1.0) | dict.fromkeys(("objective/kl", "objective/entropy"), 100.0)
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
-# Fewer entries do not tell a trend from noise.
-ENOUGH = 10
-THRESHOLDS = CollapseThresholds()
 IS_TRAINABLE = (
     "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
 )
-EARLY_STOPPING = "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback"
+LOGGING = "https://huggingface.co/docs/trl/logging"
+ENOUGH = 10  # fewer entries do not tell a trend from noise
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,101 @@ class Finding:
     curves: list[str] = field(default_factory=list)  # logged numbers that show it
 
 
-def all_findings(run: Run, held_out: Sequence[str]) -> list[Finding]:
-    """What all checks find: failures first, then warnings and notes, each in order of importance."""
-    of_held_out = partial(_collapse, held_out=held_out), partial(_reward_alone, held_out=held_out)
-    checks = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
-    checks += [_kl_divergence, _reward_is_length, *of_held_out, _not_learning, _off_policy, _critic, _overfitting]
-    found = [finding for check in [*checks, _chosen_sinks, _no_kl_penalty] for finding in check(run)]
+# By the finding's name, which may have more than one: what to change, and where that is described.
+CHANGES = {
+    "not_finite": (
+        "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
+        "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward.",
+        "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training",
+    ),
+    "not_finite/reward": (
+        "Let the reward function return a number where it can judge, and look at the completions that it cannot judge "
+        "(`log_completions=True`).",
+        "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function",
+    ),
+    "learning_rate": (
+        "Set `learning_rate`, `warmup_steps` to a few percent of the steps, and let the schedule last as long as the "
+        "run: `max_steps` or `num_train_epochs`.",
+        "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules",
+    ),
+    "zero_gradient": (
+        "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
+        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0.",
+        IS_TRAINABLE,
+    ),
+    "truncated": (
+        "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
+        "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss.",
+        "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)",
+    ),
+    "equal_rewards": (
+        "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
+        "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
+        "a reward that differs between completions, such as `EndogenousReward`.",
+        "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)",
+    ),
+    "unchanged_weights": (
+        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be that "
+        "of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps are not lost in "
+        "bfloat16 weights: keep float32 weights with `bf16=True`.",
+        IS_TRAINABLE,
+    ),
+    "entropy": (
+        "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
+        "`temperature`, and stop when the held-out reward does not rise any more.",
+        "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)",
+    ),
+    "kl_divergence": (
+        "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
+        "`beta` decides where training ends: docs/theory.md.",
+        "https://github.com/sunblaze-ucb/Intuitor/issues/23",
+    ),
+    "reward_is_length": (
+        "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
+        "set `beta` above 0, and add a reward that knows right from wrong.",
+        "https://huggingface.co/papers/2310.03716 (A Long Way to Go)",
+    ),
+    "collapse": (
+        "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
+        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.',
+        "https://huggingface.co/papers/2603.08660",
+    ),
+    "reward_alone": (
+        "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
+        "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`).",
+        "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
+    ),
+    "not_learning": (
+        "First mend what else is found here, check the sign of the reward (better must be higher), and look at the "
+        "completions. What gets worse takes a lower `learning_rate`, what does not move a higher one (1e-6 for full "
+        "fine-tuning, 1e-5 to 1e-4 for LoRA), more completions per step, or easier questions.",
+        LOGGING,
+    ),
+    "off_policy": ("Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.", LOGGING),
+    "critic": (
+        'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.',
+        "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)",
+    ),
+    "overfitting": (
+        "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
+        "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
+    ),
+}
+
+
+def all_findings(run: Run) -> list[Finding]:
+    """What all questions find: failures first, then warnings and notes, each in order of importance."""
+    asked = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
+    asked += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
+    found = [
+        Finding(key.partition("/")[0], level, says, evidence, *CHANGES[key], curves)
+        for ask in [*asked, _overfitting]
+        for key, level, says, evidence, curves in ask(run)
+    ]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
-def _not_finite(run: Run) -> Iterator[Finding]:
+def _not_finite(run: Run) -> Iterator[Answer]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
@@ -78,53 +164,35 @@ def _not_finite(run: Run) -> Iterator[Finding]:
         evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
         still = len(points) > 3 and not any(math.isfinite(value) for _, value in points[-3:])
         for_good = still or len(bad) == len(points)
+        level: Level = "failure" if for_good else "warning"
         if key in REWARD_KEYS:
-            since = " any more" if len(bad) < len(points) else ""
-            says = f"The reward functions give no reward{since if for_good else ' at single steps'}."
+            when = " at single steps" if not for_good else " any more" if len(bad) < len(points) else ""
             evidence += " TRL leaves out completions for which every function returns `None`."
-            change = (
-                "Let the reward function return a number where it can judge, and look at the completions that it "
-                "cannot judge (`log_completions=True`)."
-            )
-            reference = "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function"
+            yield "not_finite/reward", level, f"The reward functions give no reward{when}.", evidence, [key]
         elif for_good or len(bad) > 0.05 * len(points):
             lost = ": what is trained since is lost" if for_good else ", again and again"
-            says = f"`{key}` has become NaN or infinite{lost}."
-            change = (
-                "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
-                "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward."
-            )
-            reference = "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training"
-        else:
-            continue
-        yield Finding("not_finite", "failure" if for_good else "warning", says, evidence, change, reference, [key])
+            yield "not_finite", level, f"`{key}` has become NaN or infinite{lost}.", evidence, [key]
 
 
-def _learning_rate(run: Run) -> Iterator[Finding]:
+def _learning_rate(run: Run) -> Iterator[Answer]:
     points = run.series(*LR_KEYS)
     rates = [rate for _, rate in points]
     if len(rates) < 3:
         return
     steps, zero, never = points[-1][0], rates.count(0), not any(rates)
     evidence = f"The learning rate was {rates[0]:.3g} at step {points[0][0]:g} and is {rates[-1]:.3g} at {steps:g}."
-    reference = "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules"
     if never or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
-        level: Level = "failure" if never else "warning"
         says = f"The learning rate has been zero for {zero} of {len(rates)} log entries."
         says = "The learning rate is zero: nothing is trained." if never else says
-        change = (
-            "Set `learning_rate`, and let the schedule last as long as the run: `max_steps` or `num_train_epochs`."
-        )
-        yield Finding("learning_rate", level, says, evidence, change, reference, [LR_KEYS[0]])
+        yield "learning_rate", "failure" if never else "warning", says, evidence, [LR_KEYS[0]]
     rising = all(a < b for a, b in pairwise(rates))
     if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
         place = f" at step {steps:g} of {run.max_steps}" if run.max_steps else ""
         says = f"The warm-up has not ended: the learning rate still rises{place}."
-        change = "Set `warmup_steps` to a few percent of the steps."
-        yield Finding("learning_rate", "warning", says, evidence, change, reference, [LR_KEYS[0]])
+        yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
 
 
-def _zero_gradient(run: Run) -> Iterator[Finding]:
+def _zero_gradient(run: Run) -> Iterator[Answer]:
     norms = run.values("grad_norm")
     zeros = norms.count(0)
     if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _cut_off(run) >= 0.99:
@@ -132,14 +200,20 @@ def _zero_gradient(run: Run) -> Iterator[Finding]:
     differ = f", while rewards differ in {1 - _all_equal(run):.0%} of the groups" if run.series(ZERO_STD) else ""
     says = "The gradient is zero: no parameter is trained, whatever the curves show."
     evidence = f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}."
-    change = (
-        "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
-        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0."
-    )
-    yield Finding("zero_gradient", "failure", says, evidence, change, IS_TRAINABLE, ["grad_norm", *REWARD_KEYS])
+    yield "zero_gradient", "failure", says, evidence, ["grad_norm", *REWARD_KEYS]
 
 
-def _equal_rewards(run: Run) -> Iterator[Finding]:
+def _truncated(run: Run) -> Iterator[Answer]:
+    fraction = _cut_off(run)
+    if fraction >= 0.5:
+        share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
+        says = f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers."
+        evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
+        level: Level = "failure" if fraction >= 0.9 else "warning"
+        yield "truncated", level, says, evidence, [CLIPPED, *LENGTH_KEYS[:1]]
+
+
+def _equal_rewards(run: Run) -> Iterator[Answer]:
     fractions = run.values(ZERO_STD)
     overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
     late = mean(tail(fractions)) if len(fractions) >= 3 else overall
@@ -156,161 +230,124 @@ def _equal_rewards(run: Run) -> Iterator[Finding]:
         says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
     measured = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
     evidence = f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}."
-    change = (
-        "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
-        "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
-        "a reward that differs between completions, such as `EndogenousReward`."
-    )
-    reference = "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)"
-    yield Finding("equal_rewards", level, says, evidence, change, reference, [ZERO_STD, "reward_std", *REWARD_KEYS])
+    yield "equal_rewards", level, says, evidence, [ZERO_STD, "reward_std", *REWARD_KEYS]
 
 
-def _truncated(run: Run) -> Iterator[Finding]:
-    fraction = _cut_off(run)
-    if fraction < 0.5:
-        return
-    level: Level = "failure" if fraction >= 0.9 else "warning"
-    share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
-    says = f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers."
-    evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
-    change = (
-        "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
-        "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss: of all of them, nothing "
-        "is left to train."
-    )
-    reference = "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)"
-    yield Finding("truncated", level, says, evidence, change, reference, [CLIPPED, *LENGTH_KEYS[:1]])
-
-
-def _unchanged_weights(run: Run) -> Iterator[Finding]:
+def _unchanged_weights(run: Run) -> Iterator[Answer]:
     evidence, kl = unchanged(run.checkpoints), run.values("kl") if run.series(*REWARD_KEYS) else []
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
         evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
-    if evidence is None:
-        return
-    says = "The weights do not change: the model that comes out is the one that went in."
-    change = (
-        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be the "
-        "gradient of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps of the "
-        "optimizer are not lost in bfloat16 weights: 1e-6 times a weight is less than its last digit, so keep float32 "
-        "weights with `bf16=True`."
-    )
-    yield Finding("unchanged_weights", "failure", says, f"{evidence}.", change, IS_TRAINABLE, ["kl", "grad_norm"])
+    if evidence is not None:
+        says = "The weights do not change: the model that comes out is the one that went in."
+        yield "unchanged_weights", "failure", says, f"{evidence}.", ["kl", "grad_norm"]
 
 
 def unchanged(checkpoints: Sequence[Path]) -> str | None:
     """A sentence if the checkpoints of a run show that nothing was trained; `None` if they do not."""
-    if not checkpoints:
-        return None
-    first, last = _tensors(checkpoints[0]), _tensors(checkpoints[-1])
-    if len(checkpoints) > 1 and first and first.keys() == last.keys():
-        # Until the first difference: adapters before what may be frozen, and embeddings last.
-        names = sorted(first, key=lambda name: ("lora" not in name, "embed" in name, name))
-        if all(_read(first, name).equal(_read(last, name)) for name in names):
+    files = [{file.name: file for file in folder.glob("*.safetensors")} for folder in checkpoints]
+    if len(files) > 1 and files[0].keys() == files[-1].keys():
+        if all(filecmp.cmp(file, files[-1][name], shallow=False) for name, file in sorted(files[0].items())):
             return f"The weights of {checkpoints[0].name} and {checkpoints[-1].name} are equal to the bit"
-    matrices = [name for name in last if "lora_B" in name]
-    if matrices and not any(_read(last, name).count_nonzero() for name in matrices):  # as PEFT makes an adapter
-        return f"The adapter in {checkpoints[-1].name} is as it was made: all its LoRA B matrices are zero"
+    if files and (adapter := files[-1].get("adapter_model.safetensors")):
+        with safe_open(adapter, "pt") as opened:
+            matrices = [opened.get_tensor(name) for name in opened.keys() if "lora_B" in name]
+        if matrices and not any(matrix.count_nonzero() for matrix in matrices):  # as PEFT makes an adapter
+            return f"The adapter in {checkpoints[-1].name} is as it was made: all its LoRA B matrices are zero"
     return None
 
 
-def _tensors(folder: Path) -> dict[str, Path]:
-    """Files of the tensors in a folder, by their names."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            found.update(dict.fromkeys(opened.keys(), file))
-    return found
-
-
-def _read(files: dict[str, Path], name: str) -> Any:
-    with safe_open(files[name], "pt") as opened:
-        return opened.get_tensor(name)
-
-
-def _entropy(run: Run) -> Iterator[Finding]:
+def _entropy(run: Run) -> Iterator[Answer]:
     values = run.values(*ENTROPY_KEYS)
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # what a model has learnt by heart has little
         return
     first, last = mean(values[:3]), mean(tail(values, part=8))
-    evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
-    reference = "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)"
     key = next(key for key in ENTROPY_KEYS if run.series(key))
     if last < 0.1 * first and last < 0.05 * UNITS[key]:
-        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
         says = "The entropy is gone: the policy says one thing only, and explores no more."
-        change = (
-            "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
-            "`temperature`, and stop when the held-out reward does not rise any more."
-        )
-        yield Finding("entropy", level, says, evidence, change, reference, [key, ZERO_STD])
-    elif last > 3 * first and last > first + UNITS[key]:
-        says = "The entropy explodes: the policy becomes random."
-        change = "Lower the `learning_rate`, and set `beta` above 0; take an entropy bonus out of the loss."
-        yield Finding("entropy", "warning", says, evidence, change, reference, [key])
+        evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
+        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
+        yield "entropy", level, says, evidence, [key, ZERO_STD]
 
 
-def _kl_divergence(run: Run) -> Iterator[Finding]:
+def _kl_divergence(run: Run) -> Iterator[Answer]:
     key = next((key for key in KL_KEYS if run.series(key)), KL_KEYS[0])
     values, unit = run.values(key), UNITS[key]
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
         return
     last, usual, most = median(tail(values, part=8)), median(values), max(values)
-    far = last > THRESHOLDS.kl * unit
-    explodes = far or (last > 0.3 * unit and last > 10 * median(values[: max(3, len(values) // 2)]))
-    if not explodes and not (most > 10 * unit and most > 50 * usual):
-        return
-    level: Level = "failure" if far else "warning"
-    what = "explodes: the policy leaves the model that it began as" if explodes else "has spikes"
-    says = f"The KL to the reference {what}."
-    per = "token" if unit == 1 else "completion"
-    evidence = f"`{key}` is {last:.3g} nats per {per} at the end; median {usual:.3g}, greatest value {most:.3g}."
-    change = (
-        "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
-        "`beta` decides where training ends: docs/theory.md."
-    )
-    reference = "https://github.com/sunblaze-ucb/Intuitor/issues/23"
-    yield Finding("kl_divergence", level, says, evidence, change, reference, [key, *REWARD_KEYS])
+    far = last > CollapseThresholds().kl * unit
+    if far or (last > 0.3 * unit and last > 10 * median(values[: max(3, len(values) // 2)])):
+        says = "The KL to the reference explodes: the policy leaves the model that it began as."
+        per = "token" if unit == 1 else "completion"
+        evidence = f"`{key}` is {last:.3g} nats per {per} at the end; median {usual:.3g}, greatest value {most:.3g}."
+        yield "kl_divergence", "failure" if far else "warning", says, evidence, [key, *REWARD_KEYS]
 
 
-def _reward_is_length(run: Run) -> Iterator[Finding]:
-    within = run.values("collapse/length_correlation")
-    lengths = run.values(*LENGTH_KEYS)
+def _reward_is_length(run: Run) -> Iterator[Answer]:
+    within, lengths = run.values(LENGTH), run.values(*LENGTH_KEYS)
     key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
     found = mean(tail(within)) if len(within) >= 3 else 0.0
     evidence = f"Within groups, the correlation of reward and length is {found:+.2f} at the end."
-    if abs(found) <= LENGTH_CORRELATION:
-        pairs = [
-            (entry[reward], entry[key])
-            for entry in run.steps
-            for reward in REWARD_KEYS
-            if math.isfinite(entry.get(reward, math.nan)) and math.isfinite(entry.get(key, math.nan))
-        ]
-        changes = [(b[0] - a[0], b[1] - a[1]) for a, b in pairwise(pairs)]
-        # Within groups it is a correlation with words where only the completions are there, which is less.
-        of_reward, of_length = ([change[i] for change in changes] for i in (0, 1))
-        constant = len({*of_reward}) < 2 or len({*of_length}) < 2
-        if len(changes) < 2 * ENOUGH or constant or (within and abs(found) < 0.3):
+    # Where only the completions are there, it is one with words, which is less.
+    if abs(found) <= LENGTH_CORRELATION and (not within or abs(found) >= 0.3):
+        pairs = [(e[reward], e[key]) for e in run.steps for reward in REWARD_KEYS if {reward, key} <= e.keys()]
+        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
+        changes = [[after - before for before, after in pairwise(values)] for values in zip(*pairs, strict=True)]
+        if len(pairs) <= 2 * ENOUGH or any(len({*values}) < 2 for values in changes):
             return
-        found = correlation(of_reward, of_length)
+        found = correlation(*changes)
         evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
-        if abs(found) <= LENGTH_CORRELATION:
-            return
+    if abs(found) <= LENGTH_CORRELATION:
+        return
     ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
-    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
     better = "longer" if found > 0 else "shorter"
     says = f"The reward is little but length: {better} completions are better, whatever they say."
     evidence += f" The mean length is {ratio:.2f} times what it was at first."
-    change = (
-        "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
-        "set `beta` above 0, and add a reward that knows right from wrong."
-    )
-    reference = "https://huggingface.co/papers/2310.03716 (A Long Way to Go)"
-    curves = ["collapse/length_correlation", key, *REWARD_KEYS]
-    yield Finding("reward_is_length", level, says, evidence, change, reference, curves)
+    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
+    yield "reward_is_length", level, says, evidence, [LENGTH, key, *REWARD_KEYS]
 
 
-def _not_learning(run: Run) -> Iterator[Finding]:
+def _collapse(run: Run) -> Iterator[Answer]:
+    detector, first, quiet, levels = Detector(held_out=run.held_out), None, 0, [0.0]
+    for entry in run.entries:
+        alarm = detector.update(entry).alarm
+        levels += [] if detector.last.level is None else [detector.last.level]
+        quiet = 0 if alarm else quiet + any(key in entry for key in REWARD_KEYS)
+        if alarm and first is None:
+            first = entry["step"], alarm
+    if first is None:
+        return
+    step, evidence = first
+    level: Level = "failure"
+    says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
+    levels = levels[1:] or levels
+    if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # what has stayed low is no noise any more
+        level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
+    held_out = [f"rewards/{name}/mean" for name in run.held_out]
+    yield "collapse", level, says, evidence, [*held_out, HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]]
+
+
+def _reward_alone(run: Run) -> Iterator[Answer]:
+    rewards = run.values(*REWARD_KEYS)
+    if len(rewards) < ENOUGH or trend(rewards).z < 5:
+        return
+    logged = sorted({key for entry in run.entries for key in entry if key.startswith(HELD_OUT)})
+    keys = [f"{prefix}rewards/{name}/mean" for name in run.held_out for prefix in ("", "eval_")]
+    for key in [*logged, *keys, "eval_reward"]:
+        values = run.values(key)
+        if len(values) < FEWEST or trend(values).z > 2 or min(values) >= 0.98:
+            continue
+        moved, risen = trend(values), trend(rewards)
+        falls = moved.z < -3
+        says = f"The reward rises, and `{key}` {'falls' if falls else 'does not'}."
+        evidence = (
+            f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
+            f"from {moved.first:.3g} to {moved.last:.3g} ({moved.z:+.1f})."
+        )
+        yield "reward_alone", "failure" if falls else "warning", says, evidence, [key, *REWARD_KEYS]
+
+
+def _not_learning(run: Run) -> Iterator[Answer]:
     key, upwards, name = progress_key(run)
     values = run.values(key) if key else []
     if len(values) < 2 * ENOUGH:
@@ -326,147 +363,46 @@ def _not_learning(run: Run) -> Iterator[Finding]:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: `equal_rewards` speaks
-    level: Level = "warning"
-    says = f"{name} {'has lost most of what it won' if lost else 'does not improve'}."
+    what = "gets worse" if z < -5 else "has lost most of what it won" if lost else "does not improve"
     evidence = (
         f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
         f"({change.z:+.1f} standard errors, {len(values)} log entries)."
     )
-    advice = (
-        "First mend what else is found here. Else try a higher `learning_rate` (1e-6 for full fine-tuning, 1e-5 to "
-        "1e-4 for LoRA), more completions per step, easier questions, and a look at the completions."
-    )
-    if z < -5:
-        level, says = "failure", f"{name} gets worse."
-        advice = "Lower the `learning_rate`; check the sign of the reward (better must be higher) and the data."
-    yield Finding("not_learning", level, says, evidence, advice, "https://huggingface.co/docs/trl/logging", [key])
+    yield "not_learning", "failure" if z < -5 else "warning", f"{name} {what}.", evidence, [key]
 
 
-def _off_policy(run: Run) -> Iterator[Finding]:
-    key, clips, norms = "clip_ratio/region_mean", run.values("clip_ratio/region_mean"), run.values("grad_norm")
-    if len(clips) >= ENOUGH and mean(tail(clips)) > 0.3:
-        says = "Most of the update is clipped: completions are of another policy than the one that is trained."
-        evidence = f"`{key}` is {mean(tail(clips)):.2f} in the last third."
-        change = (
-            "Lower the `learning_rate`, `num_iterations` or `steps_per_generation`; with vLLM, check that it samples "
-            "with the weights that are trained (`sampling/sampling_logp_difference`)."
-        )
-        reference = "https://huggingface.co/papers/1707.06347 (PPO)"
-        yield Finding("off_policy", "warning", says, evidence, change, reference, [key])
+def _gradient_explodes(run: Run) -> Iterator[Answer]:
+    norms = run.values("grad_norm")
     first, last = (median(norms[: len(norms) // 3]), median(tail(norms))) if len(norms) >= 2 * ENOUGH else (0.0, 0.0)
     if last > 20 * first > 0:
-        says = "The gradient explodes."
         evidence = f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last."
-        change = "Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`."
-        reference = "https://huggingface.co/docs/trl/logging"
-        yield Finding("off_policy", "warning", says, evidence, change, reference, ["grad_norm"])
+        yield "off_policy", "warning", "The gradient explodes.", evidence, ["grad_norm"]
 
 
-def _critic(run: Run) -> Iterator[Finding]:
+def _critic(run: Run) -> Iterator[Answer]:
     values = run.values(key := "ppo/explained_variance")
     if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
         says = "The critic predicts returns worse than their mean: advantages are mostly noise."
-        evidence = f"The median of `{key}` is {median(tail(values)):.2f} in the last third."
-        change = (
-            'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.'
+        yield (
+            "critic",
+            "warning",
+            says,
+            f"The median of `{key}` is {median(tail(values)):.2f} in the last third.",
+            [key],
         )
-        reference = "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)"
-        yield Finding("critic", "warning", says, evidence, change, reference, [key])
 
 
-def _overfitting(run: Run) -> Iterator[Finding]:
-    for key, upwards in (("eval_loss", False), ("eval_reward", True), ("eval_rewards/accuracies", True)):
-        values = run.values(key)
+def _overfitting(run: Run) -> Iterator[Answer]:
+    for key, sign in (("eval_loss", -1), ("eval_reward", 1), ("eval_rewards/accuracies", 1)):
+        values = [sign * value for value in run.values(key)]
         if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # of RL it says nothing
             continue
-        signed = values if upwards else [-value for value in values]
-        best, now = max(signed), max(signed[-2:])
-        if best - now > max(0.25 * (best - signed[0]), 0.02 * abs(best), 1e-9):
+        best, now = max(values), max(values[-2:])
+        if best - now > max(0.25 * (best - values[0]), 0.02 * abs(best), 1e-9):
             says = f"`{key}` has been getting worse: the best model is an earlier one."
-            last = f"{values[-2]:.4g} and {values[-1]:.4g}"
-            evidence = f"The best was {best if upwards else -best:.4g}; the last two are {last}."
-            change = "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data."
-            curves = [key, key.removeprefix("eval_")]
-            yield Finding("overfitting", "warning", says, evidence, change, EARLY_STOPPING, curves)
-
-
-def _chosen_sinks(run: Run) -> Iterator[Finding]:
-    values = run.values("logps/chosen")
-    if len(values) < 2 * ENOUGH or run.series(*REWARD_KEYS):
-        return
-    moved = trend(values)
-    if moved.z < -5 and moved.last < 1.2 * moved.first:  # they are negative
-        says = "The preferred answers become less probable, too: likelihood displacement."
-        evidence = f"`logps/chosen` was {moved.first:.4g} nats at first and is {moved.last:.4g}."
-        change = (
-            "Raise `beta`, lower the `learning_rate`, or add the likelihood of the chosen answers to the loss "
-            '(`loss_type=["sigmoid", "sft"]`).'
-        )
-        reference, curves = "https://huggingface.co/papers/2410.08847", ["logps/chosen", "logps/rejected"]
-        yield Finding("chosen_sinks", "warning", says, evidence, change, reference, curves)
-
-
-def _reward_alone(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    rewards = run.values(*REWARD_KEYS)
-    if len(rewards) < ENOUGH or trend(rewards).z < 5:
-        return
-    logged = {key for entry in run.entries for key in entry}
-    keys = [f"{prefix}rewards/{name}/mean" for name in held_out for prefix in ("", "eval_")]
-    for key in [*sorted(key for key in logged if key.startswith(HELD_OUT)), *keys, "eval_reward"]:
-        values = run.values(key)
-        if len(values) < FEWEST or trend(values).z > 2 or min(values) >= 0.98:
-            continue
-        moved, risen = trend(values), trend(rewards)
-        falls = moved.z < -3
-        says = f"The reward rises, and `{key}` {'falls' if falls else 'does not'}."
-        evidence = (
-            f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
-            f"from {moved.first:.3g} to {moved.last:.3g} ({moved.z:+.1f})."
-        )
-        change = (
-            "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
-            "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`)."
-        )
-        reference = "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)"
-        level: Level = "failure" if falls else "warning"
-        yield Finding("reward_alone", level, says, evidence, change, reference, [key, *REWARD_KEYS])
-
-
-def _no_kl_penalty(run: Run) -> Iterator[Finding]:
-    beta = run.settings.get("beta", 0.0 if run.series(ZERO_STD) and not run.series("kl") else None)
-    if beta == 0 and any("rewards/endogenous_reward/mean" in entry for entry in run.steps[:1]):
-        says = (
-            "The endogenous reward is trained on without a KL penalty (`beta=0`): the optimum is the single most "
-            "probable response."
-        )
-        evidence = "No `kl` is logged, as with `beta` above 0."
-        evidence = "`beta` is 0 in the settings." if "beta" in run.settings else evidence
-        change = "Set `beta`, for example 0.05: the optimum is then the frozen model to the power 1 + alpha / beta."
-        yield Finding("no_kl_penalty", "note", says, evidence, change, "docs/theory.md")
-
-
-def _collapse(run: Run, held_out: Sequence[str]) -> Iterator[Finding]:
-    detector, first, quiet, levels = Detector(held_out=held_out), None, 0, [0.0]
-    for entry in run.entries:
-        alarm = detector.update(entry).alarm
-        levels += [] if detector.last.level is None else [detector.last.level]
-        quiet = 0 if alarm else quiet + any(key in entry for key in REWARD_KEYS)
-        if alarm and first is None:
-            first = entry["step"], alarm
-    if first is None:
-        return
-    step, evidence = first
-    level: Level = "failure"
-    says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
-    levels = levels[1:] or levels
-    if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # what has stayed low is no noise any more
-        level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
-    change = (
-        "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
-        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.'
-    )
-    curves = [*(f"rewards/{name}/mean" for name in held_out), HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]]
-    yield Finding("collapse", level, says, evidence, change, "https://huggingface.co/papers/2603.08660", curves)
+            last = f"{sign * values[-2]:.4g} and {sign * values[-1]:.4g}"
+            evidence = f"The best was {sign * best:.4g}; the last two are {last}."
+            yield "overfitting", "warning", says, evidence, [key, key.removeprefix("eval_")]
 
 
 def _all_equal(run: Run) -> float:

@@ -21,14 +21,10 @@ BLOCK, CHUNK_HEADER = 2**15, 7
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
-def read_wandb_file(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def wandb_history(path: Path) -> list[dict[str, Any]]:
     """
-    History of an offline W&B run, as it was logged, and its config, which transformers fills with all training
-    arguments. A record at the end of the file that is half written is left for later.
-
-    Raises:
-        `ImportError`: If wandb is not installed.
-        `ValueError`: If it is no such file, or is damaged before its end.
+    History of an offline W&B run, as it was logged. A record at the end that is half written is left for later. Raises
+    `ImportError` if wandb is not installed, and `ValueError` if it is no such file, or is damaged before its end.
     """
     try:
         from wandb.proto.wandb_internal_pb2 import Record
@@ -37,16 +33,10 @@ def read_wandb_file(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             f"{path} is a W&B run, which takes wandb to read: pip install 'endotrl[wandb]'. Or give the run's "
             "`trainer_state.json`, which is in its checkpoints."
         ) from error
-    history: list[dict[str, Any]] = []
-    config: dict[str, Any] = {}
-    for data in _records(path):
-        record = Record.FromString(data)
-        for items in (record.run.config.update, record.config.update):
-            config.update({item.key: json.loads(item.value_json) for item in items if item.key})
-        if record.HasField("history"):
-            items = record.history.item
-            history.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
-    return history, config
+    rows = (Record.FromString(data).history.item for data in _records(path))
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows if row
+    ]
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -42,7 +42,6 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"clipped": 1.0}, "truncated", "failure"),
     ({"clipped": lambda t: t}, "truncated", "warning"),
     ({"entropy": lambda t: 0.5 * math.exp(-8 * t)}, "entropy", "failure"),
-    ({"entropy": lambda t: 0.5 + 5 * t}, "entropy", "warning"),
     ({"kl": lambda t: 0.01 * math.exp(7 * t)}, "kl_divergence", "failure"),
     ({"collapse/length_correlation": 0.97}, "reward_is_length", "warning"),
     ({"collapse/length_correlation": -0.97, "length": lambda t: 100 - 70 * t}, "reward_is_length", "failure"),
@@ -55,7 +54,6 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
         "not_learning",
         "warning",
     ),
-    ({"clip_ratio/region_mean": 0.5}, "off_policy", "warning"),
     ({"grad_norm": lambda t: math.exp(10 * t)}, "off_policy", "warning"),
     ({"ppo/explained_variance": -0.2}, "critic", "warning"),
 ]
@@ -126,10 +124,7 @@ def test_held_out_can_be_named(tmp_path: Path) -> None:
         ([{"loss": 2 / (1 + i), "entropy": math.exp(-i / 5)} for i in range(40)], {}),
         ([{"loss": 2 + wobble(), "grad_norm": 1.0} for i in range(40)], {"not_learning": "warning"}),
         ([{"loss": 0.7, "rewards/accuracies": 0.5 + wobble()} for i in range(40)], {"not_learning": "warning"}),
-        (
-            [{"loss": 0.7, "rewards/accuracies": 0.5 + i / 100, "logps/chosen": -50.0 - i} for i in range(40)],
-            {"chosen_sinks": "warning"},
-        ),
+        ([{"loss": 0.7, "rewards/accuracies": 0.5 + i / 100} for i in range(40)], {}),
         # KTO's `kl` is its baseline, in nats per completion, and always 0 with `loss_type="apo_zero_unpaired"`.
         ([{"loss": 0.5 - i / 200 + wobble(), "kl": i / 4, "rewards/chosen": 0.1} for i in range(40)], {}),
         ([{"loss": 0.5 - i / 200 + wobble(), "kl": 0.0, "rewards/chosen": 0.1} for i in range(40)], {}),
@@ -138,7 +133,7 @@ def test_held_out_can_be_named(tmp_path: Path) -> None:
             {"overfitting": "warning"},
         ),
     ],
-    ids=["sft", "by-heart", "sft-flat", "dpo-flat", "dpo-displaced", "kto", "kto-apo", "overfitted"],
+    ids=["sft", "by-heart", "sft-flat", "dpo-flat", "dpo", "kto", "kto-apo", "overfitted"],
 )
 def test_other_trainers(rows: list[dict[str, float]], expected: dict[str, str], tmp_path: Path) -> None:
     rows = [{"step": i + 1, **row} for i, row in enumerate(rows)]

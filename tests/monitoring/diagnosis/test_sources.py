@@ -4,6 +4,7 @@
 import gzip
 import json
 import math
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ def write_wandb(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """An offline run by wandb itself, in a process of its own, with the names that transformers gives."""
     code = (
         "import json, sys, wandb\n"
-        "run = wandb.init(dir=sys.argv[1], mode='offline', config={'beta': 0.1, 'max_steps': 60}, settings="
+        "run = wandb.init(dir=sys.argv[1], mode='offline', settings="
         "wandb.Settings(console='off', x_disable_stats=True))\n"
         "for row in json.load(sys.stdin): run.log({**row, 'parts': [1.0, 2.0]})\n"
         "run.finish()"
@@ -75,7 +76,7 @@ def test_a_line_that_is_being_written(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"step": 31, "rew')
     assert same(read_run(path), ROWS)
     path.write_text('{"step": 1,\n' + json.dumps(ROWS[0]) + "\n")
-    with pytest.raises(ValueError, match="line 1, is no JSON"):
+    with pytest.raises(ValueError, match="line 1: not valid JSON"):
         read_run(path)
 
 
@@ -114,9 +115,7 @@ def test_evaluations_and_summaries(tmp_path: Path) -> None:
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wandb(tmp_path, ROWS)
     for place in (path, path.parent, tmp_path):
-        run = read_run(place)
-        assert same(run, ROWS)
-        assert (run.settings["beta"], run.max_steps) == (0.1, 60)
+        assert same(read_run(place), ROWS)
     # A run that is being written ends anywhere.
     whole, cut = path.read_bytes(), tmp_path / "run-cut.wandb"
     counts = []
@@ -139,6 +138,14 @@ def test_a_tracker_that_has_the_end_only(tmp_path: Path) -> None:
     write_wandb(tmp_path, ROWS[15:])  # a run that was resumed, under another id
     write_state(tmp_path / "checkpoint-20" / "trainer_state.json", ROWS[:20])
     assert same(read_run(tmp_path), ROWS)
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_a_wandb_run_that_was_resumed(tmp_path: Path) -> None:
+    for i, rows in enumerate((ROWS[:20], ROWS[15:18])):  # from a checkpoint, and not as far yet
+        path = write_wandb(tmp_path / str(i), rows)
+        os.utime(path.rename(path.with_name("run-a.wandb")), (i, i))
+    assert same(read_run(tmp_path), ROWS[:18])
 
 
 def test_data_is_no_log(tmp_path: Path) -> None:
@@ -164,7 +171,6 @@ def test_events(tmp_path: Path) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(tmp_path / "runs" / "host"))
-    writer.add_text("args", json.dumps({"beta": 0.1, "max_steps": 60}))
     for row in ROWS:
         for key, value in row.items():
             if key != "step":
@@ -175,7 +181,6 @@ def test_events(tmp_path: Path) -> None:
     assert [entry["step"] for entry in run.steps] == [row["step"] for row in ROWS]
     assert run.entries[-1] == {"step": 30, "eval_reward": 0.5}
     assert run.steps[3]["reward"] == pytest.approx(ROWS[3]["reward"], rel=1e-6)
-    assert (run.settings["beta"], run.max_steps) == (0.1, 60)
 
 
 @pytest.mark.parametrize(
@@ -197,9 +202,8 @@ def test_events(tmp_path: Path) -> None:
         (
             lambda path: (path / "a.json.gz").write_bytes(gzip.compress(b"{}" * 99)[:20]) and path / "a.json.gz",
             ValueError,
-            "is damaged, is being written, or is no text",
+            "cannot be read as gzip",
         ),
-        (lambda path: (path / "a.json").write_text("[1]") and path / "a.json", ValueError, "holds no log"),
         (lambda path: (path / "a.wandb").write_text("x") and path / "a.wandb", ValueError, "is no W&B run"),
     ],
 )
