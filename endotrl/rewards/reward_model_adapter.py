@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, up to TRL 1.12."""
 
+import logging
 import sys
 from itertools import dropwhile, filterfalse
 from typing import TYPE_CHECKING, Any
@@ -17,19 +18,24 @@ if TYPE_CHECKING:
     from .endogenous import EndogenousReward
 
 
+logger = logging.getLogger(__name__)
+
+
 class RewardModelAdapter(nn.Module):
     r"""
     An [`EndogenousReward`] in the shape of the reward model that TRL's PPO trainer takes. What the trainer reads with
     TRL's `get_reward(model, query_responses, pad_token_id, context_length)` is the reward of each response, as the
     reward function itself gives it for the same tokens.
 
-    The frozen model is no part of the module, so that the trainer does not move, cast, shard, save or train it. It
-    must have the policy's tokenizer: token ids are scored as they are. `ValueError` for a reward with
-    `truncation="skip"`, a `criterion` or a correction other than [`ClipTokens`].
+    The frozen model stays with the reward and is no part of the module, so that the trainer does not move, cast,
+    shard, save or train it. The module's only parameter is a placeholder.
 
-    A response ends before its first pad token; if the tokenizer pads with an end-of-sequence token, with its first
-    one, which is scored. (Better give it a pad token of its own: TRL's PPO does not train a policy to write pad
-    tokens.) A response of no token gets 0, the log-probability of nothing; TRL masks its tokens.
+    A response ends before its first pad token. If the tokenizer pads with an end-of-sequence token, the response ends
+    with its first one, which is scored: TRL's trainer pads only what has ended, unless `stop_token_id` is another
+    token. A response of no token gets 0, the log-probability of nothing; TRL masks its tokens.
+
+    The frozen model must have the policy's tokenizer: token ids are scored as they are. `ValueError` for a reward with
+    `truncation="skip"`, a `criterion` or a correction other than [`ClipTokens`].
     """
 
     # TRL calls the attribute of this name where other reward models have their backbone.
@@ -37,30 +43,30 @@ class RewardModelAdapter(nn.Module):
 
     def __init__(self, reward: "EndogenousReward") -> None:
         super().__init__()
-        for is_given, why in (
-            (
-                reward.truncation == "skip",
+        problem = None
+        if reward.truncation == "skip":
+            problem = (
                 "gives every response a number, and `truncation='skip'` none to those without EOS. Use 'terminal' or "
-                "'bootstrap', and `missing_eos_penalty` of the trainer's config.",
-            ),
-            (
-                isinstance(reward.correction, LengthControl | InformationGain),
-                f"sees single responses under one model, and not what {reward.correction!r} needs. Use no "
-                "correction, or `ClipTokens`.",
-            ),
-            (
-                reward.criterion is not None,
+                "'bootstrap', and `missing_eos_penalty` of the trainer's config."
+            )
+        elif isinstance(reward.correction, LengthControl | InformationGain):
+            problem = (
+                f"sees single responses under one model, and not what {reward.correction!r} needs. Use no correction, "
+                "or `ClipTokens`."
+            )
+        elif reward.criterion is not None:
+            problem = (
                 "reads the trainer's queries, which are tokens already, so that no `criterion` can be put before the "
-                "prompt. Leave it out, or tokenize the queries with it.",
-            ),
-        ):
-            if is_given:
-                raise ValueError(f"A reward model {why}")
+                "prompt. Leave it out, or tokenize the queries with it."
+            )
+        if problem is not None:
+            raise ValueError(f"A reward model {problem}")
         self.reward = reward
         self.config = reward.config  # read by `trl.models.utils.prepare_deepspeed`
         self.score = nn.Identity()  # TRL's head from hidden states to rewards
         # DeepSpeed's ZeRO-3 engine takes its dtype from the first parameter, and fails without one.
         self.placeholder = nn.Parameter(torch.zeros(1), requires_grad=False)
+        self._said_pad_ends = False
 
     def forward(self, query_responses: Tensor, pad_token_id: int, context_length: int) -> Tensor:
         """
@@ -69,6 +75,14 @@ class RewardModelAdapter(nn.Module):
         """
         renderer = self.reward._prompts.of()
         pad_ends = pad_token_id in renderer.ends.stops
+        if pad_ends and not self._said_pad_ends:
+            logger.warning(
+                "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the "
+                "policy in the queries, and does not train it to end its responses. Give the tokenizer a pad token of "
+                "its own. (Said once.)",
+                pad_token_id,
+            )
+            self._said_pad_ends = True
         if pad_token_id in renderer.tokenizer("a")["input_ids"][:1]:
             raise ValueError(
                 f"The tokenizer begins texts with the token that pads ({pad_token_id}), so the beginning of a query "
@@ -80,7 +94,8 @@ class RewardModelAdapter(nn.Module):
             if pad_ends and query[-1:] == [pad_token_id]:
                 raise ValueError(
                     f"The query of row {row} ends with the token that both pads and ends responses ({pad_token_id}), "
-                    "so it is not known where it ends. Pad queries on the left (`padding_side='left'`)."
+                    "so it is not known where it ends. Pad queries on the left (`padding_side='left'`), and give the "
+                    "tokenizer a pad token of its own."
                 )
             # A token that pads and ends stands in queries too, behind their padding.
             written = dropwhile if pad_ends else filterfalse
@@ -95,12 +110,14 @@ class RewardModelAdapter(nn.Module):
         What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
         every position, so that `get_reward` finds it at the one where it takes the response to end.
         """
-        # Where responses begin, and what pads, only the arguments of `get_reward` tell.
+        # The model is given tokens without their padding, and not where the response begins. Both are arguments of
+        # `get_reward`, and nothing else that it hands over tells them, so they are read there.
         frame = sys._getframe(1)
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(
-                "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`. Call it itself: "
-                "`reward_model(query_responses, pad_token_id, context_length)`."
+                "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`, so it cannot "
+                "know where responses begin. Call it itself: `reward_model(query_responses, pad_token_id, "
+                "context_length)`."
             )
         given = frame.f_locals
         query_responses: Tensor = given["query_responses"]

@@ -4,6 +4,10 @@
 model. The trainer itself, which TRL had up to 1.12: `tests/compat/test_trl_ppo.py`.
 """
 
+import copy
+import logging
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -94,10 +98,28 @@ class TestEquality:
         assert scores_of(model, truncated, PAD, context) == scores_of(model, ended, PAD, context)
         assert scores_of(model, truncated, PAD, context) > scores_of(model, whole, PAD, context) + 1
 
+    def test_what_follows_the_first_pad_is_not_read(self, model, tokenizer):
+        # A policy can sample the pad token. For TRL the response ends there.
+        (query,) = queries_of(tokenizer, ["a b"])
+        batch, context = make_batch([query, query, query], [[7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8]], PAD)
+        torch.testing.assert_close(
+            scores_of(model, batch, PAD, context), scores_of(model, batch[-1:].expand(3, -1), PAD, context)
+        )
+
     def test_empty_response(self, model, tokenizer):
         batch, context = make_batch(queries_of(tokenizer, ["a", "b"]), [[PAD, 7], [7, 8]], PAD)
         empty, other = scores_of(model, batch, PAD, context)
         assert empty == 0.0 > other
+
+    def test_long_queries_are_cut_as_in_the_reward_function(self, tiny_policy_path, tokenizer):
+        prompt = " ".join("abcdefghij" * 8)  # 80 tokens; the context has 64
+        batch, context = make_batch(queries_of(tokenizer, [prompt, "a"]), [[7, EOS], [8]], PAD)
+        with pytest.raises(ValueError, match="Row 0 has 8. prompt tokens.*64 tokens"):
+            scores_of(EndogenousReward(tiny_policy_path).as_reward_model(), batch, PAD, context)
+        reward = EndogenousReward(tiny_policy_path, overlong_prompt="truncate_left")
+        expected = reward(prompts=[prompt, "a"], completions=["a", "b"], completion_ids=[[7, EOS], [8]])
+        scores = scores_of(reward.as_reward_model(), batch, PAD, context)
+        torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
 
 class TestInvariance:
@@ -115,6 +137,14 @@ class TestInvariance:
             other, context = make_batch(given, RESPONSES, pad, left, right)
             torch.testing.assert_close(scores_of(model, other, pad, context), expected, atol=1e-5, rtol=0)
 
+    def test_batch_size_and_order(self, model, batch):
+        expected = scores_of(model, batch[0], PAD, batch[1])
+        alone = torch.cat([scores_of(model, row[None], PAD, batch[1]) for row in batch[0]])
+        torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+        order = [3, 0, 4, 2, 1]
+        reordered = scores_of(model, batch[0][order], PAD, batch[1])
+        torch.testing.assert_close(reordered, expected[order], atol=1e-5, rtol=0)
+
 
 class TestPadIsEos:
     """The other tiny model pads with the `<|im_end|>` that ends turns, in its prompts too."""
@@ -124,7 +154,7 @@ class TestPadIsEos:
         [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}],
     )
 
-    def test_equality(self, tiny_model_path):
+    def test_equality(self, tiny_model_path, caplog):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         end = tokenizer.eos_token_id
         assert tokenizer.pad_token_id == end
@@ -136,8 +166,12 @@ class TestPadIsEos:
         batch, context = make_batch(queries, answers, end, extra_left=2)
         reward = EndogenousReward(tiny_model_path)
         expected = reward(prompts=list(self.MESSAGES), completions=texts, completion_ids=answers)
-        scores = scores_of(reward.as_reward_model(), batch, end, context)
-        torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
+        model = reward.as_reward_model()
+        with caplog.at_level(logging.WARNING, logger="endotrl"):
+            for _ in range(2):
+                scores = scores_of(model, batch, end, context)
+                torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
+        assert [record.getMessage().count("a pad token of its own") for record in caplog.records] == [1]
 
     def test_two_ends(self, tiny_policy_path):
         # Padding with one end after another end adds no token.
@@ -179,6 +213,17 @@ class TestModule:
         assert torch.equal(scores_of(model, batch[0], PAD, batch[1]), expected)
         assert_same_to_the_bit(before, weights(lm))
 
+    def test_what_deepspeed_reads(self, model):
+        assert model.config.hidden_size == 16
+        assert next(model.parameters()).dtype == torch.float32
+
+    @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+    def test_copies(self, tiny_policy_path, batch, duplicate):
+        model = EndogenousReward(tiny_policy_path, alpha=0.7).as_reward_model()
+        expected = scores_of(model, batch[0], PAD, batch[1])
+        assert len(pickle.dumps(model)) < 100_000  # no weights
+        assert torch.equal(scores_of(duplicate(model), batch[0], PAD, batch[1]), expected)
+
 
 class TestRefused:
     @pytest.mark.parametrize(
@@ -198,3 +243,7 @@ class TestRefused:
     def test_another_caller(self, model):
         with pytest.raises(RuntimeError, match=r"not by TRL's `get_reward`.*reward_model\(query_responses"):
             model.endogenous_backbone(input_ids=torch.tensor([[7, 8]]))
+
+    def test_ids_of_another_vocabulary(self, model):
+        with pytest.raises(ValueError, match="another tokenizer"):
+            scores_of(model, torch.tensor([[7, 8, 300]]), PAD, 2)
