@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from .extraction import marked, visible
 from .numbers import NUMBER_WORDS, plain_math, read_number
 from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
-from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied, said, sentences
+from .statements import FOREIGN, MATH, after_corrections, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
 from .units import canonical_unit
-from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
+from .values import Collection, Quantity, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
@@ -162,7 +162,7 @@ def _final(text: str) -> str:
     for rest in said(text):
         value = _first_value(rest)
         if value is not None:
-            return first_line(rest) if isinstance(value, Symbols) else _written(value)
+            return first_line(rest) if isinstance(value, str) else _written(value)
     last = _last_value(text)
     return "" if last is None else _written(last.value)
 
@@ -170,8 +170,8 @@ def _final(text: str) -> str:
 def _written(value: Value) -> str:
     if isinstance(value, Quantity):
         return f"{value.number.value} {value.unit}".strip()
-    if isinstance(value, Symbols):
-        return value.text
+    if isinstance(value, str):
+        return value
     return value.brackets[:1] + ", ".join(map(_written, value.items)) + value.brackets[1:]
 
 
@@ -270,7 +270,7 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
     if (symbolic or len(text) <= _BARE) and (found := read_value(whole)) is not None:
         if fits(found, whole):
             return True
-        if not isinstance(found, Symbols):
+        if not isinstance(found, str):
             return False
     if _CUT_OFF.search(whole):
         return False
@@ -280,12 +280,8 @@ def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool
 
 def _written_first(rest: str) -> str:
     line = _FILLER.sub("", first_line(rest))
-    formula = MATH.match(line)
-    return _inside(formula) if formula is not None else line.rstrip(" .")
-
-
-def _inside(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None).strip()
+    match = MATH.match(line)
+    return formula(match) if match is not None else line.rstrip(" .")
 
 
 def _first_value(rest: str) -> Value | None:
@@ -316,7 +312,7 @@ def _sentence_value(sentence: str, symbolic: bool) -> _Stated | None:
     if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
         start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
         value = read_value(written)
-        if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
+        if isinstance(value, str | Collection) and not is_denied(sentence, start, len(sentence)):
             return _Stated(start, len(sentence), value, written)
     return _chosen_value(sentence, symbolic)
 
@@ -377,16 +373,16 @@ def _values(line: str, symbolic: bool) -> list[_Stated]:
     """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
     line = _DATE.sub(lambda m: " " * len(m[0]), line)
     found = []
-    for formula in MATH.finditer(line):
-        value, end = read_value(_inside(formula)), formula.end()
+    for match in MATH.finditer(line):
+        value, end = read_value(formula(match)), match.end()
         if value is None:
             continue
         unit = re.match(r"\s*(%|[A-Za-z°]+(?:\^?\d)?)", line[end:])
         if isinstance(value, Quantity) and not value.unit and unit and canonical_unit(unit[1]):
             value, end = Quantity(value.number, unit[1]), end + unit.end()
         if symbolic or is_numeric(value):
-            found.append(_Stated(formula.start(), end, value, _inside(formula)))
-        line = line[: formula.start()] + " " * (end - formula.start()) + line[end:]
+            found.append(_Stated(match.start(), end, value, formula(match)))
+        line = line[: match.start()] + " " * (end - match.start()) + line[end:]
     if symbolic:
         for ratio in _RATIO.finditer(line):
             if isinstance(value := read_value(ratio[0]), Collection):

@@ -125,6 +125,11 @@ MATH = re.compile(
 )
 
 
+def formula(match: re.Match[str]) -> str:
+    """The inside of a match of [`MATH`]."""
+    return match[match.lastgroup or 0].strip()
+
+
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
     said: list[str] = []

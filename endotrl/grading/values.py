@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
+from .statements import MATH, formula
 from .units import STOP_WORDS, canonical_unit, singular
 
 
@@ -31,14 +32,8 @@ class Collection:
     brackets: str = ""
 
 
-@dataclass(frozen=True)
-class Symbols:
-    """An expression that is no number, as text without what does not matter."""
-
-    text: str
-
-
-Value = Quantity | Collection | Symbols
+# An expression that is no number is text, without what does not matter.
+Value = Quantity | Collection | str
 
 
 class Stated(NamedTuple):
@@ -65,8 +60,12 @@ _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]il
 _UNIT = re.compile(
     r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:[ /][A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
 )
-# What a whole text may have behind a number, where that is an expression.
-_BEHIND = re.compile(r"(?P<number>.*(?:[\d)}\]]|pi)) ?-?(?P<unit>[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*)")
+# Words that no table knows, which count what is behind a number: up to three, and no sentence.
+_WORDS_BEHIND = re.compile(
+    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*"
+    r"(?: [a-z][\w%°/.^{}-]*){0,2}",
+    re.IGNORECASE,
+)
 _LEFT_SIDE = re.compile(
     r"^(?:\([a-z](?:,\s?[a-z])+\)|[A-Za-z]\w{0,12}(?:_\{?\w{1,6}\}?)?'{0,2}(?:\s?\([^()]{0,20}\))?)\s*(?:=|:="
     r"|\\in(?![A-Za-z])|∈)\s*(?=\S)"
@@ -89,17 +88,9 @@ def read_value(text: str) -> Value | None:
     """The value that a whole text is; `None` for text that is no mathematical answer."""
     if len(text) > 1000:
         return None
-    text = _without_delimiters(text.strip())
+    if (match := MATH.match(text := text.strip().rstrip(" ."))) and match.end() == len(text):
+        text = formula(match)
     return _read_plain(" ".join(plain_math(text).rstrip(" .").split()))
-
-
-def _without_delimiters(text: str) -> str:
-    for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
-        if len(text) >= len(start) + len(end) and text.startswith(start) and text.rstrip(".").endswith(end):
-            inside = text.rstrip(".")[len(start) : -len(end)]
-            if inside.strip() and start not in inside:
-                return inside.strip()
-    return text
 
 
 def _read_plain(text: str, depth: int = 0) -> Value | None:
@@ -140,29 +131,10 @@ def _read_quantity(text: str) -> Quantity | None:
     found = quantities(re.sub(r"(?<=\d) in\Z", " inch", text))
     if len(found) == 1 and found[0][0] == 0:
         _, end, quantity = found[0]
-        return quantity if end >= len(text) or _is_unit(text[end:].strip(" -")) else None
-    if match := re.fullmatch(rf"(-?) ?({_CURRENCY}) ?(.+)", text):
-        inner = read_number(match[1] + match[3])
-        return Quantity(inner, match[2].strip()) if inner else None
-    if (
-        (match := _BEHIND.fullmatch(text))
-        and (number := read_number(match["number"]))
-        and canonical_unit(match["unit"])
-    ):
-        return Quantity(number, match["unit"])
-    return None
-
-
-def _is_unit(text: str) -> bool:
-    """Whether words that no table knows count what is behind a number."""
-    words = text.split()
-    return (
-        re.fullmatch(r"[A-Za-z](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", text) is not None
-        and 0 < len(words) <= 3
-        and len(text) > 1
-        and words[0].casefold() not in (*STOP_WORDS, "st", "nd", "rd", "th")
-        and not NUMBER_WORDS.fullmatch(text)
-    )
+        return quantity if end >= len(text) or _WORDS_BEHIND.fullmatch(text, end) else None
+    match = re.fullmatch(r"(.*(?:[\d)}]|pi)) ?([A-Za-zµμ%°].*)", text)  # an expression
+    number = read_number(match[1]) if match else None
+    return Quantity(number, match[2]) if match and number and canonical_unit(match[2]) else None
 
 
 def _clock(match: re.Match[str]) -> Quantity:
@@ -184,11 +156,7 @@ def _read_collection(text: str, depth: int) -> Value | None:
     parts = _split(text)
     if len(parts) < 2:
         return None
-    found = _collection(parts, "", depth)
-    words = found and any(
-        isinstance(item, Symbols) and _WORDY.search(part) for item, part in zip(found.items, parts, strict=True)
-    )
-    return None if words else found
+    return _collection(parts, "", depth)
 
 
 def _collection(parts: list[str], brackets: str, depth: int) -> Collection | None:
@@ -211,16 +179,11 @@ def _split(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def _read_symbols(text: str) -> Symbols | None:
-    if (
-        _WORDY.search(text)
-        or re.fullmatch(r"\d+(?:st|nd|rd|th)", text)
-        or not re.search(r"[\\^_=+*/<>|]|\d[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text)
-    ):
+def _read_symbols(text: str) -> str | None:
+    if _WORDY.search(text) or not re.search(r"[\\^_=+*/<>|]|\d[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text):
         return None
     text = re.sub(r"\s+|\*|\\(?=[a-z]+)", "", text.replace("**", "^"))
-    text = re.sub(r"\{(\w)\}", r"\1", text)
-    return Symbols(text)
+    return re.sub(r"\{(\w)\}", r"\1", text)
 
 
 def is_numeric(value: Value | None) -> bool:
@@ -232,8 +195,8 @@ def same_value(right: Value | None, given: Value | None) -> bool:
     """Whether a value is the right one."""
     if isinstance(right, Quantity) and isinstance(given, Quantity):
         return _same_quantity(right, given)
-    if isinstance(right, Symbols) and isinstance(given, Symbols):
-        return right.text in (given.text, given.text.rpartition("=")[2])
+    if isinstance(right, str) and isinstance(given, str):
+        return right in (given, given.rpartition("=")[2])
     if isinstance(right, Collection) and isinstance(given, Collection):
         if len(right.items) != len(given.items):
             return False
@@ -244,19 +207,15 @@ def same_value(right: Value | None, given: Value | None) -> bool:
             return all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
         if all(same_value(a, b) for a, b in zip(right.items, given.items, strict=True)):
             return True
-        ordered = (right.brackets or given.brackets) not in ("", "{}")
-        return not ordered and _same_members(right.items, given.items)
-    return False
-
-
-def _same_members(right: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
-    left = list(given)
-    for item in right:
-        match = next((i for i, other in enumerate(left) if same_value(item, other)), None)
-        if match is None:
+        if (right.brackets or given.brackets) not in ("", "{}"):
             return False
-        del left[match]
-    return True
+        left = list(given.items)
+        for item in right.items:
+            if (match := next((other for other in left if same_value(item, other)), None)) is None:
+                return False
+            left.remove(match)
+        return True
+    return False
 
 
 def _same_quantity(right: Quantity, given: Quantity) -> bool:
@@ -264,8 +223,14 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if {right.unit.casefold(), given.unit.casefold()} <= {"£", "gbp", "pound", "pounds"}:
         return same_number(right.number, given.number)
     percent = ("percent", Fraction(1))
-    if percent in (ours, theirs) and None in (ours, theirs):
-        return _same_percent(right.number, given.number, ours == percent)
+    if percent in (ours, theirs) and None in (ours, theirs):  # 50% is given as 50, which may be asked for, and as 0.5
+        a, b = (
+            Number(q.number.value / 100) if unit == percent else q.number
+            for q, unit in ((right, ours), (given, theirs))
+        )
+        return same_number(a, b) or (
+            (ours == percent or abs(float(right.number.value)) > 1) and same_number(right.number, given.number)
+        )
     if ours is not None and theirs is not None:
         if ours[0] != theirs[0]:
             return False
@@ -279,22 +244,8 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if not same_number(right.number, given.number):
         return False
     # A unit that is left out is the one that the question asks for.
-    if not right.unit or not _unit_words(given.unit):
-        return True
-    words = _unit_words(right.unit)
-    return not words or words[-1] in _unit_words(given.unit)
-
-
-def _unit_words(unit: str) -> list[str]:
-    words = takewhile(lambda word: word.casefold().strip(".,;:!?()") not in STOP_WORDS, unit.split())
-    return list(map(singular, words))
-
-
-def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:
-    """Percent on one side only: 50% is given as 50, which the question may ask for, or as 0.5."""
-    if right_is_percent:
-        return same_number(right, given) or same_number(Number(right.value / 100), given)
-    return same_number(right, Number(given.value / 100)) or (abs(float(right.value)) > 1 and same_number(right, given))
+    words, others = ([singular(word) for word in q.unit.split()] for q in (right, given))
+    return not words or not others or words[-1] in others
 
 
 def quantities(text: str) -> list[tuple[int, int, Quantity]]:
