@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..sentence.segmentation import RuleSegmenter
 from .spelling import without_markdown
@@ -123,6 +124,68 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
+
+
+# Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
+MARK, LABEL = "Ꙭ", "Ꙛ"
+# Capitalised at the start of a sentence, and no name.
+LEAD = (
+    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
+    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
+    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
+    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+)
+PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
+# Where a clause ends.
+_BREAK = re.compile(
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
+    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
+    r"|without) \w+ing)\b)"
+    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
+    rf"|(?={LABEL}))"
+)
+SUBORDINATE = re.compile(
+    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
+    r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
+    r"|preceded|compared)\b",
+    re.IGNORECASE,
+)
+
+
+class Clause(NamedTuple):
+    """Where a clause stands in a sentence, and the signs that open and close it."""
+
+    start: int
+    end: int
+    opened: str
+    closed: str
+
+    def is_aside(self, sentence: str) -> bool:
+        """Whether it is subordinate, or stands in brackets."""
+        text = sentence[self.start : self.end]
+        if self.opened == "(":
+            return (
+                not re.match(r"or\b|maybe|perhaps|possibly", text)
+                and re.search(r"[A-Za-z]{2}|^[^,;]*$", text) is not None
+            )
+        subordinate = SUBORDINATE.match(text) is not None and (self.start > 0 or self.closed == ",")
+        return subordinate and not _RESULT.match(text)
+
+
+_RESULT = re.compile(
+    r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds|results)|giving|making|leaving)\b"
+)
+
+
+def clauses(sentence: str) -> list[Clause]:
+    """The clauses of a sentence."""
+    found, start, opened = [], 0, ""
+    for match in (*_BREAK.finditer(sentence), None):
+        end, sign = (match.start(), match[0].strip()) if match else (len(sentence), "")
+        inside = sentence.rfind("(", 0, start) > sentence.rfind(")", 0, start)
+        found.append(Clause(start, end, "(" if inside else opened, sign))
+        start, opened = match.end() if match else end, sign
+    return found
 
 
 def formula(match: re.Match[str]) -> str:
