@@ -6,30 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from .extraction import marked, visible
-from .numbers import NUMBER_WORDS, plain_math, read_number
+from .numbers import NUMBER_WORDS, plain_math
 from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
-from .statements import FOREIGN, MATH, after_corrections, clauses, first_line, formula, is_denied, said, sentences
+from .statements import MATH, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
-from .units import canonical_unit
 from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_CUT_OFF = re.compile(
-    r"(?:\b(?:an?|the|is|are|was|and|or|of|to|get|gives?|us|equals?|by|that|then|so|with|for|in|we|which|plus|minus"
-    r"|times|has|have)|[=+*/,:(×-])\s*$",
-    re.IGNORECASE,
-)
+_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus|times)|[=+*/,:(×-])\s*$")
 # The value that stands before its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 # Longer texts are no bare answers.
 _BARE = 80
 _FILLER = re.compile(
-    r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
-    r"|then|now|equal to|given by|indeed|also|definitely|certainly|clearly|the (?:number|value|integer|fraction"
-    r"|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
-    r"|(?:\\approx|\\sim|≈|~)\s*)+",
+    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|roughly|exactly|simply|just|only|therefore|thus|then"
+    r"|equal to|given by|a total of|option|choice)\b)+",
     re.IGNORECASE,
 )
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
@@ -158,17 +151,11 @@ def _written(value: Value) -> str:
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
     text, boxed = marked(text) or (text, False)
-    if isinstance(value := read_value(right), Quantity) and 0 < value.number.value < 1:
-        text = re.sub(r"\b(\w+) (?:in|out of)(?: every)? (\w+)\b", _as_fraction, text)
-    if re.fullmatch(r"\W*\d+\.\d+\W*\w*", right):
-        text = _with_points(text)
     if not text or not right.strip():
         return False
     if boxed and (text == right or _equal(right, text, math)):
         return True
     text = plain_text(text) if boxed else text
-    if not boxed and same_words(right, without_markdown(text)):
-        return True
     word = right.strip(" .").casefold()
     if word in ("yes", "no", "true", "false"):
         return states_truth(text, word)
@@ -183,18 +170,6 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     if mathematical:
         return _gives_value(text, right, value, math)
     return choice is None and states_words(text, answers)
-
-
-def _as_fraction(odds: re.Match[str]) -> str:
-    a, b = map(read_number, odds.groups())
-    return f"{a.value}/{b.value}" if a and b else odds[0]
-
-
-def _with_points(text: str) -> str:
-    """A text of a language with decimal commas, with decimal points."""
-    if not FOREIGN.search(text):
-        return text
-    return re.sub(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.]|,\d)", r"\1.\2", text)
 
 
 def _equal(right: str, given: str, math: bool) -> bool:
@@ -258,21 +233,19 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
 def _written_first(rest: str) -> str:
     line = _FILLER.sub("", first_line(rest))
     match = MATH.match(line)
-    return formula(match) if match is not None else line.rstrip(" .")
+    return formula(match) if match is not None else line.rstrip(" .!*")
 
 
 def _first_value(rest: str) -> Stated | None:
-    """The value, or list of values, with which a statement begins."""
-    first = first_line(rest)
+    """The value, or list of values, with which a statement begins; or the one in it, if nothing else is said."""
+    first, written = first_line(rest), _written_first(rest)
     line = _FILLER.sub("", first)
-    written = _written_first(rest)
-    whole = read_value(line.rstrip(" .!*"))
-    if whole is not None and not (isinstance(whole, Quantity) and is_denied(first, 0, 0)):
-        return Stated(0, len(line), whole, written)
+    if (value := read_value(line.rstrip(" .!*"))) is not None:
+        return Stated(0, len(line), value, written)
     begins = MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line)
     if begins or "=" in line or len(rest.strip()) <= len(first.strip()) + 1:
-        chosen = _chosen_value(line, symbolic=True, first=begins is not None)
-        return chosen and chosen._replace(written=written)
+        stated = _chosen_value(line, symbolic=True, first=begins is not None)
+        return stated and stated._replace(written=written)
     return None
 
 
@@ -335,9 +308,6 @@ def _values(line: str, symbolic: bool) -> list[Stated]:
         value = None if match.re is _DATE else read_value(written)
         if value is None and match.re is not _DATE:
             continue
-        unit = re.match(r"\s*(%|[A-Za-z°]+(?:\^?\d)?)", line[end:])
-        if isinstance(value, Quantity) and not value.unit and unit and canonical_unit(unit[1]):
-            value, end = Quantity(value.number, unit[1]), end + unit.end()
         if value is not None and (symbolic or is_numeric(value)):
             found.append(Stated(match.start(), end, value, written if match.re is MATH else ""))
         line = line[: match.start()] + " " * (end - match.start()) + line[end:]

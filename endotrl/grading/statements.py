@@ -13,13 +13,12 @@ _segment = RuleSegmenter()
 # Characters of a sentence, and of what stands around a mention, that are read.
 _LONGEST_SENTENCE, _AROUND = 600, 200
 _LONGEST_LINE, _MOST_CORRECTIONS, _MOST_STATEMENTS = 1000, 5, 8
-# Where a statement ends within a sentence.
-_BOUNDARY = re.compile(
-    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! than)|so"
-    r"|because|since|yet|and)\b",
+_NO_DENIAL = re.compile(
+    r"\bnot (?:only|just|merely)|\bno (?:doubt|question)|\bwithout (?:a |any )?doubt|\b(?:none|nothing|no) (?:but"
+    r"|other than)|\bdoubtless",
     re.IGNORECASE,
 )
-_NO_DENIAL = re.compile(
+_DENIAL = re.compile(
     r"\bnot (?:only|just|merely|to be confused with [^,.;]*)|\bno (?:doubt|question|one but)|\bwithout (?:a "
     r"|any )?doubt|\b(?:none|nothing|no) (?:but|other than)|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less"
     r"|lessly)\b",
@@ -94,10 +93,8 @@ CORRECTION = re.compile(
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
-    r"^\W*(?:(?:so|now|and|but),? )?(?:what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|can"
-    r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you|i) (?:are|were|am|was) asked"
-    r"|question\s*:|q\s*:)\b",
-    re.IGNORECASE,
+    r"\W*(?:(?:so|now|and|but),? )?(?:wh\w+|how|is|are|was|were|do|does|did|can|could|should|would|will)\b.*\?",
+    re.IGNORECASE | re.DOTALL,
 )
 _KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|required|only|short)"
 # "Answer" or "result" in the languages that models slip into.
@@ -203,32 +200,15 @@ def sentences(text: str) -> list[str]:
         ):  # and so is what comes before
             del said[len(said) - (wrong.start() == 0) :]
             part = part[wrong.end() :].strip(" ,;:.")
-        if part and not _asks(part):
+        if part and not _QUESTION.fullmatch(part):
             said.append(part)
-    joined = said[:1]
-    for part in said[1:]:
-        if POSSIBLY.search(part) and POSSIBLY.search(joined[-1]):
-            joined[-1] += " " + part
-        else:
-            joined.append(part)
-    return joined
-
-
-def _asks(sentence: str) -> bool:
-    match = _QUESTION.match(sentence)
-    return match is not None and (
-        sentence.endswith("?")
-        or ("ask" in match[0].lower() and "=" not in sentence)
-        or match[0].lower().strip(" :").startswith(("question", "q", "tell", "name"))
-    )
+    return said
 
 
 def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
-    before = re.sub(r"\b(not|never),[^,.;]*,", r"\1", before)
-    after = re.sub(r"^,[^,.;]*,(?= (?:is|was)\b)", "", after)
-    clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BOUNDARY.finditer(before)), default=0) :])
+    clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BREAK.finditer(before)), default=0) :])
     if (
         _RETRACTED.search(before + after)
         or _DENIAL.search(clause)

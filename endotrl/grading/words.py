@@ -128,8 +128,6 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
 def states_choice(text: str, letter: str) -> bool:
     """Whether a text chooses the option with this letter."""
     text = without_markdown(text)
-    if len({option["letter"] for option in OPTION.finditer(text)}) > 1:
-        text = "\n".join(line for line in text.split("\n") if not OPTION.match(line))
     text = _with_labels(OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
     text = re.sub(rf"(?:\A|{LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
     text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
@@ -172,33 +170,25 @@ def _decides(text: str, other: str) -> bool:
 
 def _claims(text: str, other: str) -> list[_Claim]:
     claims: list[_Claim] = []
-    records = re.findall(r"(?:^|(?<=[.!?]\s))(?!Fin|Conclu)([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
     for sentence in sentences(text):
         sentence = re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)
-        label, turns, unreal = "", False, False
+        turns = False
         for start, end, opened, closed in clauses(sentence):
             before, clause, after = sentence[:start], sentence[start:end], sentence[end:]
-            if (subordinate := SUBORDINATE.match(clause)) and (start > 0 or closed == ","):
-                unreal = unreal or subordinate["unreal"] is not None
-                told = re.match(rf"which (?:\S+ ){{1,4}}{MARK}", clause)
-                if told and (claim := _claim(before, clause, after, other, opened, closed, False)):
-                    claims.append(claim._replace(weight=0))
-            else:
-                turn = _TURN.match(clause)
-                turns = turns or turn is not None
-                called = clause.lstrip().startswith(LABEL)
-                skipped = clause.index(LABEL) + 1 if called else turn.end() if turn else 0
-                opens = turns or called or not start or opened in ("", ":") or POSSIBLY.match(clause) is not None
-                claim = _claim(before + clause[:skipped], clause[skipped:], after, other, opened, closed, opens)
-                if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
-                    claim = (claim or _Claim(False, 0))._replace(weight=0)
-                if claim is not None:
-                    if opened == ":" and not claim.subject and len(records) > 1 and label in records:
-                        claim = claim._replace(subject=label)
-                    turns = claim.weight > 0 and (turns or (opened == ":" and not claim.subject))
-                    claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
-                    turns = False
-            label = clause.strip()
+            if SUBORDINATE.match(clause) and (start > 0 or closed == ","):
+                continue
+            turn = _TURN.match(clause)
+            turns = turns or turn is not None
+            called = clause.lstrip().startswith(LABEL)
+            skipped = clause.index(LABEL) + 1 if called else turn.end() if turn else 0
+            opens = turns or called or not start or opened in ("", ":") or POSSIBLY.match(clause) is not None
+            claim = _claim(before + clause[:skipped], clause[skipped:], after, other, opened, closed, opens)
+            if ATTRIBUTED.search(clause):
+                claim = (claim or _Claim(False, 0))._replace(weight=0)
+            if claim is not None:
+                weight = 3 if called and claim.weight else claim.weight
+                claims.append(claim._replace(weight=weight, turns=turns and weight > 0))
+                turns = False
     return claims
 
 
@@ -217,8 +207,6 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             continue
         if _BESIDE.match(right + after) or _LESS.match(right):
             return _Claim(False, 1)
-        if opened == "(" and (left + right).strip():
-            return None
         verb = re.match(rf"(.*?)\s*{_BE}", left)
         strong = (
             verb
@@ -241,7 +229,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         return _Claim(False, 1 if weak or listed.match(after) else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
-        if not re.match(r"\W*[Hh]ere\b", clause) and complement.match(clause, verb.end()):
+        if complement.match(clause, verb.end()):
             return _Claim(False, 2, _subject(clause[: verb.start()]))
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
