@@ -265,8 +265,11 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
     prose, found = _main_clauses(MATH.sub(lambda m: "_" * len(m[0]), line), found)
     if not found:
         return None
-    # The last verb with a value behind it; what follows a statement is no part of it.
-    verbs = [] if first else [match.end() for match in _COPULA.finditer(prose)]
+    # The last verb with a value behind it; what follows a statement is no part of it, but for its equation.
+    verbs = [match.end() for match in _COPULA.finditer(prose)]
+    if first:
+        equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
+        verbs = [found[0].end + equation.end()] if equation else []
     verb = max((end for end in verbs if end <= found[-1].start), default=0 if first else found[-1].start)
     low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):

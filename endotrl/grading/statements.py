@@ -134,6 +134,10 @@ SUBORDINATE = re.compile(
 )
 
 
+# A clause of its own, though it begins like one that is subordinate.
+_RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
+
+
 class Clause(NamedTuple):
     """Where a clause stands in a sentence, and the signs that open and close it."""
 
@@ -150,13 +154,9 @@ class Clause(NamedTuple):
                 not re.match(r"or\b|maybe|perhaps|possibly", text)
                 and re.search(r"[A-Za-z]{2}|^[^,;]*$", text) is not None
             )
-        subordinate = SUBORDINATE.match(text) is not None and (self.start > 0 or self.closed == ",")
-        return subordinate and not _RESULT.match(text)
-
-
-_RESULT = re.compile(
-    r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds|results)|giving|making|leaving)\b"
-)
+        if SUBORDINATE.match(text) is None:
+            return False
+        return self.closed == "," if self.start == 0 else _RESULT.match(text) is None
 
 
 def clauses(sentence: str) -> list[Clause]:
