@@ -27,18 +27,16 @@ _FILLER = re.compile(
 )
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
-    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean"
-    r"|find|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
-    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
-    r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
-    r"|other|over|page|per|plus|step|than|that|the|their|then|these|those|times|to|under|with|year)\b)"
-    r"[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
+    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
+    r"|(?:mak|giv|gett?|leav|cost|yield|round)(?:e?s?|ing)(?: to)?"
+    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and|at|before|between|but|by|each"
+    r"|every|first|for|from|in|into|last|next|of|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
+    r"|times|to|with)\b)[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
-    r"\s*(?:,\s*(?:and|or)?|;|/|\bor\b|\band\b|\bto\b|-|–|\bthrough\b|\bversus\b|\bvs\b)\s*(?:or |and |possibly "
-    r"|maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
+    r"\s*(?:[,;/–-]|\b(?:or|and|to)\b)\s*(?:or |and |possibly |maybe |perhaps |the |also |it could (?:also )?be "
+    r"|[a-z] = )*",
     re.IGNORECASE,
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
@@ -48,10 +46,9 @@ _ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", r
 # What comes before a number that is compared with, or was known.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    rf"\b(?:from|among|amongst|by|per|than|out of|over|times)\s+(?:{_DETERMINER}|(?:only|about|just)\s+)?[$(]*|\b(?:in"
-    rf"|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each|some"
-    rf"|most)\s+(?:\w+\s+)?of\s+{_DETERMINER}?|\bto (?!about|exactly|only|just|approximately|roughly|nearly|an?\b"
-    rf"|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
+    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*"
+    rf"|\b(?:in|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+"
+    rf"{_DETERMINER}?|\bto (?!about|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
     re.IGNORECASE,
 )
 
@@ -252,8 +249,7 @@ def _first_value(rest: str) -> Stated | None:
 def _sentence_value(sentence: str, symbolic: bool) -> Stated | None:
     if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
         start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
-        value = read_value(written)
-        if isinstance(value, str | Collection) and not is_denied(sentence, start, len(sentence)):
+        if isinstance(value := read_value(written), str | Collection):
             return Stated(start, len(sentence), value, written)
     return _chosen_value(sentence, symbolic)
 
@@ -276,28 +272,23 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
         high += 1
     while low > 0 and _connected(line, found[low - 1], found[low]):
         low -= 1
-    distinct: list[Value] = []
-    for item in found[low : high + 1]:
-        if not any(same_value(item.value, other) for other in distinct):
-            distinct.append(item.value)
-    return found[low] if len(distinct) == 1 else Stated(0, 0, Collection(tuple(distinct)))
+    together = [item.value for item in found[low : high + 1]]
+    alike = all(same_value(together[0], other) for other in together)
+    return found[low] if alike else Stated(0, 0, Collection(tuple(together)))
 
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
     """A sentence without its asides, and the values that it states: those that are no part of what was given."""
     main, kept, given = prose, [], {match.end() for match in _GIVEN.finditer(prose)}
     for clause in clauses(prose):
-        if (
-            clause.opened == ":"
-            and "=" not in prose
-            and sum(item.start >= clause.start for item in found) > 1 == len(kept)
-        ):
+        behind = [item for item in found if item.start >= clause.start]
+        if clause.opened == ":" and "=" not in prose and len(behind) > 1 == len(kept):
             main = main[: clause.start]  # "There are 6: 2 boys and 4 girls"
             break
         if clause.is_aside(prose):
             main = main[: clause.start] + " " * (clause.end - clause.start) + main[clause.end :]
         else:
-            kept += [item for item in found if clause.start <= item.start < clause.end]
+            kept += [item for item in behind if item.start < clause.end]
     if not kept:
         main, kept = prose, found
     return main, [item for item in kept if item.start not in given] or kept
@@ -307,13 +298,12 @@ def _values(line: str, symbolic: bool) -> list[Stated]:
     """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
     found = []
     for match in (*_DATE.finditer(line), *MATH.finditer(line), *(_RATIO.finditer(line) if symbolic else ())):
-        end, written = match.end(), formula(match) if match.re is MATH else match[0]
-        value = None if match.re is _DATE else read_value(written)
-        if value is None and match.re is not _DATE:
-            continue
+        written = formula(match) if match.re is MATH else ""
+        value = None if match.re is _DATE else read_value(written or match[0])
         if value is not None and (symbolic or is_numeric(value)):
-            found.append(Stated(match.start(), end, value, written if match.re is MATH else ""))
-        line = line[: match.start()] + " " * (end - match.start()) + line[end:]
+            found.append(Stated(*match.span(), value, written))
+        if value is not None or match.re is _DATE:
+            line = line[: match.start()] + " " * len(match[0]) + line[match.end() :]
     found += [Stated(*quantity) for quantity in quantities(line)]
     return [item for item in sorted(found, key=lambda item: item.start) if not is_denied(line, item.start, item.end)]
 

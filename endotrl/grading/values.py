@@ -58,7 +58,8 @@ _AMOUNT = re.compile(
 )
 _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]illion|bn|trillion)|(?<=\d)M)(?![\w/])")
 _UNIT = re.compile(
-    r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:(?: ?/ ?| )[A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
+    r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:(?: ?/ ?"
+    r"| )[A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
 )
 # Words that no table knows, which count what is behind a number: up to three, and no sentence.
 _WORDS_BEHIND = re.compile(

@@ -62,10 +62,7 @@ _BESIDE = re.compile(
     r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
     rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
 )
-_LESS = re.compile(
-    r"\s+(?:is|was|are|were|comes?|came|only|would be)\s+(?:\w+\s+)?(?:also|too|merely|only|another|second|next|later"
-    r"|even|one (?:possibility|option|candidate)|the (?:runner|second))\b"
-)
+_LESS = re.compile(r" (?:is|was|are|were|only) (?:\w+ )?(?:also|too|merely|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
