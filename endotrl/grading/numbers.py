@@ -14,7 +14,7 @@ _ONES = (
     "eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "M": 10**6}
+MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "m": 10**6}
 MULTIPLIERS |= {"million": 10**6, "billion": 10**9, "bn": 10**9, "trillion": 10**12}
 _COUNTS = {word: i for i, word in enumerate(_ONES.split())}
 _COUNTS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}

@@ -36,10 +36,6 @@ _DATES = (
     re.compile(rf"\b(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}{_YEAR}"),
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
-_ORDINALS = "twenty-first first second third fourth fifth sixth seventh eighth ninth tenth eleventh".split()
-_ORDINALS += "twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split()
-_CENTURY = re.compile(rf"\b(?:(\d+)(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))[\s-](?=centur)", re.IGNORECASE)
-_DIGIT = re.compile(r"\d")
 _CODE = re.compile(r"`([^`\n]+)`")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
 
@@ -53,10 +49,8 @@ def tidy(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     text = re.sub(r"(?<![-<])[-=]>", "=", text)
     text = re.sub(r"(?<=[A-Za-z])\$\s*(\^\{?[23]\}?)\s*\$", r"\1", text)  # m$^2$
-    text = _CENTURY.sub(lambda m: f"{m[1] or _ORDINALS.index(m[2].casefold()) or 21}th ", text)
-    if _DIGIT.search(text):
-        for pattern in _DATES:
-            text = pattern.sub(_date, text)
+    for pattern in _DATES:
+        text = pattern.sub(_date, text)
     return text
 
 
@@ -72,8 +66,7 @@ def _date(match: re.Match[str]) -> str:
 def without_markdown(text: str) -> str:
     """Text without emphasis, inline code, headings, quotes and bullets."""
     text = _CODE.sub(r"\1", text)
-    text = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", text))  # bold around italic
-    return _HEADING.sub("", text)
+    return _HEADING.sub("", _EMPHASIS.sub(r"\2", text))
 
 
 def fold(text: str) -> str:

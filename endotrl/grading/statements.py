@@ -59,12 +59,6 @@ ATTRIBUTED = re.compile(
     r"|credited|would(?: have|'ve)|at first|initially|seems|used to be|formerly|previously)\b|^\W*because\b",
     re.IGNORECASE,
 )
-_WRONG = re.compile(
-    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|they|which)(?:'s|'re| is| was| are| were) (?:\w+ )?"
-    r"(?:an? |the )?(?:wrong|incorrect|mistaken|mistakes?|errors?|misconception|not (?:right|correct|true))\b"
-    r"|\W*(?:but|though) (?:he|she|they) made a mistake\b",
-    re.IGNORECASE,
-)
 _CONTRAST = re.compile(
     r"\b(?:now|today|nowadays|but|however|yet|actually|in (?:fact|reality)|the truth|instead|whereas|others?)\b",
     re.IGNORECASE,
@@ -106,8 +100,6 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
-
-
 # Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
 MARK, LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, and no name.
@@ -128,12 +120,10 @@ _BREAK = re.compile(
 )
 SUBORDINATE = re.compile(
     r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
-    r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
+    r"|if|unless|than|until|as|after|before|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
     r"|preceded|compared)\b",
     re.IGNORECASE,
 )
-
-
 # A clause of its own, though it begins like one that is subordinate.
 _RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
 
@@ -150,10 +140,7 @@ class Clause(NamedTuple):
         """Whether it is subordinate, or stands in brackets."""
         text = sentence[self.start : self.end]
         if self.opened == "(":
-            return (
-                not re.match(r"or\b|maybe|perhaps|possibly", text)
-                and re.search(r"[A-Za-z]{2}|^[^,;]*$", text) is not None
-            )
+            return re.match(r"or\b|maybe|perhaps|possibly", text) is None
         if SUBORDINATE.match(text) is None:
             return False
         return self.closed == "," if self.start == 0 else _RESULT.match(text) is None
@@ -177,29 +164,17 @@ def formula(match: re.Match[str]) -> str:
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
-    said: list[str] = []
-    for start, end in _segment(text):
-        part = text[start:end].strip()[-_LONGEST_SENTENCE:]
-        if (wrong := _WRONG.search(part)) is not None and not re.fullmatch(
-            r"\W*\w+", part[: wrong.start()]
-        ):  # and so is what comes before
-            del said[len(said) - (wrong.start() == 0) :]
-            part = part[wrong.end() :].strip(" ,;:.")
-        if part and not _QUESTION.fullmatch(part):
-            said.append(part)
-    return said
+    parts = (text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text))
+    return [part for part in parts if part and not _QUESTION.fullmatch(part)]
 
 
 def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
     clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BREAK.finditer(before)), default=0) :])
-    if (
-        _RETRACTED.search(before + after)
-        or _DENIAL.search(clause)
-        or _DENIAL_BEFORE.search(before)
-        or _DENIAL_BEHIND.match(after[:80])
-    ):
+    if _DENIAL.search(clause) or _DENIAL_BEFORE.search(before) or _DENIAL_BEHIND.match(after[:80]):
+        return True
+    if _RETRACTED.search(before + after):
         return True
     whole = before[max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0) :]
     return _CONTRAST.search(after) is not None and ATTRIBUTED.search(whole) is not None
@@ -239,9 +214,6 @@ def first_line(rest: str) -> str:
     """The first sentence, or the block behind a line break, formulas with several lines included."""
     rest = rest.lstrip(" \t:\n")[:_LONGEST_LINE]
     math = MATH.match(rest)
-    if math is not None:
-        formula, behind = rest[: math.end()], rest[math.end() :]
-        return formula if behind[:1] in "\n" else formula + (sentences(behind) or [""])[0]
-    line = rest.split("\n", 1)[0]
-    parts = sentences(line)
-    return parts[0] if parts else line
+    start = math.end() if math else 0
+    line = rest[start:].split("\n", 1)[0]
+    return rest[:start] + next(iter(sentences(line)), line)

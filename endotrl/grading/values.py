@@ -266,7 +266,7 @@ def quantities(text: str) -> list[tuple[int, int, Quantity]]:
         if match["sign"]:
             number = replace(number, value=-number.value)
         if multiplier := _MULTIPLIER.match(text, end):
-            factor = MULTIPLIERS.get(multiplier[1]) or MULTIPLIERS[multiplier[1].casefold()]
+            factor = MULTIPLIERS[multiplier[1].casefold()]
             number, end = Number(number.value * factor), multiplier.end()
         attached = re.match(r"[^\W\d]", text[end:])
         if not unit and (following := _UNIT.match(text, end)):

@@ -30,7 +30,7 @@ from .statements import (
 # What another answer looks like, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{LEAD}|[Tt]he\b){PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{LEAD})[\w-]+(?: [\w-]+)?"
-_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}th century)"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -213,7 +213,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
         subject = verb[1] if verb else left if other == _WHEN else ""
-        return _Claim(mention[0] == MARK, 2 if strong else 1, _subject(subject))
+        return _Claim(mention[0] == MARK, 2 if strong else 1, subject.strip().casefold())
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
     if (
@@ -227,7 +227,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
         if complement.match(clause, verb.end()):
-            return _Claim(False, 2, _subject(clause[: verb.start()]))
+            return _Claim(False, 2, clause[: verb.start()].strip().casefold())
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
@@ -235,10 +235,6 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         return None
     truth = other in (_YES_NO, _TRUTH)
     return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
-
-
-def _subject(text: str) -> str:
-    return re.sub(r"\A(?:it|that|this|he|she)\Z", "", " ".join(text.casefold().split()))
 
 
 def _with_marks(text: str, answers: Sequence[str]) -> str:
