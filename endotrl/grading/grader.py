@@ -213,11 +213,8 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
         if (stated := _first_value(rest)) is not None:
             return stated
     whole = without_markdown(text).strip()
-    if (
-        (symbolic or len(text) <= _BARE)
-        and (value := read_value(whole)) is not None
-        and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole))
-    ):
+    value = read_value(whole) if symbolic or len(text) <= _BARE else None
+    if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
         return Stated(0, len(whole), value, whole)
     if _CUT_OFF.search(whole):
         return None
@@ -234,14 +231,12 @@ def _written_first(rest: str) -> str:
 
 
 def _first_value(rest: str) -> Stated | None:
-    """The value, or list of values, with which a statement begins; or the one in it, if nothing else is said."""
-    first, written = first_line(rest), _written_first(rest)
-    line = _FILLER.sub("", first)
+    """The value, or list of values, with which a statement begins."""
+    line, written = _FILLER.sub("", first_line(rest)), _written_first(rest)
     if (value := read_value(line.rstrip(" .!*"))) is not None:
         return Stated(0, len(line), value, written)
-    begins = MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line)
-    if begins or "=" in line or len(rest.strip()) <= len(first.strip()) + 1:
-        stated = _chosen_value(line, symbolic=True, first=begins is not None)
+    if MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line):
+        stated = _chosen_value(line, symbolic=True, first=True)
         return stated and stated._replace(written=written)
     return None
 

@@ -120,7 +120,7 @@ _BREAK = re.compile(
 )
 SUBORDINATE = re.compile(
     r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
-    r"|if|unless|than|until|as|after|before|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
+    r"|if|unless|than|until|as|after|before|because|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
     r"|preceded|compared)\b",
     re.IGNORECASE,
 )
