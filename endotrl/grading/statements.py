@@ -31,9 +31,9 @@ _DENIAL_BEHIND = re.compile(
     r"|divided by|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b"
     r"|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|can|could|will|would|should|must)\s+(?:not"
     r"|never))\b(?! (?:only|just))|would (?:be|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were"
-    r"|seems|looks|would be|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b"
-    r"|too \w+|a (?:bad|wrong|poor|common) \w+|a mistake|excluded|eliminated|rejected)|until\b|for a while\b"
-    r"|or\s+(?:more|less|fewer|\w+er)\b)",
+    r"|seems|looks|(?:can|would|must) be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b"
+    r"|too \w+|a (?:bad|wrong|poor|common) \w+|(?:a|the) (?:mistake|distractor|\w+ of a different)|excluded"
+    r"|eliminated|rejected)|if\b[^.]*\botherwise\b|until\b|for a while\b|or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.

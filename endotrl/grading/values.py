@@ -181,7 +181,9 @@ def _split(text: str) -> list[str]:
 
 
 def _read_symbols(text: str) -> str | None:
-    if _WORDY.search(text) or not re.search(r"[\\^_=+*/<>|]|\d[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text):
+    if _WORDY.search(text) or not re.search(
+        r"[\\^_=+*/<>|]|\d(?!(?:st|nd|rd|th)\b)[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text
+    ):
         return None
     text = re.sub(r"\s+|\*|\\(?=[a-z]+)", "", text.replace("**", "^"))
     return re.sub(r"\{(\w)\}", r"\1", text)
