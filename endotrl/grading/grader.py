@@ -157,14 +157,13 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     if word in ("yes", "no", "true", "false"):
         return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
-    # "12 Angry Men" and "50 Cent" are names.
-    is_name = isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right)
-    mathematical = value is not None and not is_name
+    if isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right):
+        value = None  # "12 Angry Men" and "50 Cent" are names
     if boxed:  # A phrase in a box states words, and no more.
-        return not choice and not mathematical and states_words(text, answers)
+        return not choice and value is None and states_words(text, answers)
     if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
-    if mathematical:
+    if value is not None:
         return _gives_value(text, right, value, math)
     return choice is None and states_words(text, answers)
 
@@ -274,7 +273,8 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
     """A sentence without its asides, and the values that it states: those that are no part of what was given."""
-    main, kept, given = prose, [], {match.end() for match in _GIVEN.finditer(prose)}
+    main, given = prose, {match.end() for match in _GIVEN.finditer(prose)}
+    kept: list[Stated] = []
     for clause in clauses(prose):
         behind = [item for item in found if item.start >= clause.start]
         if clause.opened == ":" and "=" not in prose and len(behind) > 1 == len(kept):
@@ -296,7 +296,7 @@ def _values(line: str, symbolic: bool) -> list[Stated]:
         written = formula(match) if match.re is MATH else ""
         value = None if match.re is _DATE else read_value(written or match[0])
         if value is not None and (symbolic or is_numeric(value)):
-            found.append(Stated(*match.span(), value, written))
+            found.append(Stated(match.start(), match.end(), value, written))
         if value is not None or match.re is _DATE:
             line = line[: match.start()] + " " * len(match[0]) + line[match.end() :]
     found += [Stated(*quantity) for quantity in quantities(line)]

@@ -33,7 +33,7 @@ NUMBER_WORDS = re.compile(
 # What an exponent may be in exact arithmetic, and how long an expression.
 _MAX_EXPONENT, _MAX_LENGTH = 400, 200
 _MIXED = re.compile(r"(\d+)(?: (?:and )?(\d+ ?/ ?\d+)| ?(\\frac\{\d+\}\{\d+\}))")
-_LITERAL = rf"(?<![\w.])(?:{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE][-+]?\d{{1,4}}(?![\w.]))?"
+_LITERAL = rf"(?<![\w.])(?:{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE][-+]?\d{{1,3}}(?![\w.]))?"
 _LATEX = (
     (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|q?quad|mathstrut)(?![A-Za-z])|\\[,!;: ]|~", " "),
     (r"\\[dtc]frac", r"\\frac"),
@@ -200,9 +200,9 @@ class _Expression:
 
 
 def _power(base: Fraction | float, exponent: Fraction | float) -> Fraction | float:
-    exact = isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1
-    if exact and abs(exponent) <= _MAX_EXPONENT and max(abs(base.numerator), base.denominator) < 10**6:
-        return base ** int(exponent)
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        if abs(exponent) <= _MAX_EXPONENT and max(abs(base.numerator), base.denominator) < 10**6:
+            return base ** int(exponent)
     power = float(base) ** float(exponent)
     if isinstance(power, complex):
         raise ValueError("not real")
