@@ -118,7 +118,7 @@ _BREAK = re.compile(
     rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={LABEL}))"
 )
-SUBORDINATE = re.compile(
+_SUBORDINATE = re.compile(
     r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
     r"|if|unless|than|until|as|after|before|because|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
     r"|preceded|compared)\b",
@@ -136,14 +136,17 @@ class Clause(NamedTuple):
     opened: str
     closed: str
 
+    def is_subordinate(self, sentence: str) -> bool:
+        """Whether it is no main clause."""
+        begins = _SUBORDINATE.match(sentence[self.start : self.end])
+        return begins is not None and (self.start > 0 or self.closed == ",")
+
     def is_aside(self, sentence: str) -> bool:
-        """Whether it is subordinate, or stands in brackets."""
+        """Whether it is subordinate, without stating a result, or stands in brackets."""
         text = sentence[self.start : self.end]
         if self.opened == "(":
             return re.match(r"or\b|maybe|perhaps|possibly", text) is None
-        if SUBORDINATE.match(text) is None:
-            return False
-        return self.closed == "," if self.start == 0 else _RESULT.match(text) is None
+        return self.is_subordinate(sentence) and not (self.start > 0 and _RESULT.match(text))
 
 
 def clauses(sentence: str) -> list[Clause]:

@@ -18,7 +18,6 @@ from .statements import (
     MARK,
     POSSIBLY,
     PROPER,
-    SUBORDINATE,
     after_corrections,
     clauses,
     is_denied,
@@ -170,10 +169,11 @@ def _claims(text: str, other: str) -> list[_Claim]:
     for sentence in sentences(text):
         sentence = re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)
         turns = False
-        for start, end, opened, closed in clauses(sentence):
-            before, clause, after = sentence[:start], sentence[start:end], sentence[end:]
-            if SUBORDINATE.match(clause) and (start > 0 or closed == ","):
+        for part in clauses(sentence):
+            if part.is_subordinate(sentence):
                 continue
+            start, end, opened, closed = part
+            before, clause, after = sentence[:start], sentence[start:end], sentence[end:]
             turn = _TURN.match(clause)
             turns = turns or turn is not None
             called = clause.lstrip().startswith(LABEL)
