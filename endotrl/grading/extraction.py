@@ -19,12 +19,6 @@ _TAG = re.compile(
     r"<(?:answer|final_answer)>(?P<inside>.*?)(?:</(?:answer|final_answer)>|$)", re.IGNORECASE | re.DOTALL
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?P<number>\d[\d.,]*(?<=\d)))")
-# Between boxes that are meant together.
-_BETWEEN_BOXES = re.compile(
-    r"[\s$,;.&\\()\[\]]*(?:and|or|\\(?:text|quad|mathrm)(?:\{\s*(?:and|or|,)?\s*\})?)?[\s$,;.&\\()\[\]]*"
-    r"(?:[a-z]\w?\s*=\s*)?",
-    re.IGNORECASE,
-)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)
 
 
@@ -63,7 +57,7 @@ def _boxed(text: str) -> Claim | None:
     together: list[str] = []  # boxes that are meant together
     end = 0
     while match := _BOX.search(text, end):
-        if not _BETWEEN_BOXES.fullmatch(text[end : match.start()]):
+        if not re.fullmatch(r"(?:\W|and|or|\\[a-z]+|\b[a-z] ?=)*", text[end : match.start()]):
             together = []
         depth, end = 0 if match["number"] else 1, match.end()
         while depth and end < len(text):

@@ -3,77 +3,52 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .extraction import marked, visible
-from .numbers import NUMBER_WORDS, plain_math, read_number
+from .numbers import NUMBER_WORDS, plain_math
 from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
-from .statements import FOREIGN, MATH, after_corrections, first_line, is_denied, said, sentences
+from .statements import MATH, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
-from .units import canonical_unit
-from .values import Collection, Quantity, Symbols, Value, is_numeric, quantities, read_value, same_value
+from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_CUT_OFF = re.compile(
-    r"(?:\b(?:an?|the|is|are|was|and|or|of|to|get|gives?|us|equals?|by|that|then|so|with|for|in|we|which|plus|minus"
-    r"|times|has|have)|[=+*/,:(×-])\s*$",
-    re.IGNORECASE,
-)
+_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus|times)|[=+*/,:(×-])\s*$")
 # The value that stands before its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 # Longer texts are no bare answers.
 _BARE = 80
 _FILLER = re.compile(
-    r"^(?:[\s\"'*_:=]+|(?:approximately|about|around|roughly|nearly|exactly|precisely|simply|just|only|therefore|thus"
-    r"|then|now|equal to|given by|indeed|also|definitely|certainly|clearly|the (?:number|value|integer|fraction"
-    r"|decimal|expression|interval|set|point|pair)|option|choice|letter|answer|a total of|at(?! (?:most|least)))\b"
-    r"|(?:\\approx|\\sim|≈|~)\s*)+",
+    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|roughly|exactly|simply|just|only|therefore|thus|then"
+    r"|equal to|given by|a total of|option|choice)\b)+",
     re.IGNORECASE,
 )
 # Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equal to|has|have|had|left with|comes? to|so|thus|hence|therefore|in other words"
-    r"|(?:equal|mak|get|gett|total|totall|giv|yield|cost|earn|need|tak|spend|sav|pay|becom|round|leav|remain|mean"
-    r"|find|obtain|end)(?:e?s?|ing)(?: up with| of| to)?|(?:namely|i\.e\.),?|made"
-    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|above|after|all|among|and|another|around|at"
-    r"|before|below|between|but|by|day|each|every|exactly|first|for|from|in|into|just|last|minus|next|of|on|only|or"
-    r"|other|over|page|per|plus|step|than|that|the|their|then|these|those|times|to|under|with|year)\b)"
-    r"[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
+    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
+    r"|(?:mak|giv|gett?|leav|cost|yield|round)(?:e?s?|ing)(?: to)?"
+    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and|at|before|between|but|by|each"
+    r"|every|first|for|from|in|into|last|next|of|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
+    r"|times|to|with)\b)[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
-    r"\s*(?:,\s*(?:and|or)?|;|/|\bor\b|\band\b|\bto\b|-|–|\bthrough\b|\bversus\b|\bvs\b)\s*(?:or |and |possibly "
-    r"|maybe |perhaps |even |the |also |(?:it|they|that) (?:could|might|may|can) (?:also )?be |[a-z] = )*",
+    r"\s*(?:[,;/–-]|\b(?:or|and|to)\b)\s*(?:or |and |possibly |maybe |perhaps |the |also |it could (?:also )?be "
+    r"|[a-z] = )*",
     re.IGNORECASE,
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
-# A sentence that concludes a text, one that goes on with what it says, and one that tells of something else.
-_CONCLUDES = re.compile(r"\W*(?:(?:in |as a )?(?:conclusion|summary|result)|to sum up)\b", re.IGNORECASE)
-_GOES_ON = re.compile(r"=|\b(?:so|then|now|therefore|thus|left|total|all|altogether|remain\w*)\b", re.IGNORECASE)
+# A sentence of something else.
 _ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
-
-
-# Of a sentence: what stands in brackets or in a subordinate clause.
-_ASIDE = re.compile(
-    r"(?<=\w )\((?!or\b|maybe|perhaps|possibly)(?=[^()]*[A-Za-z]{2}|[^(),;]*\))[^()]*\)|^\W*(?:since|because|as|when"
-    r"|if|given|after|before|although|though|while|with|\w+ing)\b[^,]*(?:(?<=\d),(?=\s?\d)[^,]*)*,|[,;]?\s(?:since"
-    r"|because|when(?:ever)?|if|where|which(?!\s(?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds"
-    r"|results)\b)|(?:after|before|by|from|without)(?= \w+ing\b)|who|whose|although|though|while|whereas|unless|until"
-    r"|assuming|considering|given that|(?:as|after|before)(?= (?:\w+ ){1,4}?(?:is|are|was|were|has|have"
-    r"|had)\b))\b.*?(?=(?<!\d)[,;]|[,;](?!\s?\d)|\s(?:so|then|therefore|thus|hence|there (?:is|are)|(?:i|we|you|he|she"
-    r"|it|they) (?:get|have|obtain|find|is|are|has)s?)\b|$)",
-    re.IGNORECASE,
-)
 # What comes before a number that is compared with, or was known.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    rf"\b(?:from|among|amongst|by|per|than|out of|over|times)\s+(?:{_DETERMINER}|(?:only|about|just)\s+)?[$(]*|\b(?:in"
-    rf"|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each|some"
-    rf"|most)\s+(?:\w+\s+)?of\s+{_DETERMINER}?|\bto (?!about|exactly|only|just|approximately|roughly|nearly|an?\b"
-    rf"|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
+    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*"
+    rf"|\b(?:in|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+"
+    rf"{_DETERMINER}?|\bto (?!about|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
     re.IGNORECASE,
 )
 
@@ -156,67 +131,41 @@ def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
 
 def _final(text: str) -> str:
     """The final answer of a text for which nothing is expected, as text."""
-    claim = marked(text)
-    if claim is not None:
+    if (claim := marked(text)) is not None:
         return claim.text
-    for rest in said(text):
-        value = _first_value(rest)
-        if value is not None:
-            return first_line(rest) if isinstance(value, Symbols) else _written(value)
-    last = _last_value(text)
-    return "" if last is None else _written(last.value)
+    stated = _stated(text)
+    return "" if stated is None else stated.written or _written(stated.value)
 
 
 def _written(value: Value) -> str:
     if isinstance(value, Quantity):
         return f"{value.number.value} {value.unit}".strip()
-    if isinstance(value, Symbols):
-        return value.text
+    if isinstance(value, str):
+        return value
     return value.brackets[:1] + ", ".join(map(_written, value.items)) + value.brackets[1:]
 
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
     text, boxed = marked(text) or (text, False)
-    if isinstance(value := read_value(right), Quantity) and 0 < value.number.value < 1:
-        text = re.sub(r"\b(\w+) (?:in|out of)(?: every)? (\w+)\b", _as_fraction, text)
-    if re.fullmatch(r"\W*\d+\.\d+\W*\w*", right):
-        text = _with_points(text)
     if not text or not right.strip():
         return False
     if boxed and (text == right or _equal(right, text, math)):
         return True
     text = plain_text(text) if boxed else text
-    if not boxed and same_words(right, without_markdown(text)):
-        return True
     word = right.strip(" .").casefold()
     if word in ("yes", "no", "true", "false"):
         return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
-    # "12 Angry Men" and "50 Cent" are names.
-    is_name = isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right)
-    mathematical = value is not None and not is_name
+    if isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right):
+        value = None  # "12 Angry Men" and "50 Cent" are names
     if boxed:  # A phrase in a box states words, and no more.
-        return not choice and not mathematical and states_words(text, answers)
+        return not choice and value is None and states_words(text, answers)
     if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
-    if mathematical:
-        # "O" is a variable, or oxygen.
-        symbol = choice is None and re.fullmatch(r"[A-Z]", right.strip()) is not None
-        return _gives_value(text, right, value, math) or (symbol and states_words(text, answers))
+    if value is not None:
+        return _gives_value(text, right, value, math)
     return choice is None and states_words(text, answers)
-
-
-def _as_fraction(odds: re.Match[str]) -> str:
-    a, b = map(read_number, odds.groups())
-    return f"{a.value}/{b.value}" if a and b else odds[0]
-
-
-def _with_points(text: str) -> str:
-    """A text of a language with decimal commas, with decimal points."""
-    if not FOREIGN.search(text):
-        return text
-    return re.sub(r"(?<![\d.,])(\d+),(\d{1,2}|\d{4,})(?![\d.]|,\d)", r"\1.\2", text)
 
 
 def _equal(right: str, given: str, math: bool) -> bool:
@@ -238,169 +187,124 @@ def _equal(right: str, given: str, math: bool) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# Mathematics
+# Values in prose
 # ------------------------------------------------------------------------------------------------------------------
 
 
-class _Stated(NamedTuple):
-    """A value in a text: where it stands, and its formula, empty of one in prose."""
-
-    start: int
-    end: int
-    value: Value
-    written: str = ""
-
-
-def _gives_value(text: str, right: str, value: Value | None, math: bool) -> bool:
-    def fits(found: Value, written: str) -> bool:
-        if same_value(value, found):
-            return True
-        numeric = is_numeric(value) and is_numeric(found)
-        several = isinstance(found, Collection) and not found.brackets and not isinstance(value, Collection)
-        return math and not numeric and not several and bool(written) and same_expression(right, written)
-
+def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
     symbolic = not isinstance(value, Quantity)
-    text = after_corrections(text, lambda rest: bool(_values(rest, symbolic)) or MATH.search(rest) is not None)
-    if (exact := _ROUNDED.sub(r"\1", text)) != text and _gives_value(exact, right, value, math):
-        return True
-    for rest in said(text):
-        if (found := _first_value(rest)) is not None:
-            return fits(found, _written_first(rest))
-    whole = without_markdown(text).strip()
-    if (symbolic or len(text) <= _BARE) and (found := read_value(whole)) is not None:
-        if fits(found, whole):
-            return True
-        if not isinstance(found, Symbols):
-            return False
-    if _CUT_OFF.search(whole):
+    if isinstance(value, Quantity) and value.number.digits is None:
+        text = _ROUNDED.sub(r"\1", text)
+    stated = _stated(text, symbolic)
+    if stated is None:
         return False
-    last = _last_value(text, symbolic)
-    return last is not None and fits(last.value, last.written)
+    if same_value(value, stated.value):
+        return True
+    numeric = is_numeric(value) and is_numeric(stated.value)
+    several = isinstance(stated.value, Collection) and not stated.value.brackets and not isinstance(value, Collection)
+    return math and not numeric and not several and stated.written != "" and same_expression(right, stated.written)
+
+
+def _stated(text: str, symbolic: bool = True) -> Stated | None:
+    """The value that a text states: behind "the answer is", the text itself, or that of the last sentence with one."""
+    text = after_corrections(text, lambda rest: bool(_values(rest, symbolic)) or MATH.search(rest) is not None)
+    for rest in said(text):
+        if (stated := _first_value(rest)) is not None:
+            return stated
+    whole = without_markdown(text).strip()
+    value = read_value(whole) if symbolic or len(text) <= _BARE else None
+    if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
+        return Stated(0, len(whole), value, whole)
+    if _CUT_OFF.search(whole):
+        return None
+    found = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
+    found = [(part, value) for part, value in found if value is not None]
+    found = [(part, value) for part, value in found if not _ELSEWHERE.match(part)] or found
+    return found[-1][1] if found else None
 
 
 def _written_first(rest: str) -> str:
     line = _FILLER.sub("", first_line(rest))
-    formula = MATH.match(line)
-    return _inside(formula) if formula is not None else line.rstrip(" .")
+    match = MATH.match(line)
+    return formula(match) if match is not None else line.rstrip(" .!*")
 
 
-def _inside(match: re.Match[str]) -> str:
-    return next(group for group in match.groups() if group is not None).strip()
-
-
-def _first_value(rest: str) -> Value | None:
-    """The value, or list of values, with which a statement begins; or the one in it, if nothing else is said."""
-    first = first_line(rest)
-    line = _FILLER.sub("", first)
-    whole = read_value(line.rstrip(" .!*"))
-    if whole is not None and not (isinstance(whole, Quantity) and is_denied(first, 0, 0)):
-        return whole
-    begins = MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line)
-    if begins or "=" in line or len(rest.strip()) <= len(first.strip()) + 1:
-        chosen = _chosen_value(line, symbolic=True, first=begins is not None)
-        return None if chosen is None else chosen.value
+def _first_value(rest: str) -> Stated | None:
+    """The value, or list of values, with which a statement begins."""
+    line, written = _FILLER.sub("", first_line(rest)), _written_first(rest)
+    if (value := read_value(line.rstrip(" .!*"))) is not None:
+        return Stated(0, len(line), value, written)
+    if MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line):
+        stated = _chosen_value(line, symbolic=True, first=True)
+        return stated and stated._replace(written=written)
     return None
 
 
-def _last_value(text: str, symbolic: bool = True) -> _Stated | None:
-    """The value of the last sentence that states one; of the last but one, if that concludes."""
-    stated = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
-    values = [(part, value) for part, value in stated if value is not None]
-    values = [(part, value) for part, value in values if not _ELSEWHERE.match(part)] or values
-    if len(values) > 1 and _CONCLUDES.match(values[-2][0]) and not _GOES_ON.search(values[-1][0]):
-        values.pop()
-    return values[-1][1] if values else None
-
-
-def _sentence_value(sentence: str, symbolic: bool) -> _Stated | None:
+def _sentence_value(sentence: str, symbolic: bool) -> Stated | None:
     if symbolic and not MATH.search(sentence) and (verbs := list(_COPULA.finditer(sentence))):
         start, written = verbs[-1].end(), sentence[verbs[-1].end() :].strip(" .")
-        value = read_value(written)
-        if isinstance(value, Symbols | Collection) and not is_denied(sentence, start, len(sentence)):
-            return _Stated(start, len(sentence), value, written)
+        if isinstance(value := read_value(written), str | Collection):
+            return Stated(start, len(sentence), value, written)
     return _chosen_value(sentence, symbolic)
 
 
-def _chosen_value(line: str, symbolic: bool, first: bool = False) -> _Stated | None:
+def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | None:
     """The value that a sentence states: behind its last equation or its verb, or the first or last one."""
     line = plain_math(line)
-    prose = MATH.sub(lambda m: " " * len(m[0]), line)
     found = _values(line, symbolic)
-    prose, found = _main_clause(prose, found)
+    prose, found = _main_clauses(MATH.sub(lambda m: "_" * len(m[0]), line), found)
     if not found:
         return None
+    # The last verb with a value behind it; what follows a statement is no part of it, but for its equation.
     verbs = [match.end() for match in _COPULA.finditer(prose)]
-    if first:  # what follows the statement is no part of it
-        equation = prose.rfind("=")
-        verbs = [equation] if not re.search(r"[A-Za-z]{2,}", prose[found[0].end : max(0, equation)]) else [0]
-    if " but " not in prose and re.match(
-        r"\s*(?:is|are|was|were|equals)\s+(?:the|what|our|my|how|correct|right|\d+(?:\.\d+)?% of)\b",
-        prose[found[0].end :],
-    ):
-        verbs = [0]  # "10 is the sum of 4 and 6"
-    # The last of them with a value behind it.
+    if first:
+        equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
+        verbs = [found[0].end + equation.end()] if equation else []
     verb = max((end for end in verbs if end <= found[-1].start), default=0 if first else found[-1].start)
     low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
-        if verb and _COPULA.match(prose[found[high + 1].end :].lstrip()):
-            break  # "She gets 10, and 2 are left"
         high += 1
     while low > 0 and _connected(line, found[low - 1], found[low]):
         low -= 1
-    distinct: list[Value] = []
-    for item in found[low : high + 1]:
-        if not any(same_value(item.value, other) for other in distinct):
-            distinct.append(item.value)
-    return found[low] if len(distinct) == 1 else _Stated(0, 0, Collection(tuple(distinct)))
+    together = [item.value for item in found[low : high + 1]]
+    alike = all(same_value(together[0], other) for other in together)
+    return found[low] if alike else Stated(0, 0, Collection(tuple(together)))
 
 
-def _main_clause(prose: str, found: list[_Stated]) -> tuple[str, list[_Stated]]:
+def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
     """A sentence without its asides, and the values that it states: those that are no part of what was given."""
-    given = {match.end() for match in _GIVEN.finditer(prose)}
-    spans = [match.span() for match in _ASIDE.finditer(prose)]
-    colon = prose.find(":", found[0].end) if found and found[0].start not in given else -1
-    number, behind = re.findall(r"\d[\d.,]*", prose[: max(0, colon)]), sum(item.start > colon for item in found)
-    if colon > 0 and (
-        (len(number) == 1 and re.search(rf"(?<![\d.]){re.escape(number[0])}(?![\d.]).*=", prose[colon:]))
-        or ("=" not in prose and behind > (1 if len(number) == 1 else 2))
-    ):
-        spans.append((colon, len(prose)))  # "There are 6: 2 * 6 = 12", "There are 6: 2 boys and 4 girls"
-    kept = [item for item in found if not any(a <= item.start < b for a, b in spans)]
-    if kept and len(kept) < len(found):
-        found = kept
-        for a, b in spans:
-            prose = prose[:a] + " " * (b - a) + prose[b:]
-    return prose, [item for item in found if item.start not in given] or found
+    main, given = prose, {match.end() for match in _GIVEN.finditer(prose)}
+    kept: list[Stated] = []
+    for clause in clauses(prose):
+        behind = [item for item in found if item.start >= clause.start]
+        if clause.opened == ":" and "=" not in prose and len(behind) > 1 == len(kept):
+            main = main[: clause.start]  # "There are 6: 2 boys and 4 girls"
+            break
+        if clause.is_aside(prose):
+            main = main[: clause.start] + " " * (clause.end - clause.start) + main[clause.end :]
+        else:
+            kept += [item for item in behind if item.start < clause.end]
+    if not kept:
+        main, kept = prose, found
+    return main, [item for item in kept if item.start not in given] or kept
 
 
-def _values(line: str, symbolic: bool) -> list[_Stated]:
+def _values(line: str, symbolic: bool) -> list[Stated]:
     """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
-    line = _DATE.sub(lambda m: " " * len(m[0]), line)
     found = []
-    for formula in MATH.finditer(line):
-        value, end = read_value(_inside(formula)), formula.end()
-        if value is None:
-            continue
-        unit = re.match(r"\s*(%|[A-Za-z°]+(?:\^?\d)?)", line[end:])
-        if isinstance(value, Quantity) and not value.unit and unit and canonical_unit(unit[1]):
-            value, end = Quantity(value.number, unit[1]), end + unit.end()
-        if symbolic or is_numeric(value):
-            found.append(_Stated(formula.start(), end, value, _inside(formula)))
-        line = line[: formula.start()] + " " * (end - formula.start()) + line[end:]
-    if symbolic:
-        for ratio in _RATIO.finditer(line):
-            if isinstance(value := read_value(ratio[0]), Collection):
-                found.append(_Stated(*ratio.span(), value))
-                line = line[: ratio.start()] + " " * len(ratio[0]) + line[ratio.end() :]
-    found += [_Stated(*quantity) for quantity in quantities(line)]
+    for match in (*_DATE.finditer(line), *MATH.finditer(line), *(_RATIO.finditer(line) if symbolic else ())):
+        written = formula(match) if match.re is MATH else ""
+        value = None if match.re is _DATE else read_value(written or match[0])
+        if value is not None and (symbolic or is_numeric(value)):
+            found.append(Stated(match.start(), match.end(), value, written))
+        if value is not None or match.re is _DATE:
+            line = line[: match.start()] + " " * len(match[0]) + line[match.end() :]
+    found += [Stated(*quantity) for quantity in quantities(line)]
     return [item for item in sorted(found, key=lambda item: item.start) if not is_denied(line, item.start, item.end)]
 
 
-def _connected(line: str, one: _Stated, other: _Stated) -> bool:
+def _connected(line: str, one: Stated, other: Stated) -> bool:
     between = line[one.end : other.start]
-    units = [item.value.unit for item in (one, other) if isinstance(item.value, Quantity) and item.value.unit]
-    if len({unit.split()[0] for unit in units}) > 1 and re.match(r"[^,]*,\s*$", between):
-        return False  # "10 children, 5 boys and 5 girls"
     if "=" in between and not re.search(r"(?<![\w)])[a-z]\w?\s*=\s*$", line[: one.start], re.IGNORECASE):
         return False  # "2x = 6 and x = 3"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")

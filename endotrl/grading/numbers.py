@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers as people and LaTeX write them: exact values, without evaluating anybody's code."""
 
-import ast
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 
 # Of 1.234 nobody knows what it is, of 1.234.567 everybody.
@@ -18,11 +14,11 @@ _ONES = (
     "eighteen nineteen"
 )
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "M": 10**6}
+MULTIPLIERS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "k": 10**3, "m": 10**6}
 MULTIPLIERS |= {"million": 10**6, "billion": 10**9, "bn": 10**9, "trillion": 10**12}
 _COUNTS = {word: i for i, word in enumerate(_ONES.split())}
 _COUNTS |= {word: 10 * i for i, word in enumerate(_TENS.split(), start=2)}
-_PARTS = {"half": 2, "halves": 2, "quarter": 4} | {
+_PARTS = {"half": 2, "halve": 2, "quarter": 4} | {
     part: i for i, part in enumerate("third fourth fifth sixth seventh eighth ninth tenth".split(), start=3)
 }
 _SCALE = "(?:dozen|hundred|thousand|million|billion|trillion)"
@@ -34,22 +30,10 @@ NUMBER_WORDS = re.compile(
     rf"|third|quarter)|half\s+an?\s+{_SCALE})(?![\w-])",
     re.IGNORECASE,
 )
-# What an exponent may have in exact arithmetic.
-_MAX_EXPONENT = 400
-_MAX_LENGTH = 200  # characters of an expression
-
-_MIXED = re.compile(r"(\d+)(?:\s+(?:and\s+)?(\d+)\s*/\s*(\d+)|\s*\\frac\{(\d+)\}\{(\d+)\})")
-# Innermost groups of LaTeX first, as Python writes them.
-_GROUPS = (
-    (r"\\frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
-    (r"\\sqrt\s*(?:\[([^][{}]*)\])?\s*\{([^{}]*)\}", r"root(\2,\1)"),
-    (r"\\?sqrt\s*\(", "root("),
-    (r"(?<!frac)(?<!\})\\?\{([^{}]*)\\?\}", r"(\1)"),
-)
-_ONE_DIGIT = re.compile(r"(\\frac(?:\{[^{}]*\})?|\\sqrt(?:\[[^][{}]*\])?)\s*(\d)")
-_TIMES = re.compile(r"(?<=[\d)ie])\s*(?=\()|(?<=[\d)i])\s*(?=pi|root\(|e(?![\w+-]))")
-_LITERAL = re.compile(rf"(?<![\w.])({GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE]([-+]?\d{{1,4}})(?![\w.]))?")
-_ARITHMETIC = re.compile(r"(?:[\d+\-*/(), ]|pi|inf|e|root)*")
+# What an exponent may be in exact arithmetic, and how long an expression.
+_MAX_EXPONENT, _MAX_LENGTH = 400, 200
+_MIXED = re.compile(r"(\d+)(?: (?:and )?(\d+ ?/ ?\d+)| ?(\\frac\{\d+\}\{\d+\}))")
+_LITERAL = rf"(?<![\w.])(?:{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE][-+]?\d{{1,3}}(?![\w.]))?"
 _LATEX = (
     (r"\\(?:left|right|[bB]ig[lr]?|displaystyle|q?quad|mathstrut)(?![A-Za-z])|\\[,!;: ]|~", " "),
     (r"\\[dtc]frac", r"\\frac"),
@@ -81,7 +65,9 @@ class Number:
 
 def plain_math(text: str) -> str:
     """LaTeX of numbers in the notation of [`read_number`]: one sign for each operation, no layout."""
-    return _rewritten(text, _LATEX).strip()
+    for pattern, replacement in _LATEX:
+        text = re.sub(pattern, replacement, text)
+    return text.strip()
 
 
 def read_number(text: str) -> Number | None:
@@ -96,8 +82,8 @@ def read_number(text: str) -> Number | None:
     if not text or len(text) > _MAX_LENGTH or not re.search(r"\d|pi|inf|\\sqrt", text):
         return None
     try:
-        value = _evaluated(ast.parse(_as_python(text), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, OverflowError, RecursionError, MemoryError):
+        value = _Expression(text).until(r"\Z")
+    except (ValueError, ArithmeticError, RecursionError):
         return None
     if value != value:
         return None
@@ -110,23 +96,20 @@ def read_number(text: str) -> Number | None:
 
 
 def _of_words(text: str) -> Number | None:
-    if (scale := re.fullmatch(r"half\s+an?\s+(\w+)", text, re.IGNORECASE)) is not None:
-        return Number(Fraction(MULTIPLIERS[scale[1].casefold()], 2), 0)
-    parts = re.fullmatch(rf"(?:(?P<whole>.+)\s+and\s+)?(?:(?P<count>.+)[\s-]+)?(?P<part>{_PART})", text.casefold())
-    if parts is None:
-        count = _count(text)
+    words = re.findall(r"\b(?!an?\b)[a-z]+", text.casefold())
+    if words[0] == "half" and len(words) > 1:  # a dozen
+        return Number(Fraction(MULTIPLIERS[words[-1]], 2), 0)
+    part = _PARTS.get(words[-1].removesuffix("s"))
+    if part is None:
+        count = _count(words)
         return None if count is None else Number(count, 0)
-    whole, count = _count(parts["whole"] or "zero"), _count(parts["count"] or "one")
-    if whole is None or count is None:
-        return None
-    return Number(whole + Fraction(count, _PARTS.get(parts["part"]) or _PARTS[parts["part"][:-1]]))
+    split = len(words) - words[::-1].index("and") if "and" in words else 0
+    whole, count = _count(words[:split]), _count(words[split:-1] or ["one"])
+    return None if whole is None or count is None else Number(whole + Fraction(count, part))
 
 
-def _count(text: str) -> Fraction | None:
+def _count(words: list[str]) -> Fraction | None:
     total, count, room = 0, 0, 10**3
-    words = re.findall(r"[a-z]+", text.casefold())
-    if words in (["a"], ["an"]):
-        return Fraction(1)
     for word in words:
         if word in _COUNTS:
             if _COUNTS[word] >= room:
@@ -161,75 +144,66 @@ def same_number(right: Number, given: Number) -> bool:
     return False
 
 
-def _rewritten(text: str, rules: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text)
-    return text
+class _Expression:
+    """Sums, products, powers and roots of numbers, read from left to right; `ValueError` for anything else."""
 
+    def __init__(self, text: str) -> None:
+        self._text, self._position = _MIXED.sub(r"(\1+\2\3)", " ".join(text.split())), 0
 
-def _as_python(text: str) -> str:
-    """An expression in Python's notation, of integers only: `2.5` is `(25/10)`."""
-    text = _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
-    while (braced := _ONE_DIGIT.sub(r"\1{\2}", text)) != text:
-        text = braced
-    while (rewritten := _rewritten(text, _GROUPS)) != text:
-        text = rewritten
-    text = re.sub(r"(?<=[\d)])\s*x\s*(?=10\s*(?:\^|\*\*))", "*", text).replace("[", "(").replace("]", ")")
-    text = _LITERAL.sub(_integers, _TIMES.sub("*", " ".join(text.split())).replace("^", "**"))
-    if not _ARITHMETIC.fullmatch(text):
+    def _next(self, pattern: str) -> str | None:
+        match = re.compile(f" ?({pattern})").match(self._text, self._position)
+        if match is None:
+            return None
+        self._position = match.end()
+        return match[1]
+
+    def until(self, closing: str) -> Fraction | float:
+        value = self._product()
+        while sign := self._next("[-+]"):
+            value += self._product() * (-1 if sign == "-" else 1)
+        if self._next(closing) is None:
+            raise ValueError("no number")
+        return value
+
+    def _product(self) -> Fraction | float:
+        value = self._factor()
+        while (sign := self._next(r"\*(?!\*)|/|x(?= ?10 ?[\^*])|(?=[({]|\\?sqrt|\\frac|pi|e(?![\w+-]))")) is not None:
+            factor = self._factor()
+            value = value / factor if sign == "/" else value * factor
+        return value
+
+    def _factor(self) -> Fraction | float:
+        if sign := self._next("[-+]"):
+            return self._factor() * (-1 if sign == "-" else 1)
+        base = self._atom()
+        return _power(base, self._factor()) if self._next(r"\^|\*\*") else base
+
+    def _atom(self) -> Fraction | float:
+        if literal := self._next(_LITERAL):
+            plain = re.sub(r"[,\s'_]", "", literal)
+            return Fraction(plain.replace(".", "") if plain.count(".") > 1 else plain)
+        match self._next(r"pi|inf|e|\\frac|\\?sqrt|[({\[]"):
+            case "pi" | "inf" | "e" as name:
+                return float(getattr(math, name))
+            case "\\frac":
+                return self._argument() / self._argument()
+            case "\\sqrt" | "sqrt":
+                degree = self.until("]") if self._next(r"\[") else Fraction(2)
+                return _power(self._argument(), 1 / degree)
+            case "(" | "{" | "[":
+                return self.until(r"[)}\]]")
         raise ValueError("no number")
-    return text
 
-
-def _integers(literal: re.Match[str]) -> str:
-    plain = re.sub(r"[,\s'_]", "", literal[1])
-    whole, _, decimals = (plain.replace(".", "") if plain.count(".") > 1 else plain).partition(".")
-    number = str(int(whole + decimals))
-    if decimals:
-        number += f"/10**{len(decimals)}"
-    if literal[2]:
-        if abs(int(literal[2])) > _MAX_EXPONENT:
-            raise ValueError("too large")
-        number += f"*10**{int(literal[2])}"
-    return f"({number})" if decimals or literal[2] else number
-
-
-def _evaluated(node: ast.expr) -> Fraction | float:
-    """Value of sums, products, powers and roots of integers; else `ValueError`."""
-    match node:
-        case ast.Constant(value=int(value)):
-            return Fraction(value)
-        case ast.Name(id="pi" | "e" | "inf" as name):
-            return getattr(math, name)
-        case ast.UnaryOp(op=ast.USub() | ast.UAdd() as sign, operand=operand):
-            return -_evaluated(operand) if isinstance(sign, ast.USub) else _evaluated(operand)
-        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
-            return _OPERATIONS[type(operation)](_evaluated(left), _evaluated(right))
-        case ast.Call(func=ast.Name(id="root"), args=[value, *degree]):
-            return _root(_evaluated(value), _evaluated(degree[0]) if degree else Fraction(2))
-    raise ValueError("no number")
+    def _argument(self) -> Fraction | float:
+        """What stands in brackets, or one digit."""
+        return self.until("[)}]") if self._next("[({]") else Fraction(self._next(r"\d") or "none")
 
 
 def _power(base: Fraction | float, exponent: Fraction | float) -> Fraction | float:
-    if isinstance(exponent, Fraction) and exponent.denominator == 1 and abs(exponent) <= _MAX_EXPONENT:
-        if isinstance(base, Fraction) and max(abs(base.numerator), base.denominator) < 10**6:
+    if isinstance(base, Fraction) and isinstance(exponent, Fraction) and exponent.denominator == 1:
+        if abs(exponent) <= _MAX_EXPONENT and max(abs(base.numerator), base.denominator) < 10**6:
             return base ** int(exponent)
     power = float(base) ** float(exponent)
     if isinstance(power, complex):
         raise ValueError("not real")
     return power
-
-
-def _root(value: Fraction | float, degree: Fraction | float) -> Fraction | float:
-    if value < 0 or degree <= 0:
-        raise ValueError("not real")
-    if isinstance(value, Fraction) and degree == 2:
-        a, b = math.isqrt(value.numerator), math.isqrt(value.denominator)
-        if a * a == value.numerator and b * b == value.denominator:
-            return Fraction(a, b)
-    return float(value) ** (1 / float(degree))
-
-
-_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Fraction | float]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: _power,
-}  # fmt: skip

@@ -36,15 +36,6 @@ _DATES = (
     re.compile(rf"\b(?:the\s+)?(?P<day>[0-3]?\d)(?:st|nd|rd|th)?\s+(?:of\s+)?{_MONTH}{_YEAR}"),
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
-_ORDINALS = "twenty-first first second third fourth fifth sixth seventh eighth ninth tenth eleventh".split()
-_ORDINALS += "twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth".split()
-_CENTURY = re.compile(rf"\b(?:(\d+)(?:st|nd|rd|th)|({'|'.join(_ORDINALS)}))[\s-](?=centur)", re.IGNORECASE)
-# Scripts that put no space between words.
-_CJK = re.compile(
-    r"(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[\w$\\])(?![\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])|(?<=\d)"
-    r"(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])"
-)
-_DIGIT = re.compile(r"\d")
 _CODE = re.compile(r"`([^`\n]+)`")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
 
@@ -55,13 +46,11 @@ def tidy(text: str) -> str:
     text = _SPECIAL.sub("", text)
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _FRACTION.sub(lambda m: (f"{m[1]} " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
-    text = _CJK.sub(" ", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
+    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     text = re.sub(r"(?<![-<])[-=]>", "=", text)
     text = re.sub(r"(?<=[A-Za-z])\$\s*(\^\{?[23]\}?)\s*\$", r"\1", text)  # m$^2$
-    text = _CENTURY.sub(lambda m: f"{m[1] or _ORDINALS.index(m[2].casefold()) or 21}th ", text)
-    if _DIGIT.search(text):
-        for pattern in _DATES:
-            text = pattern.sub(_date, text)
+    for pattern in _DATES:
+        text = pattern.sub(_date, text)
     return text
 
 
@@ -77,8 +66,7 @@ def _date(match: re.Match[str]) -> str:
 def without_markdown(text: str) -> str:
     """Text without emphasis, inline code, headings, quotes and bullets."""
     text = _CODE.sub(r"\1", text)
-    text = _EMPHASIS.sub(r"\2", _EMPHASIS.sub(r"\2", text))  # bold around italic
-    return _HEADING.sub("", text)
+    return _HEADING.sub("", _EMPHASIS.sub(r"\2", text))
 
 
 def fold(text: str) -> str:

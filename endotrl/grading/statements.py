@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 from ..sentence.segmentation import RuleSegmenter
 from .spelling import without_markdown
@@ -12,70 +13,50 @@ _segment = RuleSegmenter()
 # Characters of a sentence, and of what stands around a mention, that are read.
 _LONGEST_SENTENCE, _AROUND = 600, 200
 _LONGEST_LINE, _MOST_CORRECTIONS, _MOST_STATEMENTS = 1000, 5, 8
-# Where a statement ends within a sentence.
-_BOUNDARY = re.compile(
-    r"[,;:()\[\]—–\n]|\s-\s|[.!?]\s|\b(?:but|however|although|though|while|whereas|instead(?! of)|rather(?! than)|so"
-    r"|because|since|yet|and)\b",
-    re.IGNORECASE,
-)
 _NO_DENIAL = re.compile(
-    r"\bnot (?:only|just|merely|to be confused with [^,.;]*)|\bno (?:doubt|question|one but)|\bwithout (?:a "
-    r"|any )?doubt|\b(?:none|nothing|no) (?:but|other than)|\bcannot be (?:anything|other)[^,.;]*|\bdoubt(?:less"
-    r"|lessly)\b",
+    r"\bnot (?:only|just|merely)|\bno (?:doubt|question)|\bwithout (?:a |any )?doubt|\b(?:none|nothing|no) (?:but"
+    r"|other than)|\bdoubtless",
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|rul(?:e[sd]?|ing) out|exclud(?:e[sd]?|ing)"
-    r"|eliminat(?:e[sd]?|ing)|reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|rather than|instead of|other than"
-    r"|except(?: for)?|unlike|far from|incorrect(?:ly)?|wrong(?:ly)?|false(?:ly)?|mistaken(?:ly)?|den(?:y|ies|ied)"
-    r"|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|nobody|refus(?:e[sd]?|ing)|unknown"
-    r"|gave up|considered|replaced|assum(?:e|ing)|suppos(?:e|ing)|unwise"
-    # Whether it is so is asked, not said.
-    r"|whether|(?:know|sure|ask(?:s|ed)?|wonder(?:s|ing)?|see|check|verify|tell|say|confirm|determine) if|nicht"
-    r"|kein\w*|nie|pas|jamais|nunca|niet|geen|non è)\b|n't\b|(?<!\w)(?:não|не|不是|不)(?!\w)",
+    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|(?:rul|exclud|eliminat|reject|discard|refus)(?:e[sd]?|ed"
+    r"|s|ing)|(?:rather|other) than|instead of|except|unlike|far from|(?:incorrect|wrong|false|mistaken)(?:ly)?"
+    r"|den(?:y|ies|ied)|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|nobody|unknown|gave up|considered"
+    r"|replaced|assum(?:e|ing)|suppos(?:e|ing)|unwise|whether|(?:know|sure|see|check|say|confirm) if|nicht|kein\w*"
+    r"|pas|niet|não)\b|n't\b|[不]",
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"^\s*(?!<[\w-]+>)[<>≤≥]|^[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times"
+    r"\s*(?!<[\w-]+>)[<>≤≥]|[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times"
     r"|divided by|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b"
-    r"|would (?:be|have been)\b[^.]*\bif\b|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|had|can|could|will"
-    r"|would|should|must|may|might)\s+(?:not|never))\b(?!\s+(?:only|just))|is what (?:\w+ ){1,2}gets? if\b"
-    r"|ha[sd] nothing to do with\b|if\b[^.]*\botherwise\b|(?:is|was|are|were|seems|looks|sounds|would be"
-    r"|must be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+"
-    r"|the \w+ of (?:a different|another)|a (?:bad|wrong|poor) \w+|a (?:common )?(?:mistake|misconception|trap"
-    r"|distractor))|(?:\w+ )?(?:be|is|was) (?:ruled out|excluded|eliminated|discarded|rejected)|un?til+\b"
-    r"|for (?:a while|some time)\b|aside\b|(?:\w+\s+)?or\s+(?:more|less|fewer|\w+er)\b)",
+    r"|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|can|could|will|would|should|must)\s+(?:not"
+    r"|never))\b(?! (?:only|just))|would (?:be|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were"
+    r"|seems|looks|(?:can|would|must) be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b"
+    r"|too \w+|a (?:bad|wrong|poor|common) \w+|(?:a|the) (?:mistake|distractor|\w+ of a different)|excluded"
+    r"|eliminated|rejected)|if\b[^.]*\botherwise\b|until\b|for a while\b|or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is no value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
     r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
     r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
-    r"|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative|logarithm) of|close to|nearly|almost"
-    r"|over|above|below|under|exceeds|(?<!named )after|before|since|until|prior to)\s+[$€£(]*$|\b(?:choose|pick|take"
-    r"|prefer)\b[^.]*\bover\s+(?:option\s+)?\(?$|\b(?:page|step|chapter|figure|section|question|problem|part|line"
-    r"|exercise|example|equation|table)\s$|\b(?:any|every|all)(?:one|body|thing)?\s+(?:but|except)\s+(?:the\s+)?$",
+    r"|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative) of|close to|nearly|almost|over"
+    r"|above|below|under|exceeds|(?<!named )after|before|since|until|prior to|page|step|chapter|figure|section"
+    r"|question|problem|part|line)\s+[$€£(]*$|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+\(?$|\b(?:any|every"
+    r"|all)(?:one|body|thing)? (?:but|except)\s+(?:the\s+)?$",
     re.IGNORECASE,
 )
 # "It is 42, but I can't tell."
 _RETRACTED = re.compile(
-    r"\b(?:but|yet|though) (?:i|we)\b(?: (?:really|honestly|actually|just))? (?:have no|can't|cannot|don't|do not"
-    r"|doubt)|\bnot (?:have |given )?enough\b",
+    r"\b(?:but|yet|though) (?:i|we) (?:\w+ly )?(?:have no|can't|cannot|don't|do not|doubt)|\bnot (?:\w+ )?enough\b",
     re.IGNORECASE,
 )
 # What others say, was thought before, or is only a reason.
 ATTRIBUTED = re.compile(
-    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!best )(?<!the )(?:say|think|believe|claim|guess|assume"
-    r"|insist|suggest|expect)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|guessed|assumed"
-    r"|insisted|told|expected)|according to|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice"
-    r"|instinct|mistake)|torn|tempt(?:ed|ing)|attributed|credited|would(?: have|'ve)|(?:could|might) (?:\w+ )?(?:argue"
-    r"|think|guess|say)|at first|initially|seems|used to be|formerly|previously)\b|^\W*because\b",
-    re.IGNORECASE,
-)
-_WRONG = re.compile(
-    r"\W*(?:but |though )?(?:i (?:believe|think) )?(?:that|it|this|he|she|they|which)(?:'s|'re| is| was| are| were)\s+"
-    r"(?:\w+ )?(?:an? |the )?(?:common )?(?:wrong|incorrect|mistaken|mistakes?|errors?|misconception"
-    r"|not (?:right|correct|true))\b|\W*(?:but|though) (?:he|she|they) made a mistake\b",
+    r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!best )(?<!the )(?:say|think|believe|claim|guess|suggest"
+    r"|expect)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|told|expected)|according to"
+    r"|(?:first|initial|common|naive|obvious) (?:guess|thought|idea|choice|mistake)|torn|tempt(?:ed|ing)|attributed"
+    r"|credited|would(?: have|'ve)|at first|initially|seems|used to be|formerly|previously)\b|^\W*because\b",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
@@ -83,38 +64,34 @@ _CONTRAST = re.compile(
     re.IGNORECASE,
 )
 # What takes back what was said before.
-CORRECTION = re.compile(
+_CORRECTION = re.compile(
     r"(?:^|(?<=[.!?;:,\n—–(])|(?<=- ))\s*(?:(?:oh|hmm+|ah|uh|but|and|no|ok(?:ay)?|well|so)[,.!]* )*(?:wait\b|hold on"
-    r"|oops|whoops|sorry|apologies|my (?:mistake|bad|apologies)|i (?:mean|meant|misread|miscount\w*|mis\w+ed"
-    r"|stand corrected)\b|(?:or )?rather,|make that|actually(?:,| (?=it|the|that|i))|correction\b|(?:scratch|strike"
-    r"|forget) that|edit:|on (?:second thoughts?|reflection|closer inspection)|let me (?:re-?|double.)?(?:check"
-    r"|think again|redo|recompute|recalculate|correct|try again|fix)|i (?:made|was) (?:an? )?(?:mistake|error|wrong)"
-    r"|no, |that(?:'s| is| was| can't be) (?:wrong|incorrect|not right|right))",
+    r"|oops|sorry|my (?:mistake|bad)|i (?:mean|meant|mis\w+)\b|(?:or )?rather,|make that|actually(?:,| (?=it|the|that"
+    r"|i))|correction\b|(?:scratch|strike|forget) that|edit:|on (?:second thoughts?|reflection)|let me (?:re-?"
+    r"|double.)?(?:check|think again|redo|compute|calculate|correct|try again|fix)|i (?:made|was) (?:an? )?(?:mistake"
+    r"|error|wrong)|no, |that(?:'s| is| was| can't be) (?:wrong|incorrect|not right|right))",
     re.IGNORECASE,
 )
 _QUESTION = re.compile(
-    r"^\W*(?:(?:so|now|and|but),? )?(?:what|who|whom|whose|which|where|when|why|how|is|are|was|were|do|does|did|can"
-    r"|could|should|would|will|tell me|name the|the question (?:asks|is)|(?:we|you|i) (?:are|were|am|was) asked"
-    r"|question\s*:|q\s*:)\b",
-    re.IGNORECASE,
+    r"\W*(?:(?:so|now|and|but),? )?(?:wh\w+|how|is|are|was|were|do|does|did|can|could|should|would|will)\b.*\?",
+    re.IGNORECASE | re.DOTALL,
 )
-_KIND = r"(?:(?:fin|actu|re|numeric)al|correct|right|best|true|my|our|your|exact|possible|likely|required|only|short)"
+_KIND = r"(?:(?:final|actual|real|correct|right|best|true|my|our|your|only|short)\s+)*"
 # "Answer" or "result" in the languages that models slip into.
-_ANSWER = r"\b(?:antworte?n?|ergebnis|lösung|réponse|résultat|respuesta|resultado|resposta|ответ)|答案|答え|정답"
-FOREIGN = re.compile(rf"{_ANSWER}|\b(?:ist|beträgt|sind|est|sont|es|son|è|sono)\b|\d ?€", re.IGNORECASE)
+_ANSWER = r"(?:\b(?:antworte?n?|ergebnis|réponse|respuesta|resultado|resposta|ответ)|答案|答え)"
 _LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_]))(?:{_KIND}\s+)*answers?(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:is|are|below|here"
-    rf"|choice))?\s*(?::|=>|->)\s*|(?:{_ANSWER})\s*:\s*",
+    rf"(?:^|(?<=[\s.:(*_])){_KIND}answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>"
+    rf"|->)\s*|{_ANSWER}\s*:\s*",
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    rf"\b(?:{_KIND}\s+)*(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
+    rf"\b{_KIND}(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
-    r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|ha(?:s|ve) to"
-    r"|ought to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
-    r" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b"
-    rf"|(?:{_ANSWER})(?:\s+(?:final|finale|correcta?|richtige|est|es|è|é|e|ist|lautet|is|равен))*\s*(?:\b(?:ist"
-    r"|lautet|est|es|è|é|is)\b|是|为|は|은|는)\s*:?\s*",
+    r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|has to"
+    r")\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
+    rf" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final"
+    rf"|finale"
+    r"|correcta?))*\s*(?:\b(?:ist|lautet|est|es|é)\b|是|は)\s*:?\s*",
     re.IGNORECASE,
 )
 POSSIBLY = re.compile(
@@ -123,50 +100,84 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
+# Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
+MARK, LABEL = "Ꙭ", "Ꙛ"
+# Capitalised at the start of a sentence, and no name.
+LEAD = (
+    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
+    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
+    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
+    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+)
+PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
+# Where a clause ends.
+_BREAK = re.compile(
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
+    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
+    r"|without) \w+ing)\b)"
+    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
+    rf"|(?={LABEL}))"
+)
+_SUBORDINATE = re.compile(
+    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
+    r"|if|unless|than|until|as|after|before|because|whether|given(?! by)|(?!being\b)\w{2,}ing|followed|succeeded"
+    r"|preceded|compared)\b",
+    re.IGNORECASE,
+)
+# A clause of its own, though it begins like one that is subordinate.
+_RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
+
+
+class Clause(NamedTuple):
+    """Where a clause stands in a sentence, and the signs that open and close it."""
+
+    start: int
+    end: int
+    opened: str
+    closed: str
+
+    def is_subordinate(self, sentence: str) -> bool:
+        """Whether it is no main clause."""
+        begins = _SUBORDINATE.match(sentence[self.start : self.end])
+        return begins is not None and (self.start > 0 or self.closed == ",")
+
+    def is_aside(self, sentence: str) -> bool:
+        """Whether it is subordinate, without stating a result, or stands in brackets."""
+        text = sentence[self.start : self.end]
+        if self.opened == "(":
+            return re.match(r"or\b|maybe|perhaps|possibly", text) is None
+        return self.is_subordinate(sentence) and not (self.start > 0 and _RESULT.match(text))
+
+
+def clauses(sentence: str) -> list[Clause]:
+    """The clauses of a sentence."""
+    found, start, opened = [], 0, ""
+    for match in (*_BREAK.finditer(sentence), None):
+        end, sign = (match.start(), match[0].strip()) if match else (len(sentence), "")
+        inside = sentence.rfind("(", 0, start) > sentence.rfind(")", 0, start)
+        found.append(Clause(start, end, "(" if inside else opened, sign))
+        start, opened = match.end() if match else end, sign
+    return found
+
+
+def formula(match: re.Match[str]) -> str:
+    """The inside of a match of [`MATH`]."""
+    return match[match.lastgroup or 0].strip()
 
 
 def sentences(text: str) -> list[str]:
     """Sentences of a text, without those that only ask."""
-    said: list[str] = []
-    for start, end in _segment(text):
-        part = text[start:end].strip()[-_LONGEST_SENTENCE:]
-        if (wrong := _WRONG.search(part)) is not None and not re.fullmatch(
-            r"\W*\w+", part[: wrong.start()]
-        ):  # and so is what comes before
-            del said[len(said) - (wrong.start() == 0) :]
-            part = part[wrong.end() :].strip(" ,;:.")
-        if part and not _asks(part):
-            said.append(part)
-    joined = said[:1]
-    for part in said[1:]:
-        if POSSIBLY.search(part) and POSSIBLY.search(joined[-1]):
-            joined[-1] += " " + part
-        else:
-            joined.append(part)
-    return joined
-
-
-def _asks(sentence: str) -> bool:
-    match = _QUESTION.match(sentence)
-    return match is not None and (
-        sentence.endswith("?")
-        or ("ask" in match[0].lower() and "=" not in sentence)
-        or match[0].lower().strip(" :").startswith(("question", "q", "tell", "name"))
-    )
+    parts = (text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text))
+    return [part for part in parts if part and not _QUESTION.fullmatch(part)]
 
 
 def is_denied(sentence: str, start: int, end: int) -> bool:
     """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
-    before = re.sub(r"\b(not|never),[^,.;]*,", r"\1", before)
-    after = re.sub(r"^,[^,.;]*,(?= (?:is|was)\b)", "", after)
-    clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BOUNDARY.finditer(before)), default=0) :])
-    if (
-        _RETRACTED.search(before + after)
-        or _DENIAL.search(clause)
-        or _DENIAL_BEFORE.search(before)
-        or _DENIAL_BEHIND.match(after[:80])
-    ):
+    clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BREAK.finditer(before)), default=0) :])
+    if _DENIAL.search(clause) or _DENIAL_BEFORE.search(before) or _DENIAL_BEHIND.match(after[:80]):
+        return True
+    if _RETRACTED.search(before + after):
         return True
     whole = before[max((m.end() for m in re.finditer(r"[.!?]\s", before)), default=0) :]
     return _CONTRAST.search(after) is not None and ATTRIBUTED.search(whole) is not None
@@ -174,7 +185,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
 
 def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
     """What a text says after it has taken back the rest, if it then says something."""
-    for match in reversed(list(CORRECTION.finditer(text))[-_MOST_CORRECTIONS:]):
+    for match in reversed(list(_CORRECTION.finditer(text))[-_MOST_CORRECTIONS:]):
         if text[: match.start()].strip() and says_something(text[match.end() :]):
             return text[match.end() :]
     return text
@@ -206,9 +217,6 @@ def first_line(rest: str) -> str:
     """The first sentence, or the block behind a line break, formulas with several lines included."""
     rest = rest.lstrip(" \t:\n")[:_LONGEST_LINE]
     math = MATH.match(rest)
-    if math is not None:
-        formula, behind = rest[: math.end()], rest[math.end() :]
-        return formula if behind[:1] in "\n" else formula + (sentences(behind) or [""])[0]
-    line = rest.split("\n", 1)[0]
-    parts = sentences(line)
-    return parts[0] if parts else line
+    start = math.end() if math else 0
+    line = rest[start:].split("\n", 1)[0]
+    return rest[:start] + next(iter(sentences(line)), line)

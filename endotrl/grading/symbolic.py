@@ -31,13 +31,12 @@ def same_expression(right: str, given: str) -> bool:
     """Whether an expression in LaTeX is the right one, by math-verify."""
     from math_verify import parse, verify
 
-    if max(len(right), len(given)) > _MAX_LENGTH or _TOWER.search(right) or _TOWER.search(given):
+    if any(len(text) > _MAX_LENGTH or _TOWER.search(text) for text in (right, given)):
         return False
-    # math-verify's timeouts are signals, which only the main thread gets. TRL's `accuracy_reward` does the same.
+    # math-verify's timeouts are signals, which only the main thread gets: TRL's `accuracy_reward` has none elsewhere.
     # They are wall-clock time, which must suffice on a machine that does other work: expressions are bounded above.
-    timeout: int | None = 20
-    if threading.current_thread() is not threading.main_thread():
-        timeout = None
+    timeout = 20 if threading.current_thread() is threading.main_thread() else None
+    if timeout is None:
         for name in ("math_verify.parser", "math_verify.grader"):
             logging.getLogger(name).setLevel(logging.ERROR)
     a, b = (parse(f"${text.strip().strip('$')}$", parsing_timeout=timeout) for text in (right, given))

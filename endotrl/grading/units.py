@@ -5,8 +5,6 @@ import re
 from fractions import Fraction
 
 
-# Name -> dimension, and how many of its first unit it is.
-_TABLE: dict[str, tuple[str, Fraction]] = {}
 _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "length": {
         "m meter metre": 1, "km kilometer kilometre": 1000, "cm centimeter centimetre": "0.01",
@@ -39,13 +37,15 @@ _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "era": {"ad ce": 1}, "earlier": {"bc bce": 1},
     "electric": {"v volt": 1},
 }  # fmt: skip
-for _dimension, _units in _UNITS.items():
-    for _names, _factor in _units.items():
-        for _name in _names.split():
-            _TABLE[_name] = (_dimension, Fraction(_factor))
+# Name -> dimension, and how many of its first unit it is.
+_TABLE = {
+    name: (dimension, Fraction(factor))
+    for dimension, units in _UNITS.items()
+    for names, factor in units.items()
+    for name in names.split()
+}
 # Exact matches of case: what these letters mean depends on it.
 _CASED = {"M", "K", "G", "T", "MS", "S"}
-_POWERS = {2: re.compile(r"^(?:square|sq\.?)\s+(\w+)$"), 3: re.compile(r"^(?:cubic|cu\.?)\s+(\w+)$")}
 _PLURALS = {"ies": "y", "sses": "ss", "xes": "x", "ches": "ch", "shes": "sh", "s": ""}
 # Words behind a number that are no unit, and end one.
 STOP_WORDS = frozenset(
@@ -65,11 +65,8 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     text = " ".join(text.split()).strip(" .,;:!?\"'()*")
     if not text or text in _CASED:
         return None
-    lower = (
-        text.casefold().replace("per cent", "percent").replace("us dollars", "usd").replace("degrees c", "degree c")
-    )
-    lower = re.sub(r"^(?:degrees?\s*|°\s*)(celsius|fahrenheit|c|f)$", r"°\1", lower)
-    lower = {"°celsius": "°c", "°fahrenheit": "°f"}.get(lower, lower)
+    lower = text.casefold().replace("per cent", "percent").replace("us dollars", "usd")
+    lower = re.sub(r"^(?:degrees?|°)\s*(c|f)(?:elsius|ahrenheit)?$", r"°\1", lower)
     lower = re.sub(r"\s*(?:/|\bper\b)\s*", "/", lower)
     if "/" in lower and lower not in _TABLE:
         above, below = lower.split("/", 1)
@@ -78,11 +75,10 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
             return None
         return ("speed", a[1] / b[1]) if (a[0], b[0]) == ("length", "time") else (f"{a[0]}/{b[0]}", a[1] / b[1])
     power = 1
-    for exponent, pattern in _POWERS.items():
-        if match := pattern.match(lower):
-            lower, power = match[1], exponent
-    if match := re.match(r"^(.*?)\s*(?:\^\{?(-?\d)\}?|\b(squared|cubed))$", lower):
-        lower, power = match[1], int(match[2]) if match[2] else {"squared": 2, "cubed": 3}[match[3]]
+    if match := re.match(r"(?:(sq)|cu)\w*\.? (\w+)$", lower):  # square, cubic
+        lower, power = match[2], 2 if match[1] else 3
+    elif match := re.match(r"(.*?)\s*(?:\^\{?(-?\d)\}?|\b(?:(squared)|cubed))$", lower):
+        lower, power = match[1], int(match[2] or (2 if match[3] else 3))
     found = _TABLE.get(lower) or (_TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 3 else None)
     if found is None:
         return None

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from itertools import takewhile
+from typing import NamedTuple
 
 from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
+from .statements import MATH, formula
 from .units import STOP_WORDS, canonical_unit, singular
 
 
@@ -30,32 +32,40 @@ class Collection:
     brackets: str = ""
 
 
-@dataclass(frozen=True)
-class Symbols:
-    """An expression that is no number, as text without what does not matter."""
-
-    text: str
+# An expression that is no number is text, without what does not matter.
+Value = Quantity | Collection | str
 
 
-Value = Quantity | Collection | Symbols
+class Stated(NamedTuple):
+    """A value in a text: where it stands, and its formula, empty of one in prose."""
+
+    start: int
+    end: int
+    value: Value
+    written: str = ""
+
 
 _CURRENCY = r"(?:US\$|\$|€|£|¥|₹|USD\s|EUR\s|GBP\s)"
 _EXPONENT = r"(?:[eE][-+]?\d{1,3}(?![\w])|\s?[x*×]\s?10\s?(?:\^|\*\*)\s?(?:\{[-+]?\d{1,3}\}|[-+]?\d{1,3}))"
 _PLAIN = rf"(?:{GROUPED}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-# A number in prose, with the currency before it. A minus stands alone before it: "10 - 7" and "x -7" are differences.
-IN_PROSE = re.compile(
-    rf"(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-|(?<==\s)-\s)(?=[$€£¥₹.\d])|\b(?:minus|negat"
-    rf"ive)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?P<number>(?<![\w.])(?:\d+\s+(?:and\s+)?\d+/\d+|{_PLAIN}\s?/\s?{_PLAIN}"
-    rf"|{_PLAIN}{_EXPONENT}?))(?![\d_]|[.,]\d)"
-)
-_CLOCK = re.compile(
-    r"(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?::(?P<minute>[0-5]\d)(?::(?P<second>[0-5]\d))?)?\s?(?P<half>[ap]\.?\s?m\b"
-    r"|in the (?:morning|afternoon|evening))?\.?(?![\w:])",
-    re.IGNORECASE,
+# A time, or a number with the currency before it. A minus stands alone: "10 - 7" and "x -7" are differences.
+_AMOUNT = re.compile(
+    r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b|in the ))(?:(?P<minute>:[0-5]\d)"
+    r"(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning|afternoon|evening))))?\.?(?![\w:])"
+    rf"|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-|(?<==\s)-\s)(?=[$€£¥₹.\d])"
+    rf"|\b(?i:minus|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:\d+\s+(?:and\s+)?\d+/\d+"
+    rf"|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
 )
 _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]illion|bn|trillion)|(?<=\d)M)(?![\w/])")
 _UNIT = re.compile(
-    r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:[ /][A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
+    r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:(?: ?/ ?"
+    r"| )[A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
+)
+# Words that no table knows, which count what is behind a number: up to three, and no sentence.
+_WORDS_BEHIND = re.compile(
+    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*"
+    r"(?: [a-z][\w%°/.^{}-]*){0,2}",
+    re.IGNORECASE,
 )
 _LEFT_SIDE = re.compile(
     r"^(?:\([a-z](?:,\s?[a-z])+\)|[A-Za-z]\w{0,12}(?:_\{?\w{1,6}\}?)?'{0,2}(?:\s?\([^()]{0,20}\))?)\s*(?:=|:="
@@ -64,8 +74,10 @@ _LEFT_SIDE = re.compile(
 _RANGE = re.compile(
     r"(?:(?:between|from)\s+)?(\d[\d.,]*)\s*(?:-|–|\bto\b|\band\b)\s*(\d[\d.,]*)(\s?[A-Za-z%°€]*)", re.IGNORECASE
 )
-_ORDINALS = ("st", "nd", "rd", "th")
-_SEPARATOR = re.compile(r"\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+", re.IGNORECASE)
+_BETWEEN = re.compile(
+    rf"(?<![\d.,]){GROUPED}|(?P<bracket>[][(){{}}])|(?P<separator>\s*(?:,|;)\s*(?:(?:and|or)\s+)?|\s+(?:and|or)\s+)",
+    re.IGNORECASE,
+)
 _WORDY = re.compile(
     r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos"
     r"|arctan)\b)[A-Za-z]{3,}"
@@ -77,18 +89,9 @@ def read_value(text: str) -> Value | None:
     """The value that a whole text is; `None` for text that is no mathematical answer."""
     if len(text) > 1000:
         return None
-    text = _without_delimiters(text.strip())
-    text = plain_math(text).strip().rstrip(".").strip()
-    return _read_plain(text)
-
-
-def _without_delimiters(text: str) -> str:
-    for start, end in (("$$", "$$"), ("\\[", "\\]"), ("\\(", "\\)"), ("$", "$")):
-        if len(text) >= len(start) + len(end) and text.startswith(start) and text.rstrip(".").endswith(end):
-            inside = text.rstrip(".")[len(start) : -len(end)]
-            if inside.strip() and start not in inside:
-                return inside.strip()
-    return text
+    if (match := MATH.match(text := text.strip().rstrip(" ."))) and match.end() == len(text):
+        text = formula(match)
+    return _read_plain(" ".join(plain_math(text).rstrip(" .").split()))
 
 
 def _read_plain(text: str, depth: int = 0) -> Value | None:
@@ -123,75 +126,38 @@ def _read_plain(text: str, depth: int = 0) -> Value | None:
 
 
 def _read_quantity(text: str) -> Quantity | None:
-    if (clock := _CLOCK.fullmatch(text)) and (time := _read_clock(clock)):
-        return time
-    number = read_number(text)
-    if number is not None:
+    """The quantity that a whole text is, all words behind its number included."""
+    if number := read_number(text):
         return Quantity(number)
-    if match := re.match(rf"^(?P<sign>-?)\s*(?P<currency>{_CURRENCY})\s*(?P<rest>.+)$", text):
-        inner = _read_quantity(match["sign"] + match["rest"])
-        return None if inner is None or inner.unit else Quantity(inner.number, match["currency"].strip())
-    if match := re.match(r"^(?:minus|negative)\s+(?P<rest>.+)$", text, re.IGNORECASE):
-        return _read_quantity("-" + match["rest"])
-    if (words := NUMBER_WORDS.match(text)) and (number := read_number(words[0])):
-        noun = re.fullmatch(r"\s([A-Za-z]+)(?: [A-Za-z]+)*", text[words.end() :])
-        return _scaled(number, noun[0].strip()) if noun and noun[1].casefold() not in STOP_WORDS else None
-    # From the right: the shortest unit that leaves a number.
-    for split in re.finditer(r"(?<=[\d)}\]])\s*(?=[A-Za-zµμ%°¢€£¥₹])|\s+(?=[A-Za-zµμ%°¢€£¥₹])|-(?=[A-Za-z])", text):
-        number, unit = read_number(text[: split.start()]), text[split.end() :].strip()
-        if number is None or not re.fullmatch(r"[A-Za-zµμ%°¢€£¥₹](?:[A-Za-z %°/.-]|\^\{?-?\d\}?)*", unit):
-            continue
-        unit = "inch" if unit == "in" else unit
-        if unit.split()[0].casefold() in STOP_WORDS or NUMBER_WORDS.fullmatch(unit) or unit.split()[0] in _ORDINALS:
-            return None  # a sentence
-        variable = len(unit) == 1 and unit not in MULTIPLIERS
-        if canonical_unit(unit) is None and (variable or re.search(r"\d\s*[-+]", text[: split.start()])):
-            return None  # an expression
-        return _scaled(number, unit)
-    found = quantities(text) if re.match(r"\d+ ?[a-z]+ (?:and )?\d+ ?[a-z]+$", text, re.IGNORECASE) else []
-    return found[0][2] if len(found) == 1 and found[0][:2] == (0, len(text)) else None
+    found = quantities(re.sub(r"(?<=\d) in\Z", " inch", text))
+    if len(found) == 1 and found[0][0] == 0:
+        _, end, quantity = found[0]
+        return quantity if end >= len(text) or _WORDS_BEHIND.fullmatch(text, end) else None
+    match = re.fullmatch(r"(.*(?:[\d)}]|pi)) ?([A-Za-zµμ%°].*)", text)  # an expression
+    number = read_number(match[1]) if match else None
+    return Quantity(number, match[2]) if match and number and canonical_unit(match[2]) else None
 
 
-def _read_clock(match: re.Match[str]) -> Quantity | None:
+def _clock(match: re.Match[str]) -> Quantity:
     """Minutes after midnight; of a time that may be of either half of the day, `unit` says so."""
-    if not match["minute"] and not match["half"]:
-        return None
     hour, half = int(match["hour"]), (match["half"] or "").casefold()
     if half:
         hour = hour % 12 + 12 * (half[0] == "p" or "noon" in half or "eve" in half)
-    minutes = 60 * hour + int(match["minute"] or 0) + Fraction(int(match["second"] or 0), 60)
-    return Quantity(Number(Fraction(minutes)), "clock" if half or hour > 12 else "clock?")
-
-
-def _factor(match: re.Match[str]) -> int:
-    return MULTIPLIERS.get(match["multiplier"]) or MULTIPLIERS[match["multiplier"].casefold()]
-
-
-def _scaled(number: Number, unit: str) -> Quantity | None:
-    if match := _MULTIPLIER.match("1" + unit, 1):
-        scaled, rest = Number(number.value * _factor(match), 0, number.significant), unit[match.end() - 1 :].strip()
-        return _scaled(scaled, rest) if rest else Quantity(scaled)
-    if canonical_unit(unit) is None and len(unit.split()) > 3:
-        return None  # a sentence
-    return Quantity(number, unit)
+    minutes, seconds = int((match["minute"] or ":0")[1:]), int((match["second"] or ":0")[1:])
+    return Quantity(Number(60 * hour + minutes + Fraction(seconds, 60)), "clock" if half or hour > 12 else "clock?")
 
 
 def _read_collection(text: str, depth: int) -> Value | None:
     match = re.match(r"^(\\?\{|[(\[])(?P<inner>.*?)(\\?\}|[)\]])$", text, re.DOTALL)
-    if match and _balanced(match["inner"]):
+    if match and (parts := _split(match["inner"])):
         opening, inner, closing = match[1][-1], match["inner"], match[3][-1]
-        parts = _split(inner)
         if len(parts) == 1 and opening + closing in ("()", "[]", "{}"):
             return _read_plain(inner.strip(), depth + 1)
         return _collection(parts, opening + closing, depth) if len(parts) > 1 else None
     parts = _split(text)
     if len(parts) < 2:
         return None
-    found = _collection(parts, "", depth)
-    words = found and any(
-        isinstance(item, Symbols) and _WORDY.search(part) for item, part in zip(found.items, parts, strict=True)
-    )
-    return None if words else found
+    return _collection(parts, "", depth)
 
 
 def _collection(parts: list[str], brackets: str, depth: int) -> Collection | None:
@@ -199,41 +165,28 @@ def _collection(parts: list[str], brackets: str, depth: int) -> Collection | Non
     return Collection(items, brackets) if len(items) == len(parts) else None
 
 
-def _balanced(text: str) -> bool:
-    depth = 0
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
 def _split(text: str) -> list[str]:
-    """Parts between the separators that stand in no brackets, and group no thousands."""
-    parts, start, depth, position = [], 0, 0, 0
-    grouped = [m.span() for m in re.finditer(rf"(?<![\d.,]){GROUPED}", text)]
-    while position < len(text):
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        match = _SEPARATOR.match(text, position) if depth == 0 else None
-        if match and not any(a < match.start() < b for a, b in grouped):
+    """Parts between the separators that stand in no brackets, and group no thousands; none if brackets do not fit."""
+    parts, start, depth = [], 0, 0
+    for match in _BETWEEN.finditer(text):
+        if match["bracket"]:
+            depth += 1 if match[0] in "([{" else -1
+            if depth < 0:
+                return []
+        elif match["separator"] and depth == 0:
             parts.append(text[start : match.start()].strip())
-            start = position = match.end()
-        else:
-            position += 1
+            start = match.end()
     parts.append(text[start:].strip())
     return [part for part in parts if part]
 
 
-def _read_symbols(text: str) -> Symbols | None:
-    if (
-        _WORDY.search(text)
-        or re.fullmatch(r"\d+(?:st|nd|rd|th)", text)
-        or not re.search(r"[\\^_=+*/<>|]|\d[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text)
+def _read_symbols(text: str) -> str | None:
+    if _WORDY.search(text) or not re.search(
+        r"[\\^_=+*/<>|]|\d(?!(?:st|nd|rd|th)\b)[a-z]|^[a-zA-Z]$|[\w)]\s?-\s?[\w(]|[a-z]\(", text
     ):
         return None
     text = re.sub(r"\s+|\*|\\(?=[a-z]+)", "", text.replace("**", "^"))
-    text = re.sub(r"\{(\w)\}", r"\1", text)
-    return Symbols(text)
+    return re.sub(r"\{(\w)\}", r"\1", text)
 
 
 def is_numeric(value: Value | None) -> bool:
@@ -245,8 +198,8 @@ def same_value(right: Value | None, given: Value | None) -> bool:
     """Whether a value is the right one."""
     if isinstance(right, Quantity) and isinstance(given, Quantity):
         return _same_quantity(right, given)
-    if isinstance(right, Symbols) and isinstance(given, Symbols):
-        return right.text in (given.text, given.text.rpartition("=")[2])
+    if isinstance(right, str) and isinstance(given, str):
+        return right in (given, given.rpartition("=")[2])
     if isinstance(right, Collection) and isinstance(given, Collection):
         if len(right.items) != len(given.items):
             return False
@@ -257,19 +210,15 @@ def same_value(right: Value | None, given: Value | None) -> bool:
             return all(x * b[0] == y * a[0] for x, y in zip(a, b, strict=True))
         if all(same_value(a, b) for a, b in zip(right.items, given.items, strict=True)):
             return True
-        ordered = (right.brackets or given.brackets) not in ("", "{}")
-        return not ordered and _same_members(right.items, given.items)
-    return False
-
-
-def _same_members(right: tuple[Value, ...], given: tuple[Value, ...]) -> bool:
-    left = list(given)
-    for item in right:
-        match = next((i for i, other in enumerate(left) if same_value(item, other)), None)
-        if match is None:
+        if (right.brackets or given.brackets) not in ("", "{}"):
             return False
-        del left[match]
-    return True
+        left = list(given.items)
+        for item in right.items:
+            if (match := next((other for other in left if same_value(item, other)), None)) is None:
+                return False
+            left.remove(match)
+        return True
+    return False
 
 
 def _same_quantity(right: Quantity, given: Quantity) -> bool:
@@ -277,8 +226,14 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if {right.unit.casefold(), given.unit.casefold()} <= {"£", "gbp", "pound", "pounds"}:
         return same_number(right.number, given.number)
     percent = ("percent", Fraction(1))
-    if percent in (ours, theirs) and None in (ours, theirs):
-        return _same_percent(right.number, given.number, ours == percent)
+    if percent in (ours, theirs) and None in (ours, theirs):  # 50% is given as 50, which may be asked for, and as 0.5
+        a, b = (
+            Number(q.number.value / 100) if unit == percent else q.number
+            for q, unit in ((right, ours), (given, theirs))
+        )
+        return same_number(a, b) or (
+            (ours == percent or abs(float(right.number.value)) > 1) and same_number(right.number, given.number)
+        )
     if ours is not None and theirs is not None:
         if ours[0] != theirs[0]:
             return False
@@ -292,65 +247,43 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if not same_number(right.number, given.number):
         return False
     # A unit that is left out is the one that the question asks for.
-    if not right.unit or not _unit_words(given.unit):
-        return True
-    words = _unit_words(right.unit)
-    return not words or words[-1] in _unit_words(given.unit)
-
-
-def _unit_words(unit: str) -> list[str]:
-    words = takewhile(lambda word: word.casefold().strip(".,;:!?()") not in STOP_WORDS, unit.split())
-    return list(map(singular, words))
-
-
-def _same_percent(right: Number, given: Number, right_is_percent: bool) -> bool:
-    """Percent on one side only: 50% is given as 50, which the question may ask for, or as 0.5."""
-    if right_is_percent:
-        return same_number(right, given) or same_number(Number(right.value / 100), given)
-    return same_number(right, Number(given.value / 100)) or (abs(float(right.value)) > 1 and same_number(right, given))
+    words, others = ([singular(word) for word in q.unit.split()] for q in (right, given))
+    return not words or not others or words[-1] in others
 
 
 def quantities(text: str) -> list[tuple[int, int, Quantity]]:
     """The quantities in prose, each with where it stands, the words of its unit included."""
     found: list[tuple[int, int, Quantity]] = []
-    for match in _CLOCK.finditer(text):
-        if time := _read_clock(match):
-            found.append((*match.span(), time))
-            text = text[: match.start()] + " " * len(match[0]) + text[match.end() :]
-    for match in (*IN_PROSE.finditer(text), *NUMBER_WORDS.finditer(text)):
-        word = match.re is NUMBER_WORDS
-        if (
-            word
-            and match[0].casefold() == "one"
-            and not re.match(r"\s+[a-z]{3,}\b(?<!that)|\W*$", text[match.end() :])
-        ):
+    for match in _AMOUNT.finditer(text):
+        start = match.end() - len(match[0].lstrip())
+        if match["hour"]:
+            found.append((start, match.end(), _clock(match)))
+            continue
+        end, unit = match.end(), match["currency"].strip()
+        if match[0].strip().casefold() == "one" and not re.match(r"\s+[a-z]{3,}\b(?<!that)|\W*$", text[end:]):
             continue  # a pronoun
-        number = read_number(match[0] if word else re.sub("[x×]", "*", match["number"]))
+        number = read_number(match["words"] or re.sub("[x×]", "*", match["number"]))
         if number is None:
             continue
-        if not word and match["sign"]:
-            number = Number(-number.value, number.digits, number.significant)
-        end, currency = match.end(), "" if word else match["currency"].strip()
+        if match["sign"]:
+            number = replace(number, value=-number.value)
         if multiplier := _MULTIPLIER.match(text, end):
-            number, end = Number(number.value * _factor(multiplier)), multiplier.end()
-        unit, attached = currency, re.match(r"[^\W\d]+", text[end:])
-        if not currency and (following := _UNIT.match(text, end)):
-            kept = (following["symbol"] or following["words"]).split()
+            factor = MULTIPLIERS[multiplier[1].casefold()]
+            number, end = Number(number.value * factor), multiplier.end()
+        attached = re.match(r"[^\W\d]", text[end:])
+        if not unit and (following := _UNIT.match(text, end)):
+            words = (following["symbol"] or following["words"]).split()
             # The longest beginning that is a known unit, or the words up to one that is none.
-            known = next((k for k in range(len(kept), 0, -1) if canonical_unit(" ".join(kept[:k]))), 0)
-            stop = next((k for k, word in enumerate(kept) if word.casefold() in STOP_WORDS), len(kept))
-            unit = " ".join(kept[: known or stop])
+            known = next((k for k in range(len(words), 0, -1) if canonical_unit(" ".join(words[:k]))), 0)
+            unit = " ".join(words[:known] or takewhile(lambda word: word.casefold() not in STOP_WORDS, words))
             if known:
-                end = text.index(kept[known - 1], end) + len(kept[known - 1])
-                attached = None
-        if attached:
-            continue  # 2x, 3rd
-        start = match.end() - len(match[0].lstrip())
-        found.append((start, end, Quantity(number, unit)))
-    return _compounds(text, sorted(found, key=lambda entry: entry[0]))
+                end, attached = text.index(words[known - 1], end) + len(words[known - 1]), None
+        if not attached:  # as in 2x, 3rd
+            found.append((start, end, Quantity(number, unit)))
+    return _compounds(found, text)
 
 
-def _compounds(text: str, found: list[tuple[int, int, Quantity]]) -> list[tuple[int, int, Quantity]]:
+def _compounds(found: list[tuple[int, int, Quantity]], text: str) -> list[tuple[int, int, Quantity]]:
     """Of "2 hours and 30 minutes" and "5 feet 3 inches" one quantity."""
     merged = found[:1]
     for start, end, quantity in found[1:]:

@@ -11,23 +11,25 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .spelling import MONTHS, fold, plain_text, tidy, without_markdown
-from .statements import ATTRIBUTED, POSSIBLY, after_corrections, is_denied, mark_labels, sentences
-
-
-# Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
-_MARK, _LABEL = "Ꙭ", "Ꙛ"
-# Capitalised at the start of a sentence, and no name.
-_LEAD = (
-    r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
-    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
-    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+from .statements import (
+    ATTRIBUTED,
+    LABEL,
+    LEAD,
+    MARK,
+    POSSIBLY,
+    PROPER,
+    after_corrections,
+    clauses,
+    is_denied,
+    mark_labels,
+    sentences,
 )
-_PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
+
+
 # What another answer looks like, to a question for a name and to one for another word.
-_NAME = rf"(?:[Tt]he )?(?!{_LEAD}|[Tt]he\b){_PROPER}"
-_TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{_LEAD})[\w-]+(?: [\w-]+)?"
-_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}th century)"
+_NAME = rf"(?:[Tt]he )?(?!{LEAD}|[Tt]he\b){PROPER}"
+_TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{LEAD})[\w-]+(?: [\w-]+)?"
+_WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
 # As in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
@@ -47,24 +49,10 @@ _ADVERB = (
 )
 # Before what a text says: headings, tables, the language of a piece of code.
 _ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
-# Where a clause ends.
-_BREAK = re.compile(
-    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
-    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
-    r"|without) \w+ing)\b)"
-    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{_MARK}|{_PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
-    rf"|(?={_LABEL}))"
-)
 _TURN = re.compile(
     r"\W*(?:(?:but|yet|so|however|therefore|thus|hence|actually|instead|now(?:adays)?|today|since then|finally|namely"
     r"|in (?:fact|truth|reality|the end|other words)|the truth is|(?:also )?(?:called|known as))\b[,:]?\s*"
     r"|i\.e\.,?\s*)+",
-    re.IGNORECASE,
-)
-_SUBORDINATE = re.compile(
-    r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
-    r"|(?P<unreal>if)|unless|than|until|as|after|before|whether|(?!being\b)\w{2,}ing|followed|succeeded|preceded"
-    r"|compared)\b",
     re.IGNORECASE,
 )
 # Behind an answer: others beside it, or that it is not the only one or the first.
@@ -73,20 +61,17 @@ _BESIDE = re.compile(
     r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
     rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
 )
-_LESS = re.compile(
-    r"\s+(?:is|was|are|were|comes?|came|only|would be)\s+(?:\w+\s+)?(?:also|too|merely|only|another|second|next|later"
-    r"|even|one (?:possibility|option|candidate)|the (?:runner|second))\b"
-)
+_LESS = re.compile(r" (?:is|was|are|were|only) (?:\w+ )?(?:also|too|merely|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
-    rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{_MARK}|{_MARK}'s\s+\w"
-    rf"|{_MARK}[^\S\n]+(?!(?:"
+    rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
+    rf"|{MARK}[^\S\n]+(?!(?:"
     r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This"
     r"|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
-    rf"{_MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
-    rf"[*_(]*{_MARK}[*_)]*)+"
+    rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
+    rf"[*_(]*{MARK}[*_)]*)+"
 )
 # Behind these words stands not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
@@ -139,12 +124,10 @@ def states_words(text: str, answers: Sequence[str]) -> bool:
 def states_choice(text: str, letter: str) -> bool:
     """Whether a text chooses the option with this letter."""
     text = without_markdown(text)
-    if len({option["letter"] for option in OPTION.finditer(text)}) > 1:
-        text = "\n".join(line for line in text.split("\n") if not OPTION.match(line))
     text = _with_labels(OPTION.sub(lambda m: m["letter"].upper() + "; ", text))
-    text = re.sub(rf"(?:\A|{_LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
+    text = re.sub(rf"(?:\A|{LABEL})\W*[a-j]\W*\Z", lambda m: m[0].upper(), text)
     text = re.sub(r"\b([A-J])\. (?=[A-Z])", r"\1; ", text)
-    return _decides(re.sub(_CHOICE, lambda m: _MARK if letter in m[0] else m[0], text), _CHOICE)
+    return _decides(re.sub(_CHOICE, lambda m: MARK if letter in m[0] else m[0], text), _CHOICE)
 
 
 def states_truth(text: str, word: str) -> bool:
@@ -157,21 +140,21 @@ def states_truth(text: str, word: str) -> bool:
     words = _TRUTH if word in ("true", "false") else _YES_NO
     means = word in ("yes", "true")
     text = re.sub(
-        words, lambda m: _MARK if (m[0].casefold() in ("yes", "yeah", "yep", "true")) is means else m[0], text
+        words, lambda m: MARK if (m[0].casefold() in ("yes", "yeah", "yep", "true")) is means else m[0], text
     )
     return _decides(text, words)
 
 
 def _with_labels(text: str) -> str:
-    text = text.translate(dict.fromkeys(map(ord, _MARK + _LABEL), " "))
+    text = text.translate(dict.fromkeys(map(ord, MARK + LABEL), " "))
     text = _ABOVE.sub(lambda m: m[1] + ":" if m[1] and "nswer" in m[1] else "", text)
-    return mark_labels(plain_text(text), f" {_LABEL} ")
+    return mark_labels(plain_text(text), f" {LABEL} ")
 
 
 def _decides(text: str, other: str) -> bool:
-    if other not in (_NAME, _TERM) and re.fullmatch(rf"(?=.*{other})(?:\W*(?:{_MARK}|{other}|and\b)){{2,}}\W*", text):
+    if other not in (_NAME, _TERM) and re.fullmatch(rf"(?=.*{other})(?:\W*(?:{MARK}|{other}|and\b)){{2,}}\W*", text):
         return False
-    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{_MARK}|{other}", rest) is not None)
+    text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{MARK}|{other}", rest) is not None)
     best: _Claim | None = None
     for claim in _claims(text, other):
         if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
@@ -183,42 +166,33 @@ def _decides(text: str, other: str) -> bool:
 
 def _claims(text: str, other: str) -> list[_Claim]:
     claims: list[_Claim] = []
-    records = re.findall(r"(?:^|(?<=[.!?]\s))(?!Fin|Conclu)([\w-]+(?: [\w-]+)?):(?=\s)", text, re.MULTILINE)
     for sentence in sentences(text):
-        parts = ["", *_BREAK.split(re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)), ""]
-        turns = unreal = False
-        for i in range(1, len(parts), 2):
-            before, clause, behind = parts[i - 1].strip(), parts[i], parts[i + 1].strip()
-            if (read := "".join(parts[:i])).rfind("(") > read.rfind(")"):
-                before = "("
-            after = "".join(parts[i + 1 :])
-            if (subordinate := _SUBORDINATE.match(clause)) and (i > 1 or behind == ","):
-                unreal = unreal or subordinate["unreal"] is not None
-                told = re.match(rf"which (?:\S+ ){{1,4}}{_MARK}", clause)
-                if told and (claim := _claim(read, clause, after, other, before, behind, False)):
-                    claims.append(claim._replace(weight=0))
-            else:
-                turn = _TURN.match(clause)
-                turns = turns or turn is not None
-                called = clause.lstrip().startswith(_LABEL)
-                start = clause.index(_LABEL) + 1 if called else turn.end() if turn else 0
-                opens = turns or called or i == 1 or before in ("", ":") or POSSIBLY.match(clause) is not None
-                claim = _claim(read + clause[:start], clause[start:], after, other, before, behind, opens)
-                if ATTRIBUTED.search(clause) or (unreal and " would " in clause):
-                    claim = (claim or _Claim(False, 0))._replace(weight=0)
-                if claim is not None:
-                    if before == ":" and not claim.subject and len(records) > 1 and parts[i - 2].strip() in records:
-                        claim = claim._replace(subject=parts[i - 2].strip())
-                    turns = claim.weight > 0 and (turns or (before == ":" and not claim.subject))
-                    claims.append(claim._replace(weight=3 if called and claim.weight else claim.weight, turns=turns))
-                    turns = False
+        sentence = re.sub(r"^\W*\d{1,2}[.)]\s+", "", sentence)
+        turns = False
+        for part in clauses(sentence):
+            if part.is_subordinate(sentence):
+                continue
+            start, end, opened, closed = part
+            before, clause, after = sentence[:start], sentence[start:end], sentence[end:]
+            turn = _TURN.match(clause)
+            turns = turns or turn is not None
+            called = clause.lstrip().startswith(LABEL)
+            skipped = clause.index(LABEL) + 1 if called else turn.end() if turn else 0
+            opens = turns or called or not start or opened in ("", ":") or POSSIBLY.match(clause) is not None
+            claim = _claim(before + clause[:skipped], clause[skipped:], after, other, opened, closed, opens)
+            if ATTRIBUTED.search(clause):
+                claim = (claim or _Claim(False, 0))._replace(weight=0)
+            if claim is not None:
+                weight = 3 if called and claim.weight else claim.weight
+                claims.append(claim._replace(weight=weight, turns=turns and weight > 0))
+                turns = False
     return claims
 
 
 def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
     """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
     sentence, position = before + clause + after, len(before)
-    for mention in (*re.finditer(_MARK, clause), *(re.finditer(other, clause) if other == _WHEN else ())):
+    for mention in (*re.finditer(MARK, clause), *(re.finditer(other, clause) if other == _WHEN else ())):
         left, right = clause[: mention.start()], clause[mention.end() :]
         governed = re.sub(rf"(?:(?:the|an?)\s+)?{_ADVERB}$", "", left, flags=re.IGNORECASE)
         if (
@@ -230,8 +204,6 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             continue
         if _BESIDE.match(right + after) or _LESS.match(right):
             return _Claim(False, 1)
-        if opened == "(" and (left + right).strip():
-            return None
         verb = re.match(rf"(.*?)\s*{_BE}", left)
         strong = (
             verb
@@ -241,7 +213,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
         subject = verb[1] if verb else left if other == _WHEN else ""
-        return _Claim(mention[0] == _MARK, 2 if strong else 1, _subject(subject))
+        return _Claim(mention[0] == MARK, 2 if strong else 1, subject.strip().casefold())
     if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
         return None
     if (
@@ -254,8 +226,8 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         return _Claim(False, 1 if weak or listed.match(after) else 2)
     complement = re.compile(rf"(?:the )?{other}" + r"\W*$" * (other == _TERM))
     for verb in _COMPLEMENT.finditer(clause):
-        if not re.match(r"\W*[Hh]ere\b", clause) and complement.match(clause, verb.end()):
-            return _Claim(False, 2, _subject(clause[: verb.start()]))
+        if complement.match(clause, verb.end()):
+            return _Claim(False, 2, clause[: verb.start()].strip().casefold())
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
@@ -265,15 +237,11 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
     return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
 
 
-def _subject(text: str) -> str:
-    return re.sub(r"\A(?:it|that|this|he|she)\Z", "", " ".join(text.casefold().split()))
-
-
 def _with_marks(text: str, answers: Sequence[str]) -> str:
     text = re.sub(r'(?<!\d)"', "", fold(text))
     for answer in sorted(answers, key=len, reverse=True):
-        text = _in_any_order(answer, _pattern(answer).sub(_MARK, text))
-    return _PART.sub(" ", _SAME.sub(_MARK, text))
+        text = _in_any_order(answer, _pattern(answer).sub(MARK, text))
+    return _PART.sub(" ", _SAME.sub(MARK, text))
 
 
 def _in_any_order(answer: str, text: str) -> str:
@@ -286,7 +254,7 @@ def _in_any_order(answer: str, text: str) -> str:
         rf"\b{item}(?:(?:\s*[,;/\n]\s*(?:and\s+|\d[.)] *)?|\s+and\s+|\s+&\s+){item}){{{len(items) - 1}}}(?!\w)",
         re.IGNORECASE | re.MULTILINE,
     )
-    return listed.sub(lambda m: _MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
+    return listed.sub(lambda m: MARK if all(i.casefold() in m[0].casefold() for i in items) else m[0], text)
 
 
 @lru_cache(maxsize=1024)
