@@ -37,6 +37,9 @@ _DATES = (
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
 _CODE = re.compile(r"`([^`\n]+)`")
+# Numbers and formulas beside scripts that put no space between words.
+_CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+_BESIDE_CJK = re.compile(rf"(?<={_CJK})(?=[\w$\\])(?!{_CJK})|(?<=\d)(?={_CJK})")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
 
 
@@ -46,7 +49,7 @@ def tidy(text: str) -> str:
     text = _SPECIAL.sub("", text)
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _FRACTION.sub(lambda m: (f"{m[1]} " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
+    text = _BESIDE_CJK.sub(" ", unicodedata.normalize("NFKC", text).translate(_CHARACTERS))
     text = re.sub(r"(?<![-<])[-=]>", "=", text)
     text = re.sub(r"(?<=[A-Za-z])\$\s*(\^\{?[23]\}?)\s*\$", r"\1", text)  # m$^2$
     for pattern in _DATES:
