@@ -5,13 +5,13 @@ those of one prompt share its pass; one thread at a time.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock, RLock
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +22,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 
-T = TypeVar("T")
 # Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
 # compiled for each shape and kept, about 1 MB for every new length.
 MAX_FILLER = 1 / 32
@@ -34,7 +33,7 @@ ATTENTION = "endotrl_shared_prefix"
 KEY_MULTIPLE = 32
 # Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
 QUERY_BLOCK = 1024
-# Masks are the same in every layer and are kept for all of them, up to this many elements (64 MB in bfloat16).
+# Elements of masks that are kept for all layers (64 MB in bfloat16).
 KEPT_MASK_ELEMENTS = 2**25
 # Types of transformers' `ROPE_INIT_FUNCTIONS` that do not look at the length of the pass.
 ANY_LENGTH = {"default", "linear", "yarn", "llama3", "proportional"}
@@ -44,9 +43,7 @@ NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_t
 # for each other.
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _guard = Lock()
-_stance = Lock()
-_eager_passes = 0
-_leave_eager: Any = None
+_stance = RLock()
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -87,26 +84,7 @@ def exclusive(owner: Any) -> Iterator[None]:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Inside, what `torch.compile` has wrapped runs as it is written: each length of a row would compile it again."""
-    global _eager_passes, _leave_eager
-    # One setting for all threads: the first sets it, the last one sets it back.
-    with _guard:
-        if _eager_passes == 0:
-            _leave_eager = torch.compiler.set_stance("force_eager")
-            _leave_eager.__enter__()
-        _eager_passes += 1
-    try:
-        yield
-    finally:
-        with _guard:
-            _eager_passes -= 1
-            if _eager_passes == 0:
-                _leave_eager.__exit__(None, None, None)
-
-
-@contextmanager
-def compiled() -> Iterator[None]:
-    """Inside, what `torch.compile` has wrapped is compiled, also within [`uncompiled`]."""
-    with _stance, torch.compiler.set_stance("default"):
+    with _stance, torch.compiler.set_stance("force_eager"):  # a setting of all threads, so that they take turns
         yield
 
 
@@ -247,7 +225,8 @@ class PackedRow:
     position_ids: Tensor  # (1, T)
     spans: list[Span]  # of every group, and of the filler
     longest: int  # length of the longest prompt with a continuation
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    # Masks of the attention, which are the same in every layer, by (queries, keys, device): layers may be spread.
+    masks: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "PackedRow":
@@ -280,13 +259,6 @@ class PackedRow:
         """
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
-
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What a kernel makes of the spans once, for all layers."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: T = self._kept[key]
-        return kept
 
 
 def plan_packs(
@@ -378,17 +350,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     """
     Attention over a packed row, in which a continuation sees its prompt and itself, of shape `(1, T, num_heads,
     head_dim)`, from rotated queries of shape `(1, num_heads, T, head_dim)`, and keys and values of `(1,
-    num_key_value_heads, T, head_dim)`. `scaling` is the factor of the scores.
+    num_key_value_heads, T, head_dim)`, by a call of PyTorch's kernel per prompt and per block of a continuation.
+    `scaling` is the factor of the scores.
     """
-    if not query.is_cuda:
-        return block_attention(query, key, value, row, scaling)
-    from .kernels import attend as fastest
-
-    return fastest(query, key, value, row, scaling)
-
-
-def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
-    """As [`attend`], by a call of PyTorch's kernel per prompt and per block of a continuation."""
     # On CUDA, attention with a mask has no kernel for grouped queries.
     grouped = query.device.type == "cpu"
     if not grouped:
@@ -397,7 +361,7 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
     # Laid out as it is returned, so that nothing is copied at the end.
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
 
-    def attend(queries: slice, *seen: slice) -> None:
+    def run(queries: slice, *seen: slice) -> None:
         """One causal call of the kernel, of the last of the keys."""
         num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
         padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
@@ -413,27 +377,25 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
         )
 
     for start, prompt_end, continuations in row.spans:
-        if len(continuations) == 1:
-            attend(slice(start, continuations[0][1]), slice(start, continuations[0][1]))
-            continue
+        if len(continuations) == 1:  # goes on from its prompt as any sequence does
+            prompt_end, continuations = continuations[0][1], []
         prompt = slice(start, prompt_end)
-        attend(prompt, prompt)
+        run(prompt, prompt)
         for first, end in continuations:
             for block_start in range(first, end, QUERY_BLOCK):
                 block_end = min(block_start + QUERY_BLOCK, end)
-                attend(slice(block_start, block_end), prompt, slice(first, block_end))
+                run(slice(block_start, block_end), prompt, slice(first, block_end))
     return output.transpose(1, 2)
 
 
 def _causal_mask(row: PackedRow, num_queries: int, num_keys: int, padding: int, like: Tensor) -> Tensor:
     """Additive mask of shape `(num_queries, num_keys + padding)`: the last query sees `num_keys` keys."""
-    masks: dict[object, Tensor] = row.kept("masks", dict)
-    key = (num_queries, num_keys, like.device)  # layers may be spread over devices
-    if key in masks:
-        return masks[key]
+    key = (num_queries, num_keys, like.device)
+    if key in row.masks:
+        return row.masks[key]
     mask = like.new_full((num_queries, num_keys + padding), -torch.inf).triu_(num_keys - num_queries + 1)
-    if sum(kept.numel() for kept in masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
-        masks[key] = mask
+    if sum(kept.numel() for kept in row.masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
+        row.masks[key] = mask
     return mask
 
 

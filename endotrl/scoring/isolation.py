@@ -20,7 +20,6 @@ from .forward_pass import (
     last_hidden_states,
     packed_hidden_states,
     relative_difference,
-    rope_entries,
     rounding,
 )
 
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
 SAME_SHAPE = 1e-3
-# Factors of the attention by a token's absolute position, which a model's first positions may not show.
-POSITION_SCALES = ("llama_4_scaling_beta", "attn_temperature_tuning", "log_scaling_n_floor")
 
 
 @dataclass(frozen=True)
@@ -141,10 +138,7 @@ def reads_padding(model: PreTrainedModel) -> bool:
     Whether a batch that is padded on the left, with a mask and without positions, gives each row the states that it
     has alone: not with absolute positions, nor where a state runs over the padding.
     """
-    settings = model.config.get_text_config().to_dict()
-    if not RopeLengths.from_config(model.config).is_rotary or any(
-        entry.get(key) for entry in [settings, *rope_entries(settings)] for key in POSITION_SCALES
-    ):
+    if not RopeLengths.from_config(model.config).is_rotary:
         return False
     row, fillers, width = _tokens(model, 16, 0), _tokens(model, 48, 16), 24
     ids = torch.tensor([[*fillers[:width], *row], _tokens(model, width + 16, 64)])

@@ -71,10 +71,6 @@ class HeadStatistics(NamedTuple):
     entropies: Tensor | None
     mean_logits: Tensor | None
 
-    def behind(self, start: int) -> "HeadStatistics":
-        """Those from a position on."""
-        return HeadStatistics(*(None if column is None else column[start:] for column in self))  # type: ignore[arg-type]
-
 
 def token_statistics(
     hidden_states: Tensor,

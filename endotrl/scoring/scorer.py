@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen model's logit and soft value at every token of a completion."""
 
-import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Protocol
@@ -60,13 +59,13 @@ class Placement(Protocol):
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
 
 
-def score_once(rows: Sequence[Rendered], score: Callable[[list[Rendered]], Sequence[TokenStats]]) -> list[TokenStats]:
-    """Scores equal rows once, but gives each a result of its own, which may be changed in place."""
-    keys = [(row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished) for row in rows]
-    unique = dict(zip(keys, rows, strict=True))
-    scored = dict(zip(unique, score(list(unique.values())), strict=True))
-    first = dict(zip(reversed(keys), reversed(range(len(rows))), strict=True))
-    return [scored[key] if i == first[key] else copy.deepcopy(scored[key]) for i, key in enumerate(keys)]
+def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Indices of rows that are equal, which are scored once."""
+    equal: dict[object, list[int]] = {}
+    for i, row in enumerate(rows):
+        key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
+        equal.setdefault(key, []).append(i)
+    return list(equal.values())
 
 
 def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
@@ -126,7 +125,7 @@ class FrozenScorer:
         """
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
-        scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
+        scored = self._score(rows, alpha, entropy, mean_logits, progress)
         finite = [bool(torch.cat([row.chosen_logits, row.soft_values]).isfinite().all()) for row in scored]
         if bad := [str(i) for i, is_finite in enumerate(finite) if not is_finite]:
             raise ValueError(
@@ -137,8 +136,10 @@ class FrozenScorer:
         return scored
 
     def _score(
-        self, rows: list[Rendered], alpha: float, entropy: bool, mean_logits: bool, progress: bool
+        self, rows: Sequence[Rendered], alpha: float, entropy: bool, mean_logits: bool, progress: bool
     ) -> list[TokenStats]:
+        equal = equal_rows(rows)
+        unique = [rows[indices[0]] for indices in equal]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
         read: list[tuple[list[int], Tensor, HeadStatistics]] = []
@@ -146,13 +147,13 @@ class FrozenScorer:
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
             self.placement.active() as model,
             uncompiled(),
-            tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
+            tqdm(total=len(unique), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
             if not self._head_checked:
                 self._check_head(model)
                 self._head_checked = True
-            for members, hidden_states, states in self._passes(model, rows):
-                batch = [rows[i] for i in members]
+            for members, hidden_states, states in self._passes(model, unique):
+                batch = [unique[k] for k in members]
                 read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
                 bar.update(len(members))
         results: dict[int, TokenStats] = {}
@@ -160,9 +161,10 @@ class FrozenScorer:
         while read:
             members, token_ids, columns = read.pop()
             start = 0
-            for i in members:
-                results[i] = _token_stats(rows[i], token_ids[start:], columns.behind(start), alpha, vocab_size)
-                start += len(rows[i].action_positions) + (not rows[i].finished)
+            for k in members:
+                for i in equal[k]:
+                    results[i] = _token_stats(rows[i], token_ids, columns, start, alpha, vocab_size)
+                start += len(unique[k].action_positions) + (not unique[k].finished)
         return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
@@ -376,20 +378,20 @@ class FrozenScorer:
 
 
 def _token_stats(
-    row: Rendered, token_ids: Tensor, columns: HeadStatistics, alpha: float, vocab_size: int
+    row: Rendered, token_ids: Tensor, columns: HeadStatistics, start: int, alpha: float, vocab_size: int
 ) -> TokenStats:
-    """The result of a row, with tensors of its own, from columns that begin with its tokens."""
-    count = len(row.action_positions)
+    """The result of a row, with tensors of its own, from columns in which its tokens begin at `start`."""
+    end = start + len(row.action_positions)
     # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
     # https://huggingface.co/papers/2506.23235).
-    values, terminal = columns.soft_values[: count + 1], torch.zeros(1)
+    values = columns.soft_values[start : end + (not row.finished)]
     return TokenStats(
-        token_ids=token_ids[:count].clone(),
+        token_ids=token_ids[start:end].clone(),
         positions=torch.tensor(row.action_positions, dtype=torch.long),
-        chosen_logits=columns.chosen_logits[:count].clone(),
-        soft_values=torch.cat([values[:count], terminal]) if row.finished else values.clone(),
-        entropies=None if columns.entropies is None else columns.entropies[:count].clone(),
-        mean_logits=None if columns.mean_logits is None else columns.mean_logits[:count].clone(),
+        chosen_logits=columns.chosen_logits[start:end].clone(),
+        soft_values=torch.cat([values, torch.zeros(int(row.finished))]),
+        entropies=None if columns.entropies is None else columns.entropies[start:end].clone(),
+        mean_logits=None if columns.mean_logits is None else columns.mean_logits[start:end].clone(),
         finished=row.finished,
         alpha=alpha,
         num_completion_tokens=len(row.completion_ids),

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from ...rendering.renderer import Rendered
 from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
-from ...scoring.scorer import check_ids, score_once
+from ...scoring.scorer import check_ids, equal_rows
 from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
 from .client import API_KEY, Client, Server, ServerError
@@ -193,15 +193,11 @@ class ServedModel:
                 f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
                 'judge the text alone with `images="ignore"`.'
             )
-
-        def score(unique: list[Rendered]) -> list[TokenStats]:
-            asked = [(i, row) for i, row in enumerate(unique) if row.action_positions]
-            with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
-                found = self._http.map(self._ask, asked, bar.update)
-            log_probs = dict(zip((i for i, _ in asked), found, strict=True))
-            return [self._token_stats(row, log_probs.get(i, [])) for i, row in enumerate(unique)]
-
-        return score_once(rows, score)
+        equal = [indices for indices in equal_rows(rows) if rows[indices[0]].action_positions]
+        with tqdm(total=len(equal), desc="Scoring", unit=" completions", disable=not progress) as bar:
+            found = self._http.map(self._ask, [(indices[0], rows[indices[0]]) for indices in equal], bar.update)
+        log_probs = {i: values for indices, values in zip(equal, found, strict=True) for i in indices}
+        return [self._token_stats(row, log_probs.get(i, [])) for i, row in enumerate(rows)]
 
     def _token_stats(self, row: Rendered, log_probs: list[float]) -> TokenStats:
         positions = torch.tensor(row.action_positions, dtype=torch.long)
