@@ -21,10 +21,7 @@ def shards_weights(accelerator: Accelerator) -> bool:
 
 @contextmanager
 def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
-    """
-    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes need no
-    communication: processes may run different numbers of them. All must enter it together.
-    """
+    """Inside, weights are whole on each process, which may run passes of its own. All must enter it together."""
     if is_deepspeed_zero3_enabled():
         from trl.models import unwrap_model_for_generation
 
@@ -51,10 +48,7 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def loaded_whole() -> Iterator[None]:
-    """
-    Lets `from_pretrained` load whole weights on each process while a trainer shards: neither parts (ZeRO-3), nor on
-    the first process of a machine only (FSDP with `cpu_ram_efficient_loading`).
-    """
+    """Lets each process load whole weights while a trainer shards (ZeRO-3, FSDP's `cpu_ram_efficient_loading`)."""
     from transformers.integrations import deepspeed
 
     key = "FSDP_CPU_RAM_EFFICIENT_LOADING"

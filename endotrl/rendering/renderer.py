@@ -67,15 +67,12 @@ class Renderer:
     """
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
 
-    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO
-    and RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special
-    tokens included) for text; or, with `continues_turns`, as OnlineDPO does.
-    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not
-    known, they must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and
-    template.
-    - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
-    follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a
-    finished turn is: the text continues the prompt, as the policy's own tokens do.
+    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's
+    trainers do: by the chat template, or as plain text; with `continues_turns`, as OnlineDPO does.
+    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer; where that is not known, if
+    they decode to the completion. Otherwise its text is rendered with this tokenizer and template.
+    - A completion given as text is a complete answer: the end of the turn (of plain text, EOS) is scored too, but
+    nothing else that the template writes into a finished turn.
     - In completions of several messages, only the assistant's tokens are scored.
 
     The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the
@@ -129,11 +126,9 @@ class Renderer:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
-        Renders a batch. `criteria` are system messages put before the prompts; `images`, those of each row's columns
-        (see [`place_images`]). If the policy's tokens mean the same here, the prompts of `policy_rows` are scored,
-        unless `keeps_prompts` or a criterion says otherwise, and of completions only what it wrote itself.
-        `ValueError` or `TypeError` for rows that are no prompts and completions, that the template refuses, that do
-        not fit the context, or whose images the frozen model would not see.
+        Renders a batch. `criteria` are put before the prompts; `images` are those of each row's columns. If the
+        policy's tokens mean the same here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or a
+        criterion says otherwise. `ValueError` or `TypeError` for rows that cannot be scored.
         """
         check_batch(prompts, completions, completion_ids)
         criteria = [None] * len(prompts) if criteria is None else criteria
@@ -288,8 +283,7 @@ class Renderer:
             if ids is None:
                 ids = encode_answer(self._template, self.ends, read, completion, self._warn_once)
             return self._finish(read.ids, ids)
-        of_trainer = self._policy_tokens is not None
-        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids, of_trainer)
+        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids)
         if ids is not None and turns is not ids:
             self._warn_once(
                 "results",
@@ -306,10 +300,7 @@ class Renderer:
             self._said.add(kind)
 
     def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
-        """
-        `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
-        An empty text does not tell: then the other completions do, or they are taken for this tokenizer's.
-        """
+        """`completion_ids` without padding; `None` where this tokenizer reads something else than was written."""
         batch: list[list[int]] = []
         for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
             ids = _token_ids(row, given)

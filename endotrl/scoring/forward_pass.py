@@ -101,7 +101,11 @@ class RopeLengths:
     def from_config(cls, config: PretrainedConfig) -> "RopeLengths":
         # `to_dict`, as models without rotary positions have no such key, and code from before it has another one.
         settings = config.get_text_config().to_dict()
-        entries = rope_entries(settings)
+        parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        # One set of parameters, or one for each type of layer.
+        entries = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters][
+            : len(parameters)
+        ]
         switches, unknown, grows_beyond = set(), set(), None
         key = "original_max_position_embeddings"
         for entry in entries:
@@ -127,21 +131,15 @@ class RopeLengths:
         return (*(int(length > switch) for switch in self.switches), beyond)
 
 
-def rope_entries(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rotary parameters of a text config as a `dict`: one set of them, or one for each type of layer."""
-    parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if any(isinstance(value, dict) for value in parameters.values()):
-        return [entry for entry in parameters.values() if isinstance(entry, dict)]
-    return [parameters] if parameters else []
-
-
 @contextmanager
 def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
     """
     Inside, `dynamic` rotary frequencies are as the model was made with them: transformers keeps those of the longest
     pass so far until a short one comes. Afterwards, they are as they were found.
     """
-    grown = [module for module in model.modules() if _is_dynamic(module)]
+    # Each family has a class of its own.
+    made = [module for module in model.modules() if {"original_max_seq_len", "rope_type"} <= vars(module).keys()]
+    grown = [module for module in made if "dynamic" in str(vars(module)["rope_type"])]
     found = [(module, dict(vars(module)), dict(module._buffers)) for module in grown]
     for module, state, buffers in found:
         # Tensors or buffers, by version; for each type of layer, or one for all.
@@ -159,11 +157,6 @@ def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
             vars(module).update(state)
             module._buffers.clear()
             module._buffers.update(buffers)
-
-
-def _is_dynamic(module: nn.Module) -> bool:
-    """Whether this is a rotary embedding that changes with the passes; each family has a class of its own."""
-    return {"original_max_seq_len", "rope_type"} <= vars(module).keys() and "dynamic" in str(vars(module)["rope_type"])
 
 
 def last_hidden_states(
@@ -203,7 +196,7 @@ def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
 
 
 class NotPackable(Exception):
-    """A layer's attention is of a kind that [`shared_prefix_attention`] does not compute."""
+    """A layer has soft-capped or biased scores, sinks, or a window shorter than the sequences."""
 
 
 class Group(NamedTuple):
@@ -216,9 +209,8 @@ class Group(NamedTuple):
 @dataclass
 class PackedRow:
     """
-    Groups one after another in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every
-    continuation has the positions that follow its prompt, and attends to its prompt and itself only. A few tokens that
-    nobody sees fill the row up to one of few lengths.
+    Groups in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every continuation has the
+    positions that follow its prompt, and attends to its prompt and itself only. Filler makes few different lengths.
     """
 
     input_ids: Tensor  # (1, T)
@@ -253,10 +245,7 @@ class PackedRow:
         return cls(torch.tensor([tokens]), torch.tensor([positions]), spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
-        """
-        Positions in the row of the `L + 1` states of a continuation of `L` tokens, of which the first is the last
-        token of the prompt. The state at `h` predicts token `h`.
-        """
+        """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one behind."""
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
 
@@ -265,9 +254,9 @@ def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Micro-batches of at most `max_tokens` tokens, by lengths alone, in which every prompt counts once: lists of (index
-    of the prompt, indices of its continuations). Continuations that do not fit together are spread over several, each
-    with the prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
+    Micro-batches of at most `max_tokens` tokens, in which every prompt counts once: lists of (index of the prompt,
+    indices of its continuations). Continuations that do not fit together are spread over several, each with the
+    prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
     """
     pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
     for prompt, lengths in enumerate(continuation_lengths):
@@ -303,10 +292,7 @@ def shared_prefix_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """
-    [`attend`] over the [`PackedRow`] of the surrounding [`packed_attention`], as transformers calls it. Raises
-    [`NotPackable`] for another kind: soft-capped or biased scores, sinks, a window shorter than the sequences.
-    """
+    """[`attend`] over the row of the surrounding [`packed_attention`], as transformers calls it."""
     row = _row.get()
     if row is None:
         raise RuntimeError(

@@ -3,10 +3,11 @@
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import align_module_device
@@ -68,6 +69,19 @@ def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
     return list(equal.values())
 
 
+def row_stats(row: Rendered, vocab_size: int, **numbers: Any) -> TokenStats:
+    """The result of a row from its `numbers`."""
+    positions = torch.tensor(row.action_positions, dtype=torch.long)
+    return TokenStats(
+        token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
+        positions=positions,
+        finished=row.finished,
+        num_completion_tokens=len(row.completion_ids),
+        vocab_size=vocab_size,
+        **numbers,
+    )
+
+
 def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
     """Raises `ValueError` for a token id outside a vocabulary."""
     for i, row in enumerate(rows):
@@ -83,11 +97,10 @@ class FrozenScorer:
     """
     Scores rendered completions with a frozen language model, with as little work as exact results allow:
 
-    - Completions of one prompt share its pass through the model, and equal completions are scored once, wherever they
-      stand in the batch.
-    - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
-      ([`forward_pass`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
-      sliding window, soft-capped attention) get rows of similar length, padded on the right.
+    - Completions of one prompt share its pass, and equal completions are scored once.
+    - Nothing is padded: prompts and completions stand in one row, kept apart by the attention ([`forward_pass`]).
+      Models whose attention cannot do that (state-space and hybrid models, sequences longer than a sliding window,
+      soft-capped attention) get rows of similar length, padded on the right.
     - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
@@ -119,10 +132,7 @@ class FrozenScorer:
         mean_logits: bool = False,
         progress: bool = False,
     ) -> list[TokenStats]:
-        """
-        [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if `alpha` is not above
-        0, a token id is not in the frozen model's vocabulary, or logits are NaN or infinite, and names the rows.
-        """
+        """[`TokenStats`] of completions, on the CPU. `ValueError` for ids outside the vocabulary and for NaN."""
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
         scored = self._score(rows, alpha, entropy, mean_logits, progress)
@@ -142,7 +152,9 @@ class FrozenScorer:
         unique = [rows[indices[0]] for indices in equal]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
-        read: list[tuple[list[int], Tensor, HeadStatistics]] = []
+        read: list[tuple[list[int], HeadStatistics]] = []
+        settings = {"alpha": alpha, "transform": self._transform, "entropy": entropy, "mean_logits": mean_logits}
+        statistics = partial(token_statistics, **settings)
         with (
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
             self.placement.active() as model,
@@ -154,17 +166,24 @@ class FrozenScorer:
                 self._head_checked = True
             for members, hidden_states, states in self._passes(model, unique):
                 batch = [unique[k] for k in members]
-                read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
+                read.append((members, self._read(model, batch, hidden_states, states, statistics)))
                 bar.update(len(members))
         results: dict[int, TokenStats] = {}
         vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
-            members, token_ids, columns = read.pop()
+            members, columns = read.pop()
             start = 0
             for k in members:
+                end = start + len(unique[k].action_positions)
+                own = {name: None if c is None else c[start:end] for name, c in columns._asdict().items()}
+                # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
+                # https://huggingface.co/papers/2506.23235).
+                last = torch.zeros(1) if unique[k].finished else columns.soft_values[end : end + 1]
+                own["soft_values"] = torch.cat([columns.soft_values[start:end], last])
                 for i in equal[k]:
-                    results[i] = _token_stats(rows[i], token_ids, columns, start, alpha, vocab_size)
-                start += len(unique[k].action_positions) + (not unique[k].finished)
+                    tensors = {name: None if column is None else column.clone() for name, column in own.items()}
+                    results[i] = row_stats(rows[i], vocab_size, alpha=alpha, **tensors)
+                start = end + (not unique[k].finished)
         return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
@@ -172,13 +191,11 @@ class FrozenScorer:
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
-            wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
-            if any(images is not None for _, images in wanted):
-                recorder.expect(wanted)
             recorded = {
-                i: hidden_states[len(rows[i].prompt_ids) - 1 :]
-                for i in remaining
-                if (hidden_states := recorder.find(*wanted[i])) is not None
+                i: hidden_states[len(row.prompt_ids) - 1 :]
+                for i, row in enumerate(rows)
+                if row.images is None
+                and (hidden_states := recorder.find((*row.prompt_ids, *row.completion_ids))) is not None
             }
             recorder.clear()
             if recorded:
@@ -271,20 +288,11 @@ class FrozenScorer:
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
     ) -> bool:
-        """
-        Whether completions go on from the pass of their prompt, which is tried against the model's own logits.
-        `ValueError` if the processor does not fit the model, or whole rows have other logits, too.
-        """
+        """Whether completions go on from the pass of their prompt: tried against the model's own logits."""
         # A completion may have no token, or one.
         special = Placeholders.of(model.config).all
         tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in special] * 8)[:8]
-        try:
-            expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
-            raise ValueError(
-                f"The {type(model).__name__} refuses what the processor has made of a prompt with images: {reason}. "
-                "Does the processor fit the model? Pass the model's own as `processing_class`."
-            ) from reason
+        expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
         whole = whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :]
         self._check_logits(model, whole, expected, " where the prompt has images")
         assert self._rules is not None
@@ -307,11 +315,9 @@ class FrozenScorer:
         rows: Sequence[Rendered],
         hidden_states: Tensor,
         states: Sequence[Sequence[int]],
-        alpha: float,
-        entropy: bool,
-        mean_logits: bool,
-    ) -> tuple[Tensor, HeadStatistics]:
-        """Applies the head to the states of scored tokens. Returns these and what it says of them, on the CPU."""
+        statistics: Callable[[Tensor, nn.Module, Tensor], HeadStatistics],
+    ) -> HeadStatistics:
+        """What the head says of scored tokens, on the CPU."""
         read: list[tuple[int, int]] = []  # (position of the state, token)
         for row, row_states in zip(rows, states, strict=True):
             read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
@@ -328,10 +334,8 @@ class FrozenScorer:
                 selected, head = head(hidden_states.to(device))[positions.to(device)], nn.Identity()  # (N, V)
             else:
                 selected = hidden_states[positions]  # (N, D)
-            on_device = token_statistics(
-                selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
-            )
-        return token_ids, HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
+            on_device = statistics(selected.to(device), head, token_ids.to(device))
+        return HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """On eight tokens, hidden states and head must reproduce the model's own logits."""
@@ -375,25 +379,3 @@ class FrozenScorer:
         tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
         error = errors.max().item()
         return error if math.isfinite(error) and error > tolerance else 0.0
-
-
-def _token_stats(
-    row: Rendered, token_ids: Tensor, columns: HeadStatistics, start: int, alpha: float, vocab_size: int
-) -> TokenStats:
-    """The result of a row, with tensors of its own, from columns in which its tokens begin at `start`."""
-    end = start + len(row.action_positions)
-    # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
-    # https://huggingface.co/papers/2506.23235).
-    values = columns.soft_values[start : end + (not row.finished)]
-    return TokenStats(
-        token_ids=token_ids[start:end].clone(),
-        positions=torch.tensor(row.action_positions, dtype=torch.long),
-        chosen_logits=columns.chosen_logits[start:end].clone(),
-        soft_values=torch.cat([values, torch.zeros(int(row.finished))]),
-        entropies=None if columns.entropies is None else columns.entropies[start:end].clone(),
-        mean_logits=None if columns.mean_logits is None else columns.mean_logits[start:end].clone(),
-        finished=row.finished,
-        alpha=alpha,
-        num_completion_tokens=len(row.completion_ids),
-        vocab_size=vocab_size,
-    )

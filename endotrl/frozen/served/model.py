@@ -15,12 +15,20 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from ...rendering.renderer import Rendered
 from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
-from ...scoring.scorer import check_ids, equal_rows
+from ...scoring.scorer import check_ids, equal_rows, row_stats
 from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
-from .client import API_KEY, Client, Server, ServerError
-from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, mean_difference, other_token
-from .protocols import BadAnswer, ScoreProtocol
+from .client import API_KEY, BadAnswer, Client, Server, ServerError
+from .handshake import (
+    COUNTING,
+    OTHER_MODEL,
+    POSITIVE,
+    Card,
+    Handshake,
+    ScoreProtocol,
+    mean_difference,
+    other_token,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -32,7 +40,7 @@ def is_url(model: object) -> bool:
 
 
 class Connection(NamedTuple):
-    """What the handshake has found out: how to ask, and the model's log-probabilities of a probe."""
+    """How to ask, and the model's log-probabilities of a probe."""
 
     protocol: ScoreProtocol
     probe: list[float | None]
@@ -47,9 +55,9 @@ class ServedModel:
     with OpenAI-style `echo`.
 
     Before anything is scored, a handshake compares tokenizers, looks for log-probabilities that are none, and asks for
-    the length limit. It is repeated after a server was lost. A server that is busy, starting or gone is tried again
-    with back-off, while others take its work. The key, if servers want one, is read from the environment variable
-    `ENDOTRL_API_KEY`.
+    the length limit; later calls look whether it still is the same model. A server that is busy, starting or gone is
+    tried again with back-off, while others take its work. The key, if servers want one, is read from the environment
+    variable `ENDOTRL_API_KEY`.
 
     Args:
         url (`str` or `list[str]`):
@@ -176,9 +184,8 @@ class ServedModel:
         progress: bool = False,
     ) -> list[TokenStats]:
         r"""
-        [`TokenStats`] in the order of `rows`, as [`FrozenScorer`] gives them for a loaded model, but in the gauge
-        $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, `has_logits` is `False`, and
-        there are no entropies and mean logits. Rewards that need more are refused before: see
+        [`TokenStats`] as [`FrozenScorer`] gives them, but in the gauge $V = 0$, without entropies and mean logits:
+        `chosen_logits` are $\log \hat\pi(a_h|s_h)$. Rewards that need more are refused before: see
         [`RewardRule.needs_logits`].
 
         `ValueError` for another `alpha` than 1, ids outside the vocabulary and rows that the server refuses or gives
@@ -197,22 +204,12 @@ class ServedModel:
         with tqdm(total=len(equal), desc="Scoring", unit=" completions", disable=not progress) as bar:
             found = self._http.map(self._ask, [(indices[0], rows[indices[0]]) for indices in equal], bar.update)
         log_probs = {i: values for indices, values in zip(equal, found, strict=True) for i in indices}
-        return [self._token_stats(row, log_probs.get(i, [])) for i, row in enumerate(rows)]
-
-    def _token_stats(self, row: Rendered, log_probs: list[float]) -> TokenStats:
-        positions = torch.tensor(row.action_positions, dtype=torch.long)
-        return TokenStats(
-            token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
-            positions=positions,
-            chosen_logits=torch.tensor(log_probs, dtype=torch.float32)[positions],
-            soft_values=torch.zeros(len(positions) + 1),
-            entropies=None,
-            finished=row.finished,
-            alpha=1.0,
-            num_completion_tokens=len(row.completion_ids),
-            vocab_size=self.config.vocab_size,
-            has_logits=False,
-        )
+        results, vocab_size = [], self.config.vocab_size
+        for i, row in enumerate(rows):
+            chosen = torch.tensor([log_probs[i][position] for position in row.action_positions], dtype=torch.float32)
+            numbers = {"chosen_logits": chosen, "soft_values": torch.zeros(len(chosen) + 1), "entropies": None}
+            results.append(row_stats(row, vocab_size, alpha=1.0, has_logits=False, **numbers))
+        return results
 
     @property
     def _http(self) -> Client:
@@ -248,8 +245,7 @@ class ServedModel:
         if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
                 "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
-                "not be found out: the model is unsure of everything, or the server tells too few of them (vLLM: "
-                "`--max-logprobs -1`).",
+                "not be found out: the model is unsure of everything, or the server tells too few of them.",
                 server.root,
             )
         self._connection = Connection(protocol, handshake.ask(protocol, ids).log_probs)
@@ -258,21 +254,19 @@ class ServedModel:
         """Log-probabilities of the tokens of a row's completion, in nats."""
         (number, row), connection = item, self._connection
         assert connection is not None and self._tokenizer is not None
-        ids, start, protocol = [*row.prompt_ids, *row.completion_ids], len(row.prompt_ids), connection.protocol
-        first = start - 1 if protocol.starts_late else 0
+        ids = [*row.prompt_ids, *row.completion_ids]
         try:
-            body = self._http.ask(server, protocol.path, protocol.request(self.card.name, ids, start=start - 1))
+            answer = connection.protocol.ask(self._http, server, self.card.name, ids)
         except BadAnswer:
             raise
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
-        answer = protocol.read(body)
-        if len(answer.log_probs) != len(ids) - first:
-            raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids) - first} tokens")
-        where = other_token(answer, ids[first:], self._tokenizer)
+        if len(answer.log_probs) != len(ids):
+            raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids)} tokens")
+        where = other_token(answer, ids, self._tokenizer)
         if where is not None:
             raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
-        values = [math.nan if value is None else value for value in answer.log_probs[start - first :]]
+        values = [math.nan if value is None else value for value in answer.log_probs[len(row.prompt_ids) :]]
         if not all(map(math.isfinite, values)):
             raise ValueError(f"The server {server.root} gives NaN or infinite log-probabilities for row {number}.")
         if max(values, default=0.0) > POSITIVE:
