@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from threading import get_ident
 from types import FrameType
@@ -190,22 +190,18 @@ def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
     return None
 
 
+@dataclass(eq=False)
 class PolicyBinding(Generic[R]):
     """Lets what `make` makes from a [`Reading`] read prompts as the policy of the trainer that calls a reward."""
 
-    def __init__(
-        self,
-        processing_class: ProcessingClass | None,
-        chat_template_kwargs: dict[str, Any] | None,
-        own: Callable[[], ProcessingClass],
-        make: Callable[[Reading], R],
-        on_bind: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.given, self.given_kwargs = processing_class, chat_template_kwargs
-        self.policy: PromptSettings | None = None
-        self._tokens: PolicyTokens | None = None
-        self._own, self._make, self._on_bind = own, make, on_bind
-        self._made: dict[str | None, R] = {}
+    given: ProcessingClass | None
+    given_kwargs: dict[str, Any] | None
+    own: Callable[[], ProcessingClass]
+    make: Callable[[Reading], R]
+    on_bind: Callable[[Any], None] | None = None
+    policy: PromptSettings | None = field(default=None, init=False)
+    _tokens: PolicyTokens | None = field(default=None, init=False)
+    _made: dict[str, R] = field(default_factory=dict, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "policy": None, "_made": {}}
@@ -216,8 +212,8 @@ class PolicyBinding(Generic[R]):
         if policy != self.policy:
             self.policy = policy
             self.forget()
-        if self._on_bind is not None:
-            self._on_bind(trainer)
+        if self.on_bind is not None:
+            self.on_bind(trainer)
 
     def know(self, tokens: PolicyTokens | None) -> None:
         """Sets what is known of the policy's tokens without a trainer."""
@@ -234,7 +230,7 @@ class PolicyBinding(Generic[R]):
 
     def reading(self, environment: str | None = None) -> Reading:
         """How rows of an environment are read: as the user said, key by key, and else as the trainer's policy does."""
-        own, given, policy = self._own(), self.given_kwargs or {}, self.policy
+        own, given, policy = self.own(), self.given_kwargs or {}, self.policy
         if policy is None:
             return Reading(own, given, self._tokens)
         theirs = policy.tokens.processing_class
@@ -263,7 +259,7 @@ class PolicyBinding(Generic[R]):
             merged = {**reading.chat_template_kwargs, **(template_kwargs or {})}
             if len(self._made) >= MAX_KEPT:
                 self._made.clear()
-            self._made[key] = made = self._make(reading._replace(chat_template_kwargs=merged))
+            self._made[key] = made = self.make(reading._replace(chat_template_kwargs=merged))
         return made
 
     def render(

@@ -4,7 +4,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, Literal
@@ -63,6 +63,7 @@ class Rendered:
         return tuple(self.prompt_ids), self.images
 
 
+@dataclass(eq=False)
 class Renderer:
     """
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
@@ -81,38 +82,28 @@ class Renderer:
     [`fit`]; `images` and `chat_template_kwargs`: see [`FrozenModelReward`].
     """
 
-    def __init__(
-        self,
-        processing_class: ProcessingClass,
-        eos_token_ids: Sequence[int],
-        vocab_size: int,
-        max_length: int | None = None,
-        overlong_prompt: Overlong = "error",
-        chat_template_kwargs: dict[str, Any] | None = None,
-        policy_tokens: PolicyTokens | None = None,
-        continues_turns: bool = False,
-        keeps_prompts: bool = False,
-        placeholders: Placeholders | None = None,
-        images: Images = "read",
-    ) -> None:
-        self._placeholders = Placeholders() if placeholders is None else placeholders
-        self._placeholder_ids = self._placeholders.all
-        self.images = images
-        self.vocab_size = vocab_size
-        self.max_length = max_length
-        self.overlong_prompt = overlong_prompt
-        self.continues_turns = continues_turns
-        self.keeps_prompts = keeps_prompts
-        self._template = Template(processing_class, chat_template_kwargs)
+    processing_class: ProcessingClass
+    eos_token_ids: Collection[int]
+    vocab_size: int
+    max_length: int | None = None
+    overlong_prompt: Overlong = "error"
+    chat_template_kwargs: dict[str, Any] | None = None
+    policy_tokens: PolicyTokens | None = None
+    continues_turns: bool = False
+    keeps_prompts: bool = False
+    placeholders: Placeholders = Placeholders()
+    images: Images = "read"
+
+    def __post_init__(self) -> None:
+        self._template = Template(self.processing_class, self.chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
-        self._policy_tokens = policy_tokens
         # Of a policy that is known; `None` if it is not, or has another tokenizer.
-        self._foreign_ids, padded = None, None
-        if policy_tokens is not None:
-            self._foreign_ids = foreign_token_ids(self.tokenizer, policy_tokens.processing_class)
+        self._foreign_ids, stops, padded = None, [*self.eos_token_ids], None
+        if self.policy_tokens is not None:
+            self._foreign_ids = foreign_token_ids(self.tokenizer, self.policy_tokens.processing_class)
             if self._foreign_ids is not None:
-                eos_token_ids, padded = policy_tokens.eos_token_ids or eos_token_ids, policy_tokens.padded
-        self.ends = Ends(self._template, eos_token_ids, padded)
+                stops, padded = [*self.policy_tokens.eos_token_ids] or stops, self.policy_tokens.padded
+        self.ends = Ends(self._template, stops, padded)
         self.eos_token_ids = self.ends.token_ids  # that end a response
         self._said: set[str] = set()
 
@@ -158,7 +149,7 @@ class Renderer:
             self._check_placeholders(row, read)
             written = None if policy_row is None else policy_row.written
             result = self._render_completion(read, completion, read_ids[row], written)
-            self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
+            self._check_unfilled(row, "completion", self.placeholders.all, result.completion_ids)
             rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
 
@@ -177,7 +168,7 @@ class Renderer:
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
-            self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
+            self._check_unfilled(row, "response", self.placeholders.all, [*prompt, *ids])
             rendered.append(self._fit(row, self._finish(list(prompt), ids)))
         return rendered
 
@@ -188,7 +179,7 @@ class Renderer:
     def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
         """A prompt with bare placeholders, and its pictures."""
         prompt, pictures = place_images(row, prompt, column)
-        if self._placeholders.image is None:
+        if self.placeholders.image is None:
             images = counted(len(pictures), "image")
             raise ValueError(
                 f"The prompt of row {row} has {images}, and the frozen model reads only text: "
@@ -218,13 +209,13 @@ class Renderer:
 
     def _check_placeholders(self, row: int, read: ReadPrompt) -> None:
         """Raises `ValueError` if there are placeholders without images, or images without placeholders."""
-        if read.images is not None and self._placeholders.image not in read.ids:
+        if read.images is not None and self.placeholders.image not in read.ids:
             raise ValueError(
                 f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
-                f"model reads them ({self._placeholders.image}). The processor does not fit the model: pass the "
+                f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
                 "model's own as `processing_class`."
             )
-        unfilled = self._placeholder_ids if read.images is None else self._placeholders.others
+        unfilled = self.placeholders.all if read.images is None else self.placeholders.others
         self._check_unfilled(row, "prompt", unfilled, read.ids)
 
     def _check_unfilled(self, row: int, what: str, placeholders: frozenset[int], ids: list[int]) -> None:
@@ -259,7 +250,7 @@ class Renderer:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
+        of_policy, of_reward = (ids.count(self.placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
         if of_policy != of_reward:
             raise ValueError(
                 f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
@@ -328,7 +319,7 @@ class Renderer:
         """Whether this tokenizer reads in `ids` what the policy's wrote there; `None` if nothing tells."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
-        if self._policy_tokens is not None:
+        if self.policy_tokens is not None:
             return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         written = [message for message in as_messages(completion) if message["role"] == "assistant"]

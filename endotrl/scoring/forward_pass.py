@@ -339,9 +339,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     num_key_value_heads, T, head_dim)`, by a call of PyTorch's kernel per prompt and per block of a continuation.
     `scaling` is the factor of the scores.
     """
-    # On CUDA, attention with a mask has no kernel for grouped queries.
-    grouped = query.device.type == "cpu"
-    if not grouped:
+    # On CUDA, a mask has no kernel for grouped queries, and flash-attention wants as many keys as queries.
+    on_cpu = query.device.type == "cpu"
+    if not on_cpu:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     # Laid out as it is returned, so that nothing is copied at the end.
@@ -350,7 +350,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     def run(queries: slice, *seen: slice) -> None:
         """One causal call of the kernel, of the last of the keys."""
         num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
-        padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
+        padding = -num_keys % KEY_MULTIPLE if on_cpu else 0  # behind all queries, so that none sees it
         mask = None if len(seen) == 1 else _causal_mask(row, num_queries, num_keys, padding, query)
         output[:, :, queries] = scaled_dot_product_attention(
             query[:, :, queries],
@@ -359,7 +359,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
-            enable_gqa=grouped,
+            enable_gqa=on_cpu,
         )
 
     for start, prompt_end, continuations in row.spans:

@@ -153,8 +153,9 @@ class FrozenScorer:
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
         read: list[tuple[list[int], HeadStatistics]] = []
-        settings = {"alpha": alpha, "transform": self._transform, "entropy": entropy, "mean_logits": mean_logits}
-        statistics = partial(token_statistics, **settings)
+        statistics = partial(
+            token_statistics, alpha=alpha, transform=self._transform, entropy=entropy, mean_logits=mean_logits
+        )
         with (
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
             self.placement.active() as model,

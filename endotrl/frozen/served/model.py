@@ -19,16 +19,7 @@ from ...scoring.scorer import check_ids, equal_rows, row_stats
 from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
 from .client import API_KEY, BadAnswer, Client, Server, ServerError
-from .handshake import (
-    COUNTING,
-    OTHER_MODEL,
-    POSITIVE,
-    Card,
-    Handshake,
-    ScoreProtocol,
-    mean_difference,
-    other_token,
-)
+from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, ScoreProtocol, mean_difference, other_token
 
 
 logger = logging.getLogger(__name__)
