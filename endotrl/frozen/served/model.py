@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -30,14 +30,7 @@ def is_url(model: object) -> bool:
     return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
-class Connection(NamedTuple):
-    """How to ask, and the model's log-probabilities of a probe."""
-
-    protocol: ScoreProtocol
-    probe: list[float | None]
-
-
-DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_connection"))
+DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_protocol", "_probe"))
 
 
 class ServedModel:
@@ -82,7 +75,8 @@ class ServedModel:
     _process: int | None
     _tokenizer: PreTrainedTokenizerBase | None
     _card: Card | None
-    _connection: Connection | None
+    _protocol: ScoreProtocol | None
+    _probe: list[float | None] | None  # log-probabilities of a text, by which the model is known
 
     def __init__(
         self,
@@ -222,9 +216,8 @@ class ServedModel:
 
     def _shake_hands(self, handshake: Handshake, server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = list(tokenizer(COUNTING)["input_ids"])
-        if self._connection is not None:
-            probe = handshake.ask(self._connection.protocol, ids).log_probs
-            difference = mean_difference(self._connection.probe, probe)
+        if self._protocol is not None and self._probe is not None:
+            difference = mean_difference(self._probe, handshake.ask(self._protocol, ids).log_probs)
             if not difference < OTHER_MODEL:
                 raise ServerError(
                     f"The server {server.root} runs another model than was scored with before: the log-probabilities "
@@ -239,15 +232,15 @@ class ServedModel:
                 "not be found out: the model is unsure of everything, or the server tells too few of them.",
                 server.root,
             )
-        self._connection = Connection(protocol, handshake.ask(protocol, ids).log_probs)
+        self._protocol, self._probe = protocol, handshake.ask(protocol, ids).log_probs
 
     def _ask(self, server: Server, item: tuple[int, Rendered]) -> list[float]:
         """Log-probabilities of the tokens of a row's completion, in nats."""
-        (number, row), connection = item, self._connection
-        assert connection is not None and self._tokenizer is not None
+        number, row = item
+        assert self._protocol is not None and self._tokenizer is not None
         ids = [*row.prompt_ids, *row.completion_ids]
         try:
-            answer = connection.protocol.ask(self._http, server, self.card.name, ids)
+            answer = self._protocol.ask(self._http, server, self.card.name, ids)
         except BadAnswer:
             raise
         except ValueError as error:
