@@ -95,6 +95,7 @@ class Renderer:
     images: Images = "read"
 
     def __post_init__(self) -> None:
+        self._placeholder_ids = self.placeholders.all
         self._template = Template(self.processing_class, self.chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
         # Of a policy that is known; `None` if it is not, or has another tokenizer.
@@ -149,7 +150,7 @@ class Renderer:
             self._check_placeholders(row, read)
             written = None if policy_row is None else policy_row.written
             result = self._render_completion(read, completion, read_ids[row], written)
-            self._check_unfilled(row, "completion", self.placeholders.all, result.completion_ids)
+            self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
             rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
 
@@ -168,7 +169,7 @@ class Renderer:
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
-            self._check_unfilled(row, "response", self.placeholders.all, [*prompt, *ids])
+            self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
             rendered.append(self._fit(row, self._finish(list(prompt), ids)))
         return rendered
 
@@ -215,7 +216,7 @@ class Renderer:
                 f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
                 "model's own as `processing_class`."
             )
-        unfilled = self.placeholders.all if read.images is None else self.placeholders.others
+        unfilled = self._placeholder_ids if read.images is None else self.placeholders.others
         self._check_unfilled(row, "prompt", unfilled, read.ids)
 
     def _check_unfilled(self, row: int, what: str, placeholders: frozenset[int], ids: list[int]) -> None:
