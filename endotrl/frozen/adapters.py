@@ -71,10 +71,7 @@ def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
 def load_with_adapter(
     name: str, config: Any, revision: str | None, **settings: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """
-    The base model, loaded with `settings` of `from_pretrained`, with the adapter switched on and not merged, which
-    would round its weights; and the names of weights that the checkpoints lack.
-    """
+    """The base model with the adapter switched on (merged, it would be rounded), and names of missing weights."""
     from peft import get_peft_model
 
     base, info = AutoModelForCausalLM.from_pretrained(

@@ -30,10 +30,7 @@ def matmul_seconds() -> dict[str, float]:
 
 
 def faster_dtype() -> tuple[str, str]:
-    """
-    `"bfloat16"` or `"float32"`, in which this CPU multiplies matrices faster, and the reason in words. All processes
-    get the same, and must call it together.
-    """
+    """`"bfloat16"` or `"float32"`, in which this CPU is faster, and why. All processes must call it together."""
     seconds = matmul_seconds()
     if PartialState().num_processes > 1:
         (seconds,) = broadcast_object_list([seconds])
@@ -44,8 +41,7 @@ def faster_dtype() -> tuple[str, str]:
 
 def make_head_input_contiguous(model: PreTrainedModel) -> None:
     """
-    Makes a model's LM head take its input contiguous. `generate` gives it a slice of the hidden states, for which
-    PyTorch copies the matrix for every row of the batch: of 64 rows and 49,152 words, that is most of the prompt's
-    time.
+    Makes a model's LM head take its input contiguous: for the slice of hidden states that `generate` gives it, PyTorch
+    copies the matrix for every row of the batch, which is most of a prompt's time.
     """
     model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))

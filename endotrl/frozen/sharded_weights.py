@@ -7,25 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
-from transformers.integrations.deepspeed import (
-    is_deepspeed_zero3_enabled,
-    set_hf_deepspeed_config,
-    unset_hf_deepspeed_config,
-)
+from transformers.integrations import deepspeed
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
     """Whether a trainer with this accelerator splits weights over processes in a way that [`whole_weights`] knows."""
-    return is_deepspeed_zero3_enabled() or accelerator.is_fsdp2
+    return deepspeed.is_deepspeed_zero3_enabled() or accelerator.is_fsdp2
 
 
 @contextmanager
 def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
-    """
-    Inside, weights that DeepSpeed ZeRO-3 or FSDP2 split over processes are whole on each, so that passes need no
-    communication: processes may run different numbers of them. All must enter it together.
-    """
-    if is_deepspeed_zero3_enabled():
+    """Inside, weights are whole on each process, which may run passes of its own. All must enter it together."""
+    if deepspeed.is_deepspeed_zero3_enabled():
         from trl.models import unwrap_model_for_generation
 
         with unwrap_model_for_generation(wrapped, accelerator):
@@ -51,21 +44,16 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def loaded_whole() -> Iterator[None]:
-    """
-    Lets `from_pretrained` load whole weights on each process while a trainer shards: neither parts (ZeRO-3), nor on
-    the first process of a machine only (FSDP with `cpu_ram_efficient_loading`).
-    """
-    from transformers.integrations import deepspeed
-
+    """Lets each process load whole weights while a trainer shards (ZeRO-3, FSDP's `cpu_ram_efficient_loading`)."""
     key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     given = os.environ.pop(key, None)
-    config = deepspeed._hf_deepspeed_config_weak_ref() if is_deepspeed_zero3_enabled() else None
+    config = deepspeed._hf_deepspeed_config_weak_ref() if deepspeed.is_deepspeed_zero3_enabled() else None
     if config is not None:
-        unset_hf_deepspeed_config()
+        deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         if config is not None:
-            set_hf_deepspeed_config(config)
+            deepspeed.set_hf_deepspeed_config(config)
         if given is not None:
             os.environ[key] = given

@@ -24,9 +24,8 @@ OR_OWN_COPY = "or give the reward its own copy: `EndogenousReward(model=<path>)`
 
 class SharedWeights:
     """
-    Weights of a causal language model that a TRL trainer holds, which must stay as they are when this is made: those
-    of a LoRA run's `policy` with its adapter disabled, so that no other parameter is in memory, or with TRL's copy of
-    an adapter that was trained before; without a policy, those of the reference model.
+    Weights that a TRL trainer holds, and which must stay as they are when this is made: of a LoRA run's `policy` with
+    its adapter disabled, or with TRL's copy of an adapter that was trained before; else of the reference model.
     """
 
     is_own = False
@@ -117,10 +116,7 @@ class SharedWeights:
 
 
 def share_with(trainer: Any) -> SharedWeights:
-    """
-    The frozen weights that a TRL trainer holds: with LoRA, the policy without its adapter; with `beta > 0`, the
-    reference model. Raises `ValueError` if it holds none, moves them, or shards them by FSDP1.
-    """
+    """The frozen weights of a TRL trainer; `ValueError` if it holds none, moves them, or shards them by FSDP1."""
     policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
@@ -179,8 +175,8 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
-    Gives the base model its weights back, to the bit, each time that the trainer has sent the policy to vLLM: TRL adds
-    the adapter to them and subtracts it again, and rounding errors grow to 1% of a bfloat16 weight in 1,000 steps.
+    Gives the base model its weights back, to the bit, each time that the trainer has merged the adapter into them for
+    vLLM, and taken it out again: rounding errors grow to 1% of a bfloat16 weight in 1,000 steps.
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(

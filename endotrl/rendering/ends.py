@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from .images import ImageInputs
@@ -77,10 +76,7 @@ class Ends:
         return ids if self.is_end(ids) else [*ids, *end_ids]
 
     def turn_length(self, ids: Sequence[int]) -> int | None:
-        """
-        Tokens of a turn in what a template writes of it: up to the first end after the last word, or to other special
-        tokens. `None` if the template does not end the turn.
-        """
+        """Tokens of a turn up to the end, or other special tokens, after its last word; `None` if it has no end."""
         start = len(ids)
         while start > 0 and (ids[start - 1] in self._special or self._template.decode([ids[start - 1]]).isspace()):
             start -= 1
@@ -115,10 +111,7 @@ def until_first(ids: Sequence[int], token_ids: Collection[int]) -> list[int]:
 def encode_answer(
     template: Template, ends: Ends, read: ReadPrompt, completion: Completion, warn_once: Callable[[str, str], None]
 ) -> list[int]:
-    """
-    Token ids of a completion of one message or of plain text, with the token that ends it. `ValueError` if the
-    template does not show what in a message the policy wrote.
-    """
+    """Token ids of a completion of one message or of plain text, with the token that ends it."""
 
     def encode(text: str) -> list[int]:
         return template.continuation(read.text, read.plain_ids, text, read.special)
@@ -157,19 +150,15 @@ def encode_answer(
 
 
 def render_turns(
-    template: Template, ends: Ends, read: ReadPrompt, completion: Completion, ids: list[int] | None, of_trainer: bool
+    template: Template, ends: Ends, read: ReadPrompt, completion: Completion, ids: list[int] | None
 ) -> tuple[list[int], list[int]]:
     """
     Token ids of a completion of several messages, and the positions of those that the policy wrote, and not tools or
     the template. They are the `ids` that are given, if what the template writes stands in them, or else rendered.
     Those after the last turn are left out, unless they are in `ids`: then the completion was cut off after them.
-    `of_trainer`: the `ids` come from a trainer of TRL. `ValueError` if the template rewrites earlier messages when
-    later ones follow.
+    `ValueError` if the template rewrites earlier messages when later ones follow.
     """
     assert not isinstance(read.prompt, str) and not isinstance(completion, str)  # `check_batch` has seen to it
-    if ids is not None and of_trainer:
-        if (positions := _outside_results(template, completion, ids)) is not None:
-            return ids, positions
     text = _Transcript(template, ends, read, completion)
     if ids is None:
         text.close()
@@ -271,38 +260,6 @@ def header_of(template: Template, message: Message, turn: str) -> str:
         return header
     before, found, _ = (turn, "", "") if says_more(message) or not text else turn.partition(text)
     return before if found and before.strip() else ""
-
-
-def _outside_results(template: Template, completion: Sequence[Message], ids: list[int]) -> list[int] | None:
-    """Positions of `ids` outside what TRL's trainers write between turns; `None` if that is not there."""
-    runs = [
-        (role, [*messages]) for role, messages in groupby(completion, lambda message: message["role"] == "assistant")
-    ]
-    if any(len(messages) > 1 if is_turn else i == 0 for i, (is_turn, messages) in enumerate(runs)):
-        return None  # not of TRL: turns that follow each other, or another beginning
-    try:
-        pieces = [_results_as_trl(template, messages) for is_turn, messages in runs if not is_turn]
-    except ValueError:
-        return None  # a template for other messages, or one that TRL cannot train with
-    tail = [] if runs[-1][0] else pieces.pop()
-    return positions_outside(ids, pieces, tail)
-
-
-def _results_as_trl(template: Template, results: Sequence[Message]) -> list[int]:
-    """
-    Token ids that TRL's trainers write between the turn that calls tools and the next one: see `_get_tool_suffix_ids`
-    of [`~trl.GRPOTrainer`]. `ValueError` if the template does not write results as an addition.
-    """
-    function: dict[str, Any] = {"name": results[0].get("name"), "arguments": {}}
-    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-    before: list[Message] = [{"role": "user", "content": "dummy"}, call]
-    prefix_ids = template.encode(template.apply(before, False))
-    whole_ids = template.encode(template.apply([*before, *results], True))
-    eos = [i for i, token_id in enumerate(prefix_ids) if token_id == template.tokenizer.eos_token_id]
-    length = eos[-1] + 1 if eos else len(prefix_ids)
-    if whole_ids[:length] != prefix_ids[:length]:
-        raise ValueError("The chat template rewrites the turn before the results of tools.")
-    return whole_ids[length:]
 
 
 def positions_outside(ids: list[int], pieces: list[list[int]], tail: Sequence[int] = ()) -> list[int] | None:

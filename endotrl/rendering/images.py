@@ -30,10 +30,7 @@ TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """
-    What a model is given for a prompt beside its token ids, as a processor makes it for this prompt alone: pixels,
-    sizes, types of its tokens. Two are equal if all their tensors are.
-    """
+    """Pixels, sizes, token types that a processor makes for a prompt alone. Two are equal if all their tensors are."""
 
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)
     digest: str
@@ -74,13 +71,13 @@ class Placeholders:
     def of(cls, config: PretrainedConfig) -> "Placeholders":
         settings = config.to_dict()
 
-        def token_ids(kind: str) -> list[int]:
-            ids = [settings.get(f"{kind}_token_id"), settings.get(f"{kind}_token_index")]
-            return [token_id for token_id in ids if token_id is not None][:1]
+        def token_id(kind: str) -> int | None:
+            found = settings.get(f"{kind}_token_id")
+            return settings.get(f"{kind}_token_index") if found is None else found
 
         reads_images = any(key in config.sub_configs for key in ("vision_config", "vision_tower_config"))
-        others = [*token_ids("video"), *token_ids("audio")] if config.sub_configs else []
-        return cls(next(iter(token_ids("image")), None) if reads_images else None, frozenset(others))
+        others = [token_id("video"), token_id("audio")] if config.sub_configs else []
+        return cls(token_id("image") if reads_images else None, frozenset(i for i in others if i is not None))
 
     @property
     def all(self) -> frozenset[int]:
@@ -96,11 +93,9 @@ def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
 
 def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Any]]:
     """
-    A prompt whose parts are bare placeholders, `{"type": "image"}`, and what stands in each of them.
-
-    Images of the row's columns fill the placeholders that are empty; if the prompt has none, they come before what its
-    first user says, as in [`~trl.data_utils.prepare_multimodal_messages`]. Those that trainers have placed already are
-    not placed again. `ValueError` if there is not one image for each placeholder, or the prompt is plain text.
+    A prompt whose parts are bare placeholders, `{"type": "image"}`, and what stands in each of them. Images of the
+    row's columns fill the empty ones; if there are none, they come before what the first user says, as in
+    [`~trl.data_utils.prepare_multimodal_messages`]. Those that trainers have placed already are not placed again.
     """
     given = list(column or [])
     if isinstance(prompt, str):
@@ -131,10 +126,7 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
 def read_by_processor(
     processor: ProcessorMixin, text: str, special: bool, pictures: Sequence[Image.Image]
 ) -> tuple[list[int], ImageInputs | None]:
-    """
-    Token ids of a prompt, and what the model is given beside them for its pictures. A processor may write more than
-    the text, and puts as many placeholders there as an image takes.
-    """
+    """Token ids of a prompt, with as many placeholders as its images take, and what the model is given beside them."""
     name = type(processor).__name__
     given: dict[str, Any] = {"images": [list(pictures)], "return_tensors": "pt"} if pictures else {}
     try:
@@ -166,8 +158,7 @@ def without_images(prompt: Prompt) -> Prompt:
 def load_picture(row: int, picture: Any) -> Image.Image:
     """
     A picture as `PIL` has it, from one; the path, data URI, base64 or bytes of a file; what a dataset's `Image`
-    feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width)` or `(height,
-    width, 3)`. Nothing is downloaded: a URL is a `ValueError`, and so is what cannot be read.
+    feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width[, 3])`.
     """
     if isinstance(picture, Image.Image):
         return picture

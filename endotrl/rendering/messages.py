@@ -33,10 +33,7 @@ ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
 def check_batch(prompts: Prompts, completions: Completions, completion_ids: TokenIds | None) -> None:
-    """
-    Raises `ValueError` or `TypeError` for a batch that is empty or has not one entry a row, and for rows that are
-    neither text nor messages, not of one kind, or have a part that is no text, images of prompts excepted.
-    """
+    """Raises for a batch without one entry per row, and rows that are no text or messages, or have other parts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise TypeError("`prompts` and `completions` must be lists with one entry per row, but a string was given.")
     check_lengths(len(prompts), completions=completions, completion_ids=completion_ids)
@@ -68,8 +65,8 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
         return
     if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
         raise TypeError(
-            f"The {name} of row {row} is {_brief(value)}, but it must be a string or a list of messages such as "
-            '[{"role": "user", "content": "..."}].'
+            f"The {name} of row {row} is {type(value).__name__} {repr(value)[:60]}, but it must be a string or a list "
+            'of messages such as [{"role": "user", "content": "..."}].'
         )
     for part in (part for message in as_messages(value) if has_parts(message) for part in message["content"]):
         if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
@@ -120,10 +117,7 @@ def criteria_of_rows(
 def images_of_rows(
     image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
 ) -> list[list[Any] | None] | None:
-    """
-    Images of the columns `image` (one per row) and `images` (several), which decides where both are, as in TRL.
-    `ValueError` or `TypeError` for a column that has not one entry, or list, for each row.
-    """
+    """Images of the columns `image` (one per row) and `images` (several), which decides where both are, as in TRL."""
     check_lengths(num_rows, image=None if images is not None else image, images=images)
     if images is None:
         return None if image is None else [None if entry is None else [entry] for entry in image]
@@ -137,10 +131,7 @@ def images_of_rows(
 
 
 def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Arguments for the chat template that a row of a dataset brings in its columns `tools` (a list, or its JSON) and
-    `chat_template_kwargs`, as TRL's trainers on datasets read them. `ValueError` if they are something else.
-    """
+    """Arguments for the chat template in a row's `tools` (a list, or its JSON) and `chat_template_kwargs`."""
     tools, kwargs = row.get("tools") or None, row.get("chat_template_kwargs") or None
     if isinstance(tools, str):
         with suppress(ValueError):
@@ -243,11 +234,6 @@ def says_more(message: Message) -> bool:
     return any(value for key, value in message.items() if key not in ("role", "content", "name"))
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
 def tokenizer_of(processing_class: "PreTrainedTokenizerBase | ProcessorMixin") -> "PreTrainedTokenizerBase":
     """A tokenizer, or the one that a processor holds."""
     from transformers import ProcessorMixin  # heavy: see above
@@ -267,10 +253,9 @@ class Template:
     """
     A tokenizer, or a processor with its own template, BOS and expansion of text, and arguments for the chat template.
 
-    The content of messages is text or a list of parts, and templates read one of them, or both; of the other they
-    write nothing, or a Python list. Messages are put into the form that the template reads, and what it still does not
-    write is refused: a template that knows no role "tool" would leave out what a tool has said. What it does to a text
-    that it writes (it strips white space, or cuts the reasoning of earlier turns) is its own affair.
+    Templates read content as text, as a list of parts, or both; of the other they write nothing, or a Python list.
+    Messages are put into the form that the template reads, and what it still does not write is refused: the role
+    "tool", say. What it does to a text that it writes (it strips white space, or cuts reasoning) is its own affair.
     """
 
     def __init__(
@@ -355,24 +340,20 @@ class Template:
         # TRL's GRPO gives messages to processors as parts.
         given = as_parts if self.is_processor else _unchanged
         left_out: _LeftOut | None = None
-        refused = given
-        images = len(image_parts(messages))
         for form in (given, as_text, lambda message: as_parts(as_text(message))):
+            formed = [form(message) for message in messages]
+            if len(image_parts(formed)) < len(image_parts(messages)):
+                continue  # a form that has no place for them
             try:
-                formed = [form(message) for message in messages]
-                if len(image_parts(formed)) < images:
-                    continue  # a form that has no place for them
                 self._check_all_written(formed, flags)
+                return form
             except _LeftOut as error:
                 left_out = left_out or error
-            except REFUSALS as error:
-                if type(error) is TemplateError and refused is given:  # says itself what is wrong
-                    refused = form
-            else:
-                return form
+            except REFUSALS:
+                pass  # the messages, or just the words that stood in them
         if left_out is not None:
             raise left_out
-        return refused  # the messages, or just the words that stood in them
+        return given
 
     def _check_all_written(self, messages: Sequence[Message], flags: dict[str, bool]) -> None:
         """Raises `_LeftOut` if the template does not write a word that stands in the place of a text."""
@@ -440,10 +421,7 @@ class Template:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
-        """
-        Token ids of `text` as it continues the prompt, whose own tokens stay: together they decode to what the
-        tokenizer makes of both texts at once.
-        """
+        """Token ids of `text` that continue the prompt, whose own tokens stay: together they decode to both texts."""
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:
             return joint_ids[len(prompt_ids) :]

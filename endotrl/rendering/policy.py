@@ -8,7 +8,8 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from threading import get_ident
 from types import FrameType
 from typing import Any, Concatenate, Generic, NamedTuple, TypeAlias, TypeVar
@@ -70,11 +71,11 @@ def is_online_dpo(trainer: Any) -> bool:
     )
 
 
+@lru_cache(maxsize=8)
 def foreign_token_ids(tokenizer: ProcessingClass, others: ProcessingClass) -> frozenset[int] | None:
     """
-    Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them; `None` if their
-    vocabularies differ. Of one vocabulary to which different tokens were added (a pad token, tags of reasoning), the
-    ids of those that `tokenizer` does not know as such.
+    Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them: of tokens that
+    were added to one vocabulary (a pad token, tags of reasoning). `None` if their vocabularies differ.
     """
     ours, theirs = tokenizer_of(tokenizer), tokenizer_of(others)
     if ours is theirs:
@@ -132,10 +133,7 @@ class PromptSettings:
 
 
 class Reading(NamedTuple):
-    """
-    How a reward reads prompts: as the policy does, but for what the user gave, and for what another tokenizer cannot
-    take over. The fields are arguments of [`Renderer`].
-    """
+    """How a reward reads prompts. The fields are arguments of [`Renderer`]."""
 
     processing_class: ProcessingClass
     chat_template_kwargs: dict[str, Any]
@@ -192,26 +190,21 @@ def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
     return None
 
 
+@dataclass(eq=False)
 class PolicyBinding(Generic[R]):
     """Lets what `make` makes from a [`Reading`] read prompts as the policy of the trainer that calls a reward."""
 
-    def __init__(
-        self,
-        processing_class: ProcessingClass | None,
-        chat_template_kwargs: dict[str, Any] | None,
-        own: Callable[[], ProcessingClass],
-        make: Callable[[Reading], R],
-        on_bind: Callable[[Any], None] | None = None,
-    ) -> None:
-        self.given, self.given_kwargs = processing_class, chat_template_kwargs
-        self.policy: PromptSettings | None = None
-        self._tokens: PolicyTokens | None = None
-        self._own, self._make, self._on_bind = own, make, on_bind
-        self._readings: dict[str | None, Reading] = {}
-        self._made: dict[str | None, R] = {}
+    given: ProcessingClass | None
+    given_kwargs: dict[str, Any] | None
+    own: Callable[[], ProcessingClass]
+    make: Callable[[Reading], R]
+    on_bind: Callable[[Any], None] | None = None
+    policy: PromptSettings | None = field(default=None, init=False)
+    _tokens: PolicyTokens | None = field(default=None, init=False)
+    _made: dict[str, R] = field(default_factory=dict, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "policy": None, "_readings": {}, "_made": {}}
+        return {**self.__dict__, "policy": None, "_made": {}}
 
     def bind(self, trainer: Any) -> None:
         """Reads as the policy of a trainer does from now on."""
@@ -219,8 +212,8 @@ class PolicyBinding(Generic[R]):
         if policy != self.policy:
             self.policy = policy
             self.forget()
-        if self._on_bind is not None:
-            self._on_bind(trainer)
+        if self.on_bind is not None:
+            self.on_bind(trainer)
 
     def know(self, tokens: PolicyTokens | None) -> None:
         """Sets what is known of the policy's tokens without a trainer."""
@@ -233,20 +226,11 @@ class PolicyBinding(Generic[R]):
 
     def forget(self) -> None:
         """Drops what was made: the model is another one."""
-        self._readings, self._made = {}, {}
+        self._made = {}
 
     def reading(self, environment: str | None = None) -> Reading:
-        """
-        How rows of an environment are read: with the processing class that the user gave or the model's own, the
-        arguments for the chat template that the user gave, key by key, and else as the trainer's policy reads them.
-        """
-        reading = self._readings.get(environment)
-        if reading is None:  # not looked up again: another thread may drop it
-            self._readings[environment] = reading = self._read_as(self._own(), environment)
-        return reading
-
-    def _read_as(self, own: ProcessingClass, environment: str | None) -> Reading:
-        given, policy = self.given_kwargs or {}, self.policy
+        """How rows of an environment are read: as the user said, key by key, and else as the trainer's policy does."""
+        own, given, policy = self.own(), self.given_kwargs or {}, self.policy
         if policy is None:
             return Reading(own, given, self._tokens)
         theirs = policy.tokens.processing_class
@@ -270,12 +254,12 @@ class PolicyBinding(Generic[R]):
         """What renders rows of an environment, and with arguments of their own for the chat template."""
         key = json.dumps([environment, template_kwargs or {}], default=repr)  # templates write keys in their order
         made = self._made.get(key)
-        if made is None:
+        if made is None:  # not looked up again: another thread may drop it
             reading = self.reading(environment)
             merged = {**reading.chat_template_kwargs, **(template_kwargs or {})}
             if len(self._made) >= MAX_KEPT:
                 self._made.clear()
-            self._made[key] = made = self._make(reading._replace(chat_template_kwargs=merged))
+            self._made[key] = made = self.make(reading._replace(chat_template_kwargs=merged))
         return made
 
     def render(
@@ -287,10 +271,7 @@ class PolicyBinding(Generic[R]):
         *columns: Sequence[Any] | None,
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
-        """
-        Renders a batch by `method`, given what `make` made, prompts, columns, and what a trainer's policy has read and
-        written, if a trainer asks. `of_dataset` are the columns that a trainer hands over.
-        """
+        """Renders a batch by `method`, as the policy of the trainer that asks for it; `of_dataset` are its columns."""
         call = find_call(prompts, of_dataset.get("log_extra"))
         if call is not None:
             self.bind(call.trainer)
@@ -299,8 +280,6 @@ class PolicyBinding(Generic[R]):
         for i, settings in enumerate(self._settings_of_rows(prompts, of_dataset, call is not None)):
             renderer = self.of(*settings)
             kinds.setdefault(id(renderer), (renderer, []))[1].append(i)
-        if len(kinds) < 2:
-            return method(next((renderer for renderer, _ in kinds.values()), None) or self.of(), *given)
         check_batch(prompts, completions, completion_ids)  # as a whole, before it is taken apart
         rows: dict[int, T] = {}
         for renderer, chosen in kinds.values():

@@ -4,7 +4,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any, Literal
@@ -63,19 +63,17 @@ class Rendered:
         return tuple(self.prompt_ids), self.images
 
 
+@dataclass(eq=False)
 class Renderer:
     """
     Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
 
-    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's GRPO
-    and RLOO trainers render it: chat template with the generation prompt for messages, plain tokenization (special
-    tokens included) for text; or, with `continues_turns`, as OnlineDPO does.
-    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer. Where the policy's is not
-    known, they must decode to the completion. Otherwise the completion's text is rendered with this tokenizer and
-    template.
-    - A completion given as text is a complete answer: the end of the turn (or the EOS token, for plain text) that
-    follows it is scored too, as TRL's SFT and reward trainers do. Nothing else that the template writes into a
-    finished turn is: the text continues the prompt, as the policy's own tokens do.
+    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's
+    trainers do: by the chat template, or as plain text; with `continues_turns`, as OnlineDPO does.
+    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer; where that is not known, if
+    they decode to the completion. Otherwise its text is rendered with this tokenizer and template.
+    - A completion given as text is a complete answer: the end of the turn (of plain text, EOS) is scored too, but
+    nothing else that the template writes into a finished turn.
     - In completions of several messages, only the assistant's tokens are scored.
 
     The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the
@@ -84,38 +82,29 @@ class Renderer:
     [`fit`]; `images` and `chat_template_kwargs`: see [`FrozenModelReward`].
     """
 
-    def __init__(
-        self,
-        processing_class: ProcessingClass,
-        eos_token_ids: Sequence[int],
-        vocab_size: int,
-        max_length: int | None = None,
-        overlong_prompt: Overlong = "error",
-        chat_template_kwargs: dict[str, Any] | None = None,
-        policy_tokens: PolicyTokens | None = None,
-        continues_turns: bool = False,
-        keeps_prompts: bool = False,
-        placeholders: Placeholders | None = None,
-        images: Images = "read",
-    ) -> None:
-        self._placeholders = Placeholders() if placeholders is None else placeholders
-        self._placeholder_ids = self._placeholders.all
-        self.images = images
-        self.vocab_size = vocab_size
-        self.max_length = max_length
-        self.overlong_prompt = overlong_prompt
-        self.continues_turns = continues_turns
-        self.keeps_prompts = keeps_prompts
-        self._template = Template(processing_class, chat_template_kwargs)
+    processing_class: ProcessingClass
+    eos_token_ids: Collection[int]
+    vocab_size: int
+    max_length: int | None = None
+    overlong_prompt: Overlong = "error"
+    chat_template_kwargs: dict[str, Any] | None = None
+    policy_tokens: PolicyTokens | None = None
+    continues_turns: bool = False
+    keeps_prompts: bool = False
+    placeholders: Placeholders = Placeholders()
+    images: Images = "read"
+
+    def __post_init__(self) -> None:
+        self._placeholder_ids = self.placeholders.all
+        self._template = Template(self.processing_class, self.chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
-        self._policy_tokens = policy_tokens
         # Of a policy that is known; `None` if it is not, or has another tokenizer.
-        self._foreign_ids, padded = None, None
-        if policy_tokens is not None:
-            self._foreign_ids = foreign_token_ids(self.tokenizer, policy_tokens.processing_class)
+        self._foreign_ids, stops, padded = None, [*self.eos_token_ids], None
+        if self.policy_tokens is not None:
+            self._foreign_ids = foreign_token_ids(self.tokenizer, self.policy_tokens.processing_class)
             if self._foreign_ids is not None:
-                eos_token_ids, padded = policy_tokens.eos_token_ids or eos_token_ids, policy_tokens.padded
-        self.ends = Ends(self._template, eos_token_ids, padded)
+                stops, padded = [*self.policy_tokens.eos_token_ids] or stops, self.policy_tokens.padded
+        self.ends = Ends(self._template, stops, padded)
         self.eos_token_ids = self.ends.token_ids  # that end a response
         self._said: set[str] = set()
 
@@ -129,11 +118,9 @@ class Renderer:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[Rendered]:
         """
-        Renders a batch. `criteria` are system messages put before the prompts; `images`, those of each row's columns
-        (see [`place_images`]). If the policy's tokens mean the same here, the prompts of `policy_rows` are scored,
-        unless `keeps_prompts` or a criterion says otherwise, and of completions only what it wrote itself.
-        `ValueError` or `TypeError` for rows that are no prompts and completions, that the template refuses, that do
-        not fit the context, or whose images the frozen model would not see.
+        Renders a batch. `criteria` are put before the prompts; `images` are those of each row's columns. If the
+        policy's tokens mean the same here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or a
+        criterion says otherwise. `ValueError` or `TypeError` for rows that cannot be scored.
         """
         check_batch(prompts, completions, completion_ids)
         criteria = [None] * len(prompts) if criteria is None else criteria
@@ -193,7 +180,7 @@ class Renderer:
     def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
         """A prompt with bare placeholders, and its pictures."""
         prompt, pictures = place_images(row, prompt, column)
-        if self._placeholders.image is None:
+        if self.placeholders.image is None:
             images = counted(len(pictures), "image")
             raise ValueError(
                 f"The prompt of row {row} has {images}, and the frozen model reads only text: "
@@ -223,13 +210,13 @@ class Renderer:
 
     def _check_placeholders(self, row: int, read: ReadPrompt) -> None:
         """Raises `ValueError` if there are placeholders without images, or images without placeholders."""
-        if read.images is not None and self._placeholders.image not in read.ids:
+        if read.images is not None and self.placeholders.image not in read.ids:
             raise ValueError(
                 f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
-                f"model reads them ({self._placeholders.image}). The processor does not fit the model: pass the "
+                f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
                 "model's own as `processing_class`."
             )
-        unfilled = self._placeholder_ids if read.images is None else self._placeholders.others
+        unfilled = self._placeholder_ids if read.images is None else self.placeholders.others
         self._check_unfilled(row, "prompt", unfilled, read.ids)
 
     def _check_unfilled(self, row: int, what: str, placeholders: frozenset[int], ids: list[int]) -> None:
@@ -264,7 +251,7 @@ class Renderer:
             return read
         if read.images is None:
             return replace(read, ids=theirs, plain_ids=theirs)
-        of_policy, of_reward = (ids.count(self._placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
+        of_policy, of_reward = (ids.count(self.placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
         if of_policy != of_reward:
             raise ValueError(
                 f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
@@ -288,8 +275,7 @@ class Renderer:
             if ids is None:
                 ids = encode_answer(self._template, self.ends, read, completion, self._warn_once)
             return self._finish(read.ids, ids)
-        of_trainer = self._policy_tokens is not None
-        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids, of_trainer)
+        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids)
         if ids is not None and turns is not ids:
             self._warn_once(
                 "results",
@@ -306,10 +292,7 @@ class Renderer:
             self._said.add(kind)
 
     def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
-        """
-        `completion_ids` without padding, or `None` where this tokenizer does not read in them what the policy's wrote.
-        An empty text does not tell: then the other completions do, or they are taken for this tokenizer's.
-        """
+        """`completion_ids` without padding; `None` where this tokenizer reads something else than was written."""
         batch: list[list[int]] = []
         for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
             ids = _token_ids(row, given)
@@ -337,7 +320,7 @@ class Renderer:
         """Whether this tokenizer reads in `ids` what the policy's wrote there; `None` if nothing tells."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
-        if self._policy_tokens is not None:
+        if self.policy_tokens is not None:
             return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         written = [message for message in as_messages(completion) if message["role"] == "assistant"]

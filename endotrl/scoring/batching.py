@@ -9,9 +9,8 @@ from torch import Tensor
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
-    Micro-batches of sequences of similar length, and of one of `kinds`, whose padded size (rows times the longest
-    length) stays within a budget: lists of indices. The largest comes first: if memory does not suffice, it shows at
-    once. A sequence longer than the budget makes a batch of its own.
+    Micro-batches (indices) of sequences of similar length, and of one of `kinds`, whose padded size stays within a
+    budget; a longer one has its own. The largest comes first: if memory does not suffice, it shows at once.
     """
     if not isinstance(max_tokens, int | float) or max_tokens < 1:
         raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")

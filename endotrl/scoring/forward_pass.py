@@ -5,13 +5,13 @@ those of one prompt share its pass; one thread at a time.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock, RLock
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +22,6 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 
-T = TypeVar("T")
 # Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
 # compiled for each shape and kept, about 1 MB for every new length.
 MAX_FILLER = 1 / 32
@@ -34,7 +33,7 @@ ATTENTION = "endotrl_shared_prefix"
 KEY_MULTIPLE = 32
 # Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
 QUERY_BLOCK = 1024
-# Masks are the same in every layer and are kept for all of them, up to this many elements (64 MB in bfloat16).
+# Elements of masks that are kept for all layers (64 MB in bfloat16).
 KEPT_MASK_ELEMENTS = 2**25
 # Types of transformers' `ROPE_INIT_FUNCTIONS` that do not look at the length of the pass.
 ANY_LENGTH = {"default", "linear", "yarn", "llama3", "proportional"}
@@ -44,9 +43,7 @@ NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_t
 # for each other.
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _guard = Lock()
-_stance = Lock()
-_eager_passes = 0
-_leave_eager: Any = None
+_stance = RLock()
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
@@ -87,26 +84,7 @@ def exclusive(owner: Any) -> Iterator[None]:
 @contextmanager
 def uncompiled() -> Iterator[None]:
     """Inside, what `torch.compile` has wrapped runs as it is written: each length of a row would compile it again."""
-    global _eager_passes, _leave_eager
-    # One setting for all threads: the first sets it, the last one sets it back.
-    with _guard:
-        if _eager_passes == 0:
-            _leave_eager = torch.compiler.set_stance("force_eager")
-            _leave_eager.__enter__()
-        _eager_passes += 1
-    try:
-        yield
-    finally:
-        with _guard:
-            _eager_passes -= 1
-            if _eager_passes == 0:
-                _leave_eager.__exit__(None, None, None)
-
-
-@contextmanager
-def compiled() -> Iterator[None]:
-    """Inside, what `torch.compile` has wrapped is compiled, also within [`uncompiled`]."""
-    with _stance, torch.compiler.set_stance("default"):
+    with _stance, torch.compiler.set_stance("force_eager"):  # a setting of all threads, so that they take turns
         yield
 
 
@@ -123,7 +101,11 @@ class RopeLengths:
     def from_config(cls, config: PretrainedConfig) -> "RopeLengths":
         # `to_dict`, as models without rotary positions have no such key, and code from before it has another one.
         settings = config.get_text_config().to_dict()
-        entries = rope_entries(settings)
+        parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+        # One set of parameters, or one for each type of layer.
+        entries = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters][
+            : len(parameters)
+        ]
         switches, unknown, grows_beyond = set(), set(), None
         key = "original_max_position_embeddings"
         for entry in entries:
@@ -149,21 +131,15 @@ class RopeLengths:
         return (*(int(length > switch) for switch in self.switches), beyond)
 
 
-def rope_entries(settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rotary parameters of a text config as a `dict`: one set of them, or one for each type of layer."""
-    parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    if any(isinstance(value, dict) for value in parameters.values()):
-        return [entry for entry in parameters.values() if isinstance(entry, dict)]
-    return [parameters] if parameters else []
-
-
 @contextmanager
 def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
     """
     Inside, `dynamic` rotary frequencies are as the model was made with them: transformers keeps those of the longest
     pass so far until a short one comes. Afterwards, they are as they were found.
     """
-    grown = [module for module in model.modules() if _is_dynamic(module)]
+    # Each family has a class of its own.
+    made = [module for module in model.modules() if {"original_max_seq_len", "rope_type"} <= vars(module).keys()]
+    grown = [module for module in made if "dynamic" in str(vars(module)["rope_type"])]
     found = [(module, dict(vars(module)), dict(module._buffers)) for module in grown]
     for module, state, buffers in found:
         # Tensors or buffers, by version; for each type of layer, or one for all.
@@ -181,11 +157,6 @@ def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
             vars(module).update(state)
             module._buffers.clear()
             module._buffers.update(buffers)
-
-
-def _is_dynamic(module: nn.Module) -> bool:
-    """Whether this is a rotary embedding that changes with the passes; each family has a class of its own."""
-    return {"original_max_seq_len", "rope_type"} <= vars(module).keys() and "dynamic" in str(vars(module)["rope_type"])
 
 
 def last_hidden_states(
@@ -225,7 +196,7 @@ def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
 
 
 class NotPackable(Exception):
-    """A layer's attention is of a kind that [`shared_prefix_attention`] does not compute."""
+    """A layer has soft-capped or biased scores, sinks, or a window shorter than the sequences."""
 
 
 class Group(NamedTuple):
@@ -238,16 +209,16 @@ class Group(NamedTuple):
 @dataclass
 class PackedRow:
     """
-    Groups one after another in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every
-    continuation has the positions that follow its prompt, and attends to its prompt and itself only. A few tokens that
-    nobody sees fill the row up to one of few lengths.
+    Groups in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every continuation has the
+    positions that follow its prompt, and attends to its prompt and itself only. Filler makes few different lengths.
     """
 
     input_ids: Tensor  # (1, T)
     position_ids: Tensor  # (1, T)
     spans: list[Span]  # of every group, and of the filler
     longest: int  # length of the longest prompt with a continuation
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    # Masks of the attention, which are the same in every layer, by (queries, keys, device): layers may be spread.
+    masks: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "PackedRow":
@@ -274,28 +245,18 @@ class PackedRow:
         return cls(torch.tensor([tokens]), torch.tensor([positions]), spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
-        """
-        Positions in the row of the `L + 1` states of a continuation of `L` tokens, of which the first is the last
-        token of the prompt. The state at `h` predicts token `h`.
-        """
+        """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one behind."""
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
-
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What a kernel makes of the spans once, for all layers."""
-        if key not in self._kept:
-            self._kept[key] = make()
-        kept: T = self._kept[key]
-        return kept
 
 
 def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Micro-batches of at most `max_tokens` tokens, by lengths alone, in which every prompt counts once: lists of (index
-    of the prompt, indices of its continuations). Continuations that do not fit together are spread over several, each
-    with the prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
+    Micro-batches of at most `max_tokens` tokens, in which every prompt counts once: lists of (index of the prompt,
+    indices of its continuations). Continuations that do not fit together are spread over several, each with the
+    prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
     """
     pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
     for prompt, lengths in enumerate(continuation_lengths):
@@ -331,10 +292,7 @@ def shared_prefix_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """
-    [`attend`] over the [`PackedRow`] of the surrounding [`packed_attention`], as transformers calls it. Raises
-    [`NotPackable`] for another kind: soft-capped or biased scores, sinks, a window shorter than the sequences.
-    """
+    """[`attend`] over the row of the surrounding [`packed_attention`], as transformers calls it."""
     row = _row.get()
     if row is None:
         raise RuntimeError(
@@ -378,29 +336,21 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     """
     Attention over a packed row, in which a continuation sees its prompt and itself, of shape `(1, T, num_heads,
     head_dim)`, from rotated queries of shape `(1, num_heads, T, head_dim)`, and keys and values of `(1,
-    num_key_value_heads, T, head_dim)`. `scaling` is the factor of the scores.
+    num_key_value_heads, T, head_dim)`, by a call of PyTorch's kernel per prompt and per block of a continuation.
+    `scaling` is the factor of the scores.
     """
-    if not query.is_cuda:
-        return block_attention(query, key, value, row, scaling)
-    from .kernels import attend as fastest
-
-    return fastest(query, key, value, row, scaling)
-
-
-def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
-    """As [`attend`], by a call of PyTorch's kernel per prompt and per block of a continuation."""
-    # On CUDA, attention with a mask has no kernel for grouped queries.
-    grouped = query.device.type == "cpu"
-    if not grouped:
+    # On CUDA, a mask has no kernel for grouped queries, and flash-attention wants as many keys as queries.
+    on_cpu = query.device.type == "cpu"
+    if not on_cpu:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     # Laid out as it is returned, so that nothing is copied at the end.
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
 
-    def attend(queries: slice, *seen: slice) -> None:
+    def run(queries: slice, *seen: slice) -> None:
         """One causal call of the kernel, of the last of the keys."""
         num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
-        padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
+        padding = -num_keys % KEY_MULTIPLE if on_cpu else 0  # behind all queries, so that none sees it
         mask = None if len(seen) == 1 else _causal_mask(row, num_queries, num_keys, padding, query)
         output[:, :, queries] = scaled_dot_product_attention(
             query[:, :, queries],
@@ -409,31 +359,29 @@ def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, s
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
-            enable_gqa=grouped,
+            enable_gqa=on_cpu,
         )
 
     for start, prompt_end, continuations in row.spans:
-        if len(continuations) == 1:
-            attend(slice(start, continuations[0][1]), slice(start, continuations[0][1]))
-            continue
+        if len(continuations) == 1:  # goes on from its prompt as any sequence does
+            prompt_end, continuations = continuations[0][1], []
         prompt = slice(start, prompt_end)
-        attend(prompt, prompt)
+        run(prompt, prompt)
         for first, end in continuations:
             for block_start in range(first, end, QUERY_BLOCK):
                 block_end = min(block_start + QUERY_BLOCK, end)
-                attend(slice(block_start, block_end), prompt, slice(first, block_end))
+                run(slice(block_start, block_end), prompt, slice(first, block_end))
     return output.transpose(1, 2)
 
 
 def _causal_mask(row: PackedRow, num_queries: int, num_keys: int, padding: int, like: Tensor) -> Tensor:
     """Additive mask of shape `(num_queries, num_keys + padding)`: the last query sees `num_keys` keys."""
-    masks: dict[object, Tensor] = row.kept("masks", dict)
-    key = (num_queries, num_keys, like.device)  # layers may be spread over devices
-    if key in masks:
-        return masks[key]
+    key = (num_queries, num_keys, like.device)
+    if key in row.masks:
+        return row.masks[key]
     mask = like.new_full((num_queries, num_keys + padding), -torch.inf).triu_(num_keys - num_queries + 1)
-    if sum(kept.numel() for kept in masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
-        masks[key] = mask
+    if sum(kept.numel() for kept in row.masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
+        row.masks[key] = mask
     return mask
 
 

@@ -30,11 +30,7 @@ class ImagePrompt:
         return all(hasattr(layer, "batch_repeat_interleave") for layer in self._cache.layers)
 
     def states(self, continuations: Sequence[Sequence[int]]) -> Tensor:
-        """
-        Hidden states of shape `(B, T + 1, D)` of continuations of up to `T` tokens, padded on the right. State `h`
-        predicts token `h`. The model must not have run another prompt since: Qwen's count positions by the last one's
-        images.
-        """
+        """Hidden states `(B, T + 1, D)` of continuations. No other prompt may run before: Qwen keeps its positions."""
         first = self._last_state.expand(len(continuations), 1, -1)
         if not any(continuations):
             return first

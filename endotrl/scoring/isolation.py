@@ -20,7 +20,6 @@ from .forward_pass import (
     last_hidden_states,
     packed_hidden_states,
     relative_difference,
-    rope_entries,
     rounding,
 )
 
@@ -29,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
 SAME_SHAPE = 1e-3
-# Factors of the attention by a token's absolute position, which a model's first positions may not show.
-POSITION_SCALES = ("llama_4_scaling_beta", "attn_temperature_tuning", "log_scaling_n_floor")
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,7 @@ class PassRules:
 
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
-    """
-    Tries out which rows may share a pass of up to `longest_pass` tokens. Raises `ValueError` if states depend on later
-    tokens, or on earlier passes: then no row has a score of its own.
-    """
+    """Tries it out. `ValueError` if states depend on later tokens or earlier passes: then no row has a score."""
     states = last_hidden_states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
     alone = why_alone(model, states)
@@ -67,23 +61,18 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
             "keeps what it ran before. No score of it can be repeated; load the model without it."
         )
     longest = 0 if not_packable else longest_packable(model.config)
-    how = None
-    if alone:
-        how = f"scores one completion per pass ({alone})"
-    elif not_packable:
+    if longest < math.inf:
         how = f"gets padded rows, and completions of one prompt do not share its pass ({not_packable})"
-    elif longest < math.inf:
-        how = f"sees a window of {longest:.0f} tokens: longer rows are padded, and do not share a prompt's pass"
-    if how is not None:
+        if alone:
+            how = f"scores one completion per pass ({alone})"
+        elif longest:
+            how = f"sees a window of {longest:.0f} tokens: longer rows are padded, and do not share a prompt's pass"
         logger.info("%s %s. Results are the same, but slower.", type(model).__name__, how)
     return PassRules(longest, rope, whole=alone is not None or bool(rope.limits), alone=alone)
 
 
 def longest_packable(config: PretrainedConfig) -> float:
-    """
-    Tokens up to which a model attends to all before a token: its window or chunk, infinity if it has none, and 0 if it
-    has layers that are no attention (state-space, convolution) or parts that are no text.
-    """
+    """Tokens up to which a model attends to all before a token: its window or chunk; 0 if parts are no attention."""
     if config.sub_configs:
         return 0
     # `to_dict`, as each family has its own keys and a missing one means "no window".
@@ -137,14 +126,8 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
 
 
 def reads_padding(model: PreTrainedModel) -> bool:
-    """
-    Whether a batch that is padded on the left, with a mask and without positions, gives each row the states that it
-    has alone: not with absolute positions, nor where a state runs over the padding.
-    """
-    settings = model.config.get_text_config().to_dict()
-    if not RopeLengths.from_config(model.config).is_rotary or any(
-        entry.get(key) for entry in [settings, *rope_entries(settings)] for key in POSITION_SCALES
-    ):
+    """Whether a batch that is padded on the left gives each row, without positions, the states that it has alone."""
+    if not RopeLengths.from_config(model.config).is_rotary:
         return False
     row, fillers, width = _tokens(model, 16, 0), _tokens(model, 48, 16), 24
     ids = torch.tensor([[*fillers[:width], *row], _tokens(model, width + 16, 64)])
@@ -163,7 +146,7 @@ def _sees_distances(model: PreTrainedModel, row: list[int]) -> bool:
     """Whether states stay the same if all positions are moved."""
     if not _takes_positions(model):
         return True
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", 2**15)
+    longest = _longest(model)
     shifts = torch.tensor([0, 1, (longest - len(row)) // 16, longest - len(row)]).clamp(min=0)
     positions = torch.arange(len(row))[None] + shifts[:, None]
     states = last_hidden_states(model, torch.tensor([row] * 4), None, positions)
@@ -178,21 +161,15 @@ def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass:
         return None
     reason = "its rotary positions depend on the longest row of a pass"
     known = type(backbone(model)).__module__.startswith("transformers.")
-    longest = model.config.get_text_config().to_dict().get("max_position_embeddings") or 2**15
-    # Other code may keep a table of positions, of this length.
-    far = 4 * max(longest, *rope.limits, 1) if known else longest - 1
-    tried = [(3, rope.limits[0] - 1 if rope.limits else far)]  # last positions of a row, and of its neighbour
-    if rope.switches and rope.grows_beyond is None:
-        tried.append((rope.switches[-1], far))
+    longest = _longest(model)
+    # A neighbour whose last token is far away. Other code may keep a table of positions.
+    far = rope.limits[0] - 1 if rope.limits else 4 * longest if known else longest - 1
     ids = torch.tensor([_tokens(model, 4, 0), _tokens(model, 4, 4)])
-    for own_last, others_last in tried:
-        if others_last <= own_last:
-            continue
-        positions = torch.tensor([[0, 1, 2, own_last]] * 2)
-        near = last_hidden_states(model, ids, None, positions)[0]
-        positions[1, 3] = others_last
-        if _differ(model, near, last_hidden_states(model, ids, None, positions)[0]):
-            return reason
+    positions = torch.arange(4).repeat(2, 1)
+    near = last_hidden_states(model, ids, None, positions)[0]
+    positions[1, 3] = max(3, far)
+    if _differ(model, near, last_hidden_states(model, ids, None, positions)[0]):
+        return reason
     if not rope.unknown and (known or not rope.limits):
         return None
     # Code that goes by the number of tokens shows it only on as many.
@@ -209,6 +186,11 @@ def _tokens(model: PreTrainedModel, count: int, skip: int) -> list[int]:
 def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
     """A row of 16 tokens and three others, of shape `(4, 16)`; `neighbours` says which tokens these have."""
     return torch.tensor([_tokens(model, 16, 0), *(_tokens(model, 16, neighbours + 16 * k) for k in range(3))])
+
+
+def _longest(model: PreTrainedModel) -> int:
+    """Largest number of positions; not every family has one."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**15
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
@@ -228,10 +210,7 @@ def _differ(model: PreTrainedModel, states: Tensor, expected: Tensor) -> bool:
 
 
 def _rounds_by_neighbours(model: PreTrainedModel) -> bool:
-    """
-    Whether a token's rounding depends on other tokens: in half precision, it changes now and then to which expert one
-    is sent. What is quantised is trusted less: its scale changes as little.
-    """
+    """Whether a token's rounding depends on others: in half precision, it changes to which expert one is sent."""
     settings = model.config.get_text_config().to_dict()
     if rounding(model) <= SAME_SHAPE or not any("expert" in key for key in settings):
         return False

@@ -71,10 +71,6 @@ class HeadStatistics(NamedTuple):
     entropies: Tensor | None
     mean_logits: Tensor | None
 
-    def behind(self, start: int) -> "HeadStatistics":
-        """Those from a position on."""
-        return HeadStatistics(*(None if column is None else column[start:] for column in self))  # type: ignore[arg-type]
-
 
 def token_statistics(
     hidden_states: Tensor,
@@ -135,10 +131,7 @@ def fused_statistics(
     entropy: bool,
     mean_logits: bool,
 ) -> HeadStatistics:
-    r"""
-    The same as [`token_statistics`] by TRL's kernel (Triton on GPUs). It gives log-probabilities at temperature
-    $\alpha$, from which $V(s) = f(s, a) - \alpha \log \pi(a|s)$.
-    """
+    r"""[`token_statistics`] by TRL's Triton kernel: from its log-probabilities, $V(s) = f - \alpha \log \pi$."""
     from trl.kernels import ChunkedLogProbFunction
 
     optional = (*(("entropy",) if entropy else ()), *(("mean_logits",) if mean_logits else ()))

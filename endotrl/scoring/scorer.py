@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The frozen model's logit and soft value at every token of a completion."""
 
-import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import align_module_device
@@ -60,13 +60,26 @@ class Placement(Protocol):
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
 
 
-def score_once(rows: Sequence[Rendered], score: Callable[[list[Rendered]], Sequence[TokenStats]]) -> list[TokenStats]:
-    """Scores equal rows once, but gives each a result of its own, which may be changed in place."""
-    keys = [(row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished) for row in rows]
-    unique = dict(zip(keys, rows, strict=True))
-    scored = dict(zip(unique, score(list(unique.values())), strict=True))
-    first = dict(zip(reversed(keys), reversed(range(len(rows))), strict=True))
-    return [scored[key] if i == first[key] else copy.deepcopy(scored[key]) for i, key in enumerate(keys)]
+def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
+    """Indices of rows that are equal, which are scored once."""
+    equal: dict[object, list[int]] = {}
+    for i, row in enumerate(rows):
+        key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
+        equal.setdefault(key, []).append(i)
+    return list(equal.values())
+
+
+def row_stats(row: Rendered, vocab_size: int, **numbers: Any) -> TokenStats:
+    """The result of a row from its `numbers`."""
+    positions = torch.tensor(row.action_positions, dtype=torch.long)
+    return TokenStats(
+        token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
+        positions=positions,
+        finished=row.finished,
+        num_completion_tokens=len(row.completion_ids),
+        vocab_size=vocab_size,
+        **numbers,
+    )
 
 
 def check_ids(rows: Sequence[Rendered], vocab_size: int) -> None:
@@ -84,11 +97,10 @@ class FrozenScorer:
     """
     Scores rendered completions with a frozen language model, with as little work as exact results allow:
 
-    - Completions of one prompt share its pass through the model, and equal completions are scored once, wherever they
-      stand in the batch.
-    - Nothing is padded: prompts and completions stand one after another in one row, kept apart by the attention
-      ([`forward_pass`]). Models whose attention cannot do that (state-space and hybrid models, sequences longer than a
-      sliding window, soft-capped attention) get rows of similar length, padded on the right.
+    - Completions of one prompt share its pass, and equal completions are scored once.
+    - Nothing is padded: prompts and completions stand in one row, kept apart by the attention ([`forward_pass`]).
+      Models whose attention cannot do that (state-space and hybrid models, sequences longer than a sliding window,
+      soft-capped attention) get rows of similar length, padded on the right.
     - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
     - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
@@ -120,13 +132,10 @@ class FrozenScorer:
         mean_logits: bool = False,
         progress: bool = False,
     ) -> list[TokenStats]:
-        """
-        [`TokenStats`] of completions, on the CPU, in the order of `rows`. Raises `ValueError` if `alpha` is not above
-        0, a token id is not in the frozen model's vocabulary, or logits are NaN or infinite, and names the rows.
-        """
+        """[`TokenStats`] of completions, on the CPU. `ValueError` for ids outside the vocabulary and for NaN."""
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
-        scored = score_once(rows, lambda unique: self._score(unique, alpha, entropy, mean_logits, progress))
+        scored = self._score(rows, alpha, entropy, mean_logits, progress)
         finite = [bool(torch.cat([row.chosen_logits, row.soft_values]).isfinite().all()) for row in scored]
         if bad := [str(i) for i, is_finite in enumerate(finite) if not is_finite]:
             raise ValueError(
@@ -137,32 +146,45 @@ class FrozenScorer:
         return scored
 
     def _score(
-        self, rows: list[Rendered], alpha: float, entropy: bool, mean_logits: bool, progress: bool
+        self, rows: Sequence[Rendered], alpha: float, entropy: bool, mean_logits: bool, progress: bool
     ) -> list[TokenStats]:
+        equal = equal_rows(rows)
+        unique = [rows[indices[0]] for indices in equal]
         # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
         # would keep memory from being given back.
-        read: list[tuple[list[int], Tensor, HeadStatistics]] = []
+        read: list[tuple[list[int], HeadStatistics]] = []
+        statistics = partial(
+            token_statistics, alpha=alpha, transform=self._transform, entropy=entropy, mean_logits=mean_logits
+        )
         with (
             torch.inference_mode() if self.placement.is_own else torch.no_grad(),
             self.placement.active() as model,
             uncompiled(),
-            tqdm(total=len(rows), desc="Scoring", unit=" completions", disable=not progress) as bar,
+            tqdm(total=len(unique), desc="Scoring", unit=" completions", disable=not progress) as bar,
         ):
             if not self._head_checked:
                 self._check_head(model)
                 self._head_checked = True
-            for members, hidden_states, states in self._passes(model, rows):
-                batch = [rows[i] for i in members]
-                read.append((members, *self._read(model, batch, hidden_states, states, alpha, entropy, mean_logits)))
+            for members, hidden_states, states in self._passes(model, unique):
+                batch = [unique[k] for k in members]
+                read.append((members, self._read(model, batch, hidden_states, states, statistics)))
                 bar.update(len(members))
         results: dict[int, TokenStats] = {}
         vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
-            members, token_ids, columns = read.pop()
+            members, columns = read.pop()
             start = 0
-            for i in members:
-                results[i] = _token_stats(rows[i], token_ids[start:], columns.behind(start), alpha, vocab_size)
-                start += len(rows[i].action_positions) + (not rows[i].finished)
+            for k in members:
+                end = start + len(unique[k].action_positions)
+                own = {name: None if c is None else c[start:end] for name, c in columns._asdict().items()}
+                # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
+                # https://huggingface.co/papers/2506.23235).
+                last = torch.zeros(1) if unique[k].finished else columns.soft_values[end : end + 1]
+                own["soft_values"] = torch.cat([columns.soft_values[start:end], last])
+                for i in equal[k]:
+                    tensors = {name: None if column is None else column.clone() for name, column in own.items()}
+                    results[i] = row_stats(rows[i], vocab_size, alpha=alpha, **tensors)
+                start = end + (not unique[k].finished)
         return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
@@ -170,13 +192,11 @@ class FrozenScorer:
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
-            wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
-            if any(images is not None for _, images in wanted):
-                recorder.expect(wanted)
             recorded = {
-                i: hidden_states[len(rows[i].prompt_ids) - 1 :]
-                for i in remaining
-                if (hidden_states := recorder.find(*wanted[i])) is not None
+                i: hidden_states[len(row.prompt_ids) - 1 :]
+                for i, row in enumerate(rows)
+                if row.images is None
+                and (hidden_states := recorder.find((*row.prompt_ids, *row.completion_ids))) is not None
             }
             recorder.clear()
             if recorded:
@@ -269,20 +289,11 @@ class FrozenScorer:
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
     ) -> bool:
-        """
-        Whether completions go on from the pass of their prompt, which is tried against the model's own logits.
-        `ValueError` if the processor does not fit the model, or whole rows have other logits, too.
-        """
+        """Whether completions go on from the pass of their prompt: tried against the model's own logits."""
         # A completion may have no token, or one.
         special = Placeholders.of(model.config).all
         tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in special] * 8)[:8]
-        try:
-            expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError) as reason:  # each family has its own
-            raise ValueError(
-                f"The {type(model).__name__} refuses what the processor has made of a prompt with images: {reason}. "
-                "Does the processor fit the model? Pass the model's own as `processing_class`."
-            ) from reason
+        expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
         whole = whole_row_states(model, prompt_ids, images, tokens)[len(prompt_ids) - 1 :]
         self._check_logits(model, whole, expected, " where the prompt has images")
         assert self._rules is not None
@@ -305,11 +316,9 @@ class FrozenScorer:
         rows: Sequence[Rendered],
         hidden_states: Tensor,
         states: Sequence[Sequence[int]],
-        alpha: float,
-        entropy: bool,
-        mean_logits: bool,
-    ) -> tuple[Tensor, HeadStatistics]:
-        """Applies the head to the states of scored tokens. Returns these and what it says of them, on the CPU."""
+        statistics: Callable[[Tensor, nn.Module, Tensor], HeadStatistics],
+    ) -> HeadStatistics:
+        """What the head says of scored tokens, on the CPU."""
         read: list[tuple[int, int]] = []  # (position of the state, token)
         for row, row_states in zip(rows, states, strict=True):
             read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
@@ -326,10 +335,8 @@ class FrozenScorer:
                 selected, head = head(hidden_states.to(device))[positions.to(device)], nn.Identity()  # (N, V)
             else:
                 selected = hidden_states[positions]  # (N, D)
-            on_device = token_statistics(
-                selected.to(device), head, token_ids.to(device), alpha, self._transform, entropy, mean_logits
-            )
-        return token_ids, HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
+            on_device = statistics(selected.to(device), head, token_ids.to(device))
+        return HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """On eight tokens, hidden states and head must reproduce the model's own logits."""
@@ -373,25 +380,3 @@ class FrozenScorer:
         tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
         error = errors.max().item()
         return error if math.isfinite(error) and error > tolerance else 0.0
-
-
-def _token_stats(
-    row: Rendered, token_ids: Tensor, columns: HeadStatistics, alpha: float, vocab_size: int
-) -> TokenStats:
-    """The result of a row, with tensors of its own, from columns that begin with its tokens."""
-    count = len(row.action_positions)
-    # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
-    # https://huggingface.co/papers/2506.23235).
-    values, terminal = columns.soft_values[: count + 1], torch.zeros(1)
-    return TokenStats(
-        token_ids=token_ids[:count].clone(),
-        positions=torch.tensor(row.action_positions, dtype=torch.long),
-        chosen_logits=columns.chosen_logits[:count].clone(),
-        soft_values=torch.cat([values[:count], terminal]) if row.finished else values.clone(),
-        entropies=None if columns.entropies is None else columns.entropies[:count].clone(),
-        mean_logits=None if columns.mean_logits is None else columns.mean_logits[:count].clone(),
-        finished=row.finished,
-        alpha=alpha,
-        num_completion_tokens=len(row.completion_ids),
-        vocab_size=vocab_size,
-    )

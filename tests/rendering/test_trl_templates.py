@@ -5,7 +5,6 @@ All chat templates that TRL knows: text and token ids of one completion have one
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import trl
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from endotrl import EndogenousReward
-from endotrl.rendering.policy import PolicyTokens
 from endotrl.rendering.renderer import Renderer
 
 from ..support.helpers import SMALL
@@ -122,39 +120,6 @@ def test_text_and_ids_of_a_call(name):
     assert tokenizer.decode(as_text.completion_ids) == written
     (as_ids,) = renderer.render([prompt], [call], [encode(tokenizer, written)])
     assert as_text == as_ids and as_text.finished
-
-
-def as_trl_writes(tokenizer, results):
-    """What TRL's GRPO trainer puts behind a turn that calls tools, by its own code."""
-    trainer = SimpleNamespace(
-        processing_class=tokenizer, _tokenizer=tokenizer, chat_template=None, chat_template_kwargs={}, _is_vlm=False
-    )
-    return trl.GRPOTrainer._get_tool_suffix_ids(trainer, results)
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in CALLERS if name != "qwen3"]
-)  # TRL trains Qwen3 with another template
-def test_whatever_a_policy_writes_around_the_results_of_tools(name):
-    tokenizer = tokenizer_for(name)
-    tokenizer.eos_token = end_of(name)
-    results = as_trl_writes(tokenizer, [RESULT])
-    stops = tokenizer.convert_tokens_to_ids([end_of(name)])
-    renderer = Renderer(tokenizer, stops, len(tokenizer), policy_tokens=PolicyTokens(tokenizer, stops, padded=False))
-    # Nothing like what its template would write, and its parsed messages say little of it.
-    first, last = encode(tokenizer, "??<|im_end|>\n\n\n"), encode(tokenizer, " <|im_end|>4<|endoftext|><|endoftext|>")
-    completion = [
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
-        RESULT,
-        {"role": "assistant", "content": ""},
-    ]
-    ids = first + results + last
-    (row,) = renderer.render([[{"role": "user", "content": "2 + 2?"}]], [completion], [ids])
-    assert row.completion_ids == ids
-    assert [ids[i] for i in row.action_positions] == first + last
-    # Cut off behind the result.
-    (row,) = renderer.render([[{"role": "user", "content": "2 + 2?"}]], [completion[:2]], [first + results])
-    assert row.action_positions == list(range(len(first))) and not row.finished
 
 
 @pytest.mark.parametrize("name", [name for name in CALLERS if not CALLERS[name] and name != "gptoss"])

@@ -14,8 +14,6 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from .protocols import BadAnswer
-
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,11 +25,14 @@ BUSY = (408, 425, 429, 502, 503, 504)
 FIRST_CONTACT = 20.0  # seconds of patience with servers that have never answered: the address may be wrong
 BROKEN_ANSWERS = 8  # times that a text is sent again after an error of the server or half an answer
 LONGEST_PAUSE = 30.0  # seconds between two tries
-IDLE = 10.0  # seconds without an answer, in which a server may have been restarted with another model
 
 
 class ServerError(OSError):
     """A server that cannot be used: not reached, not allowed, or not what it must be."""
+
+
+class BadAnswer(ValueError):
+    """An answer that is not of the protocol, or not whole."""
 
 
 class Broken(BadAnswer):
@@ -51,31 +52,29 @@ class Server:
     """One server; times are on the clock of `time.monotonic`."""
 
     root: str  # its address, without `/v1`
-    is_known: bool = False  # it was greeted since it was last lost
-    answered_at: float = 0.0
-    under_way: int = 0  # requests that it has not answered yet
+    is_greeted: bool = False
     failures: int = 0  # since it last answered
     again_at: float = 0.0  # until then, it rests
     lock: threading.Lock = field(default_factory=threading.Lock)
     greeting: threading.Lock = field(default_factory=threading.Lock)
 
-    def lost(self, reason: Exception, pause: float = 0.0) -> None:
-        """Lets it rest for a while: the longer, the more often it was lost."""
+    def failed(self, reason: Exception, pause: float = 0.0) -> None:
+        """Lets it rest for a while: the longer, the more often it failed."""
         with self.lock:
             if time.monotonic() < self.again_at:
                 return  # the requests that were under way together count once
-            if self.is_known:
-                logger.warning("The server %s is lost (%s). It is tried again.", self.root, reason)
+            if not self.failures:
+                logger.warning("The server %s does not answer (%s). It is tried again.", self.root, reason)
             self.failures += 1
             wait_for = min(LONGEST_PAUSE, 0.25 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
             self.again_at = time.monotonic() + max(wait_for, min(pause, LONGEST_PAUSE))
-            self.is_known = False
+            self.is_greeted = False
 
 
 class Client:
     """
-    Sends requests to servers in turn. `greet` is called before the first request to one, and again after it was lost
-    or idle, since another model may answer there then. For the other arguments, see [`ServedModel`].
+    Sends requests to servers in turn. `greet` is called before the first one of each [`map`] to a server, and after
+    failures: another model may answer there by then. For the other arguments, see [`ServedModel`].
     """
 
     def __init__(
@@ -102,12 +101,10 @@ class Client:
         self._has_answered = False
 
     def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
-        """
-        A function of a server and an item, which sends requests by [`ask`], for all items at once; where a server
-        cannot answer, on another one, or later. `done` is called for each item. `ServerError` if none answers for so
-        long as there is patience, or one refuses; `ValueError` if it finds an item wrong.
-        """
+        """A function of a server and an item for all items; if a server does not answer, on another one, or later."""
         stop = threading.Event()
+        for server in self.servers:
+            server.is_greeted = False
 
         def run(item: T) -> R:
             with self._slots:
@@ -159,18 +156,12 @@ class Client:
             server = self._next(stop)
             try:
                 with server.greeting:
-                    idle = server.under_way == 0 and time.monotonic() > server.answered_at + IDLE
-                    if idle or not server.is_known:
+                    if not server.is_greeted:
                         self._greet(self, server)
-                        server.is_known, server.answered_at = True, time.monotonic()
-                    server.under_way += 1
-                try:
-                    result = function(server, item)
-                finally:
-                    with server.greeting:
-                        server.under_way -= 1
+                        server.is_greeted = True
+                result = function(server, item)
             except _Unreachable as error:
-                server.lost(error, error.pause)
+                server.failed(error, error.pause)
                 waited = time.monotonic() - began
                 if waited > (self._patience if self._has_answered else min(FIRST_CONTACT, self._patience)):
                     raise ServerError(
@@ -178,14 +169,14 @@ class Client:
                         f"first try. Last: {error}. Is it running, and does this machine reach it?"
                     ) from error
             except BadAnswer as error:
-                server.lost(error)
+                server.failed(error)
                 broken += 1
                 if broken >= BROKEN_ANSWERS:
                     raise ServerError(
                         f"The server {server.root} gave {broken} answers that cannot be used. Last: {error}."
                     ) from error
             else:
-                server.failures, server.answered_at, self._has_answered = 0, time.monotonic(), True
+                server.failures, self._has_answered = 0, True
                 return result
 
     def _next(self, stop: threading.Event) -> Server:

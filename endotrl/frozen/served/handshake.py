@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must hold of a server before its numbers are believed: model, protocol, tokenizer, normalisation."""
+"""
+How servers are asked for the log-probabilities of given tokens, and what must hold of one before its numbers are
+believed: model, protocol, tokenizer, normalisation.
+"""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from .client import Broken, Client, Server, ServerError
-from .protocols import PROTOCOLS, Answer, ScoreProtocol
+from .client import BadAnswer, Broken, Client, Server, ServerError
 
 
 # Words, white space, digits, scripts: what tokenizers differ in.
@@ -18,6 +21,112 @@ COUNTING = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 2
 NEARLY_ALL = 0.9
 POSITIVE = 1e-3  # a log-probability above 0, by more than rounding
 OTHER_MODEL = 0.1  # nats per token by which two servers of one model do not differ, whatever their dtype
+
+
+class Answer(NamedTuple):
+    """What a server says of the tokens of one text. Lists have one entry per token."""
+
+    log_probs: list[float | None]  # of each token after those before it, in nats; `None` for the first
+    token_ids: list[int | None]  # as the server has read them, where it says so
+    texts: list[str] | None  # of the tokens, from a server that tells no ids
+    tops: list[list[float]]  # the highest log-probabilities at each token's place, if they were asked for
+
+
+class ScoreProtocol(ABC):
+    """One kind of server."""
+
+    name: str
+    path: str  # below the server's root
+    # Numbers of the highest log-probabilities to ask for in the handshake, until one tells enough.
+    tops: tuple[int, ...]
+
+    @abstractmethod
+    def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
+        """The body that asks for the tokens of a text, or for token ids."""
+
+    @abstractmethod
+    def read(self, answer: Any) -> Answer:
+        """Reads the body of an answer; any error if it is none of this protocol."""
+
+    def ask(self, client: Client, server: Server, model: str, text: Sequence[int] | str, tops: int = 0) -> Answer:
+        """What a server says of a text; `BadAnswer` if that is not of this protocol."""
+        body = client.ask(server, self.path, self.request(model, text, tops))
+        try:
+            return self.read(body)
+        except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
+            raise BadAnswer(f"it is not what {self.name} answers ({type(error).__name__}: {error})") from error
+
+
+class VLLM(ScoreProtocol):
+    """vLLM's field `prompt_logprobs` (https://docs.vllm.ai): by position, log-probabilities by token id."""
+
+    name, path, tops = "vLLM", "/v1/completions", (20, 5, 1)
+
+    def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
+        return _body(model, text, top_p=1.0, prompt_logprobs=tops, return_token_ids=True)
+
+    def read(self, answer: Any) -> Answer:
+        (choice,) = answer["choices"]
+        _, *entries = choice["prompt_logprobs"]  # the first token has none
+        # The token itself comes first, the most probable ones follow.
+        own = [next(iter(entry.items())) for entry in entries]
+        ids: list[int | None] = [None, *(int(key) for key, _ in own)]
+        told = choice.get("prompt_token_ids")
+        if told is not None and told[1:] != ids[1:]:
+            raise ValueError("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
+        tops = [[float(item["logprob"]) for item in entry.values()] for entry in entries]
+        return Answer([None, *(float(item["logprob"]) for _, item in own)], told or ids, None, [[], *tops])
+
+
+class SGLang(ScoreProtocol):
+    """SGLang's native `/generate` (https://docs.sglang.ai): lists of (log-probability, token id, text)."""
+
+    name, path, tops = "SGLang", "/generate", (20, 5, 1)
+
+    def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
+        prompt = {"text": text} if isinstance(text, str) else {"input_ids": list(text)}
+        sampling = {"sampling_params": {"max_new_tokens": 1, "temperature": 1.0}}
+        return prompt | sampling | {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": tops}
+
+    def read(self, answer: Any) -> Answer:
+        info = answer["meta_info"]
+        entries = info["input_token_logprobs"]
+        tops = [[pair[0] for pair in row or []] for row in info.get("input_top_logprobs") or [None] * len(entries)]
+        return Answer([entry[0] for entry in entries], [int(entry[1]) for entry in entries], None, tops)
+
+
+class Echo(ScoreProtocol):
+    """OpenAI's legacy `echo` with `logprobs`: the text of each token, and its log-probability."""
+
+    name, path, tops = "OpenAI's `echo`", "/v1/completions", (5, 1)
+
+    def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
+        # The last field is of vLLM's kin; others know no such one.
+        return _body(model, text, echo=True, logprobs=max(1, tops), return_tokens_as_token_ids=True)
+
+    def read(self, answer: Any) -> Answer:
+        (choice,) = answer["choices"]
+        found = choice["logprobs"]
+        # The generated token is behind the echoed ones.
+        *log_probs, _ = found["token_logprobs"]
+        *texts, _ = map(str, found["tokens"])
+        if len(texts) != len(log_probs) or log_probs[0] is not None:
+            raise ValueError("it has not the tokens that were given")
+        tops = [list((entry or {}).values()) for entry in (found.get("top_logprobs") or [])[: len(texts)]]
+        prefix = "token_id:"
+        if all(text.startswith(prefix) for text in texts):
+            return Answer(log_probs, [int(text.removeprefix(prefix)) for text in texts], None, tops)
+        return Answer(log_probs, [None] * len(texts), texts, tops)
+
+
+# In the order in which they are tried.
+PROTOCOLS: tuple[ScoreProtocol, ...] = (VLLM(), SGLang(), Echo())
+
+
+def _body(model: str, text: Sequence[int] | str, **more: Any) -> dict[str, Any]:
+    prompt = text if isinstance(text, str) else [list(text)]
+    # Temperature 1, because the model's generation config would set another one, which some servers apply here.
+    return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, **more}
 
 
 class Card(NamedTuple):
@@ -53,8 +162,7 @@ class Handshake:
 
     def ask(self, protocol: ScoreProtocol, text: Sequence[int] | str, tops: int = 0) -> Answer:
         """What the server says of a text."""
-        body = protocol.request(self.card.name, text, tops=tops)
-        return protocol.read(self._client.ask(self._server, protocol.path, body))
+        return protocol.ask(self._client, self._server, self.card.name, text, tops)
 
     def find_protocol(self) -> ScoreProtocol:
         """How the server gives log-probabilities of a text that it is given."""
@@ -90,33 +198,25 @@ class Handshake:
             )
 
     def check_log_probs(self, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int) -> bool:
-        """
-        What the server calls log-probabilities must be normalised: they may be logits (`raw_logits` mode), or of
-        another distribution (top-k, a temperature). `False` if it could not be found out, though nothing speaks
-        against it.
-        """
+        """Refuses what is not normalised: logits, top-k. `False` if the server tells too little to find out."""
         for count in protocol.tops:
-            # All of a vocabulary, for one place only.
-            text = ids[:2] if count < 0 else ids
             try:
-                answer = self.ask(protocol, text, count)
+                answer = self.ask(protocol, ids, count)
             except ValueError:  # more than it allows
                 continue
             known = False
-            for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(text), strict=False):
+            for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(ids), strict=False):
                 values = [*tops, *([] if value is None else [value])]
                 total = math.fsum(map(math.exp, tops)) if all(number <= POSITIVE for number in values) else math.inf
-                # The k most probable of V tokens have at least k / V; some models have more tokens than their
-                # tokenizer.
-                is_whole = len(tops) >= vocab_size
-                least = 0.99 if is_whole else 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
+                # The k most probable of V tokens have at least k / V; some models have more tokens than tokenizers.
+                least = 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
                 if not least <= total <= 1.01:
                     raise ServerError(
                         f"What the server {self._server.root} gives as log-probabilities are none: the probabilities "
                         f"of {len(tops)} tokens sum to {total:.4g}. Of vLLM, start it with `--logprobs-mode "
                         "raw_logprobs`, its default, and not with logits."
                     )
-                known = known or is_whole or total >= NEARLY_ALL
+                known = known or total >= NEARLY_ALL
             if known:
                 return True
         return False

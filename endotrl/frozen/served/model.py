@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -15,12 +15,11 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 from ...rendering.renderer import Rendered
 from ...scoring.forward_pass import exclusive
 from ...scoring.reference_pass import ReferenceRecorder
-from ...scoring.scorer import check_ids, score_once
+from ...scoring.scorer import check_ids, equal_rows, row_stats
 from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
-from .client import API_KEY, Client, Server, ServerError
-from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, mean_difference, other_token
-from .protocols import BadAnswer, ScoreProtocol
+from .client import API_KEY, BadAnswer, Client, Server, ServerError
+from .handshake import COUNTING, OTHER_MODEL, POSITIVE, Card, Handshake, ScoreProtocol, mean_difference, other_token
 
 
 logger = logging.getLogger(__name__)
@@ -31,14 +30,7 @@ def is_url(model: object) -> bool:
     return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
-class Connection(NamedTuple):
-    """What the handshake has found out: how to ask, and the model's log-probabilities of a probe."""
-
-    protocol: ScoreProtocol
-    probe: list[float | None]
-
-
-DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_connection"))
+DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_protocol", "_probe"))
 
 
 class ServedModel:
@@ -47,9 +39,9 @@ class ServedModel:
     with OpenAI-style `echo`.
 
     Before anything is scored, a handshake compares tokenizers, looks for log-probabilities that are none, and asks for
-    the length limit. It is repeated after a server was lost. A server that is busy, starting or gone is tried again
-    with back-off, while others take its work. The key, if servers want one, is read from the environment variable
-    `ENDOTRL_API_KEY`.
+    the length limit; later calls look whether it still is the same model. A server that is busy, starting or gone is
+    tried again with back-off, while others take its work. The key, if servers want one, is read from the environment
+    variable `ENDOTRL_API_KEY`.
 
     Args:
         url (`str` or `list[str]`):
@@ -83,7 +75,8 @@ class ServedModel:
     _process: int | None
     _tokenizer: PreTrainedTokenizerBase | None
     _card: Card | None
-    _connection: Connection | None
+    _protocol: ScoreProtocol | None
+    _probe: list[float | None] | None  # log-probabilities of a text, by which the model is known
 
     def __init__(
         self,
@@ -176,9 +169,8 @@ class ServedModel:
         progress: bool = False,
     ) -> list[TokenStats]:
         r"""
-        [`TokenStats`] in the order of `rows`, as [`FrozenScorer`] gives them for a loaded model, but in the gauge
-        $V = 0$ only: `chosen_logits` are $\log \hat\pi(a_h|s_h)$, `soft_values` 0, `has_logits` is `False`, and
-        there are no entropies and mean logits. Rewards that need more are refused before: see
+        [`TokenStats`] as [`FrozenScorer`] gives them, but in the gauge $V = 0$, without entropies and mean logits:
+        `chosen_logits` are $\log \hat\pi(a_h|s_h)$. Rewards that need more are refused before: see
         [`RewardRule.needs_logits`].
 
         `ValueError` for another `alpha` than 1, ids outside the vocabulary and rows that the server refuses or gives
@@ -193,30 +185,16 @@ class ServedModel:
                 f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
                 'judge the text alone with `images="ignore"`.'
             )
-
-        def score(unique: list[Rendered]) -> list[TokenStats]:
-            asked = [(i, row) for i, row in enumerate(unique) if row.action_positions]
-            with tqdm(total=len(asked), desc="Scoring", unit=" completions", disable=not progress) as bar:
-                found = self._http.map(self._ask, asked, bar.update)
-            log_probs = dict(zip((i for i, _ in asked), found, strict=True))
-            return [self._token_stats(row, log_probs.get(i, [])) for i, row in enumerate(unique)]
-
-        return score_once(rows, score)
-
-    def _token_stats(self, row: Rendered, log_probs: list[float]) -> TokenStats:
-        positions = torch.tensor(row.action_positions, dtype=torch.long)
-        return TokenStats(
-            token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
-            positions=positions,
-            chosen_logits=torch.tensor(log_probs, dtype=torch.float32)[positions],
-            soft_values=torch.zeros(len(positions) + 1),
-            entropies=None,
-            finished=row.finished,
-            alpha=1.0,
-            num_completion_tokens=len(row.completion_ids),
-            vocab_size=self.config.vocab_size,
-            has_logits=False,
-        )
+        equal = [indices for indices in equal_rows(rows) if rows[indices[0]].action_positions]
+        with tqdm(total=len(equal), desc="Scoring", unit=" completions", disable=not progress) as bar:
+            found = self._http.map(self._ask, [(indices[0], rows[indices[0]]) for indices in equal], bar.update)
+        log_probs = {i: values for indices, values in zip(equal, found, strict=True) for i in indices}
+        results, vocab_size = [], self.config.vocab_size
+        for i, row in enumerate(rows):
+            chosen = torch.tensor([log_probs[i][position] for position in row.action_positions], dtype=torch.float32)
+            numbers = {"chosen_logits": chosen, "soft_values": torch.zeros(len(chosen) + 1), "entropies": None}
+            results.append(row_stats(row, vocab_size, alpha=1.0, has_logits=False, **numbers))
+        return results
 
     @property
     def _http(self) -> Client:
@@ -238,9 +216,8 @@ class ServedModel:
 
     def _shake_hands(self, handshake: Handshake, server: Server, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = list(tokenizer(COUNTING)["input_ids"])
-        if self._connection is not None:
-            probe = handshake.ask(self._connection.protocol, ids).log_probs
-            difference = mean_difference(self._connection.probe, probe)
+        if self._protocol is not None and self._probe is not None:
+            difference = mean_difference(self._probe, handshake.ask(self._protocol, ids).log_probs)
             if not difference < OTHER_MODEL:
                 raise ServerError(
                     f"The server {server.root} runs another model than was scored with before: the log-probabilities "
@@ -252,31 +229,28 @@ class ServedModel:
         if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
                 "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
-                "not be found out: the model is unsure of everything, or the server tells too few of them (vLLM: "
-                "`--max-logprobs -1`).",
+                "not be found out: the model is unsure of everything, or the server tells too few of them.",
                 server.root,
             )
-        self._connection = Connection(protocol, handshake.ask(protocol, ids).log_probs)
+        self._protocol, self._probe = protocol, handshake.ask(protocol, ids).log_probs
 
     def _ask(self, server: Server, item: tuple[int, Rendered]) -> list[float]:
         """Log-probabilities of the tokens of a row's completion, in nats."""
-        (number, row), connection = item, self._connection
-        assert connection is not None and self._tokenizer is not None
-        ids, start, protocol = [*row.prompt_ids, *row.completion_ids], len(row.prompt_ids), connection.protocol
-        first = start - 1 if protocol.starts_late else 0
+        number, row = item
+        assert self._protocol is not None and self._tokenizer is not None
+        ids = [*row.prompt_ids, *row.completion_ids]
         try:
-            body = self._http.ask(server, protocol.path, protocol.request(self.card.name, ids, start=start - 1))
+            answer = self._protocol.ask(self._http, server, self.card.name, ids)
         except BadAnswer:
             raise
         except ValueError as error:
             raise ValueError(f"Row {number}: {error}") from error
-        answer = protocol.read(body)
-        if len(answer.log_probs) != len(ids) - first:
-            raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids) - first} tokens")
-        where = other_token(answer, ids[first:], self._tokenizer)
+        if len(answer.log_probs) != len(ids):
+            raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids)} tokens")
+        where = other_token(answer, ids, self._tokenizer)
         if where is not None:
             raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
-        values = [math.nan if value is None else value for value in answer.log_probs[start - first :]]
+        values = [math.nan if value is None else value for value in answer.log_probs[len(row.prompt_ids) :]]
         if not all(map(math.isfinite, values)):
             raise ValueError(f"The server {server.root} gives NaN or infinite log-probabilities for row {number}.")
         if max(values, default=0.0) > POSITIVE:
