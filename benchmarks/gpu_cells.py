@@ -3,6 +3,7 @@
 
 import gc
 import json
+import math
 import tempfile
 import time
 import traceback
@@ -56,6 +57,7 @@ from endotrl.rendering.renderer import Rendered
 from endotrl.reporting import quiet_libraries
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
+from endotrl.scoring import forward_pass, kernels
 from endotrl.scoring.scorer import FrozenScorer
 from endotrl.tasks import arithmetic
 
@@ -223,6 +225,18 @@ def exactness(machine: Machine) -> dict[str, Cell]:
     def packed(dtype: str) -> dict[str, Any]:
         return errors(ours(loaded(dtype)), dtype)
 
+    def by_kernel(name: str, dtype: str) -> dict[str, Any]:
+        attend, forward_pass.attend = forward_pass.attend, kernels.KERNELS[name]
+        compiled = kernels.flex_kernel
+        if machine.tiny:  # as below
+            from torch.nn.attention.flex_attention import flex_attention as as_written
+
+            kernels.flex_kernel = lambda: as_written  # type: ignore[assignment]
+        try:
+            return packed(dtype)
+        finally:
+            forward_pass.attend, kernels.flex_kernel = attend, compiled
+
     def padded() -> dict[str, Any]:
         model = machine.model("padded", torch.float32)
         tokens = machine.source("padded").group(12, [5, 14, 9])
@@ -266,6 +280,10 @@ def exactness(machine: Machine) -> dict[str, Cell]:
     for dtype in ("float32", "bfloat16"):
         cells[f"TRL's fused head, {dtype}"] = partial(rival, FusedHead, dtype)
         cells[f"packed rows, {dtype}"] = partial(packed, dtype)
+        for name in kernels.KERNELS:
+            # PyTorch's flash-attention is in half precision, and on GPUs.
+            if name != "varlen" or (dtype == "bfloat16" and machine.device == "cuda"):
+                cells[f"packed rows, {dtype}, kernel {name}"] = partial(by_kernel, name, dtype)
     cells["padded rows (soft-capped attention), float32"] = padded
     cells["a prompt with an image, float32"] = with_images
     cells["float32 weights under bfloat16 autocast"] = autocast
@@ -358,7 +376,7 @@ def scoring(machine: Machine) -> dict[str, Cell]:
     def run(shape: str, make: Callable[[TokenSource], Workload], first: bool) -> dict[str, Any]:
         # vLLM reads a checkpoint and takes a minute to start: once, for the small one.
         vllm = first and shape == "0.5B" and find_spec("vllm") is not None
-        return score_workload(machine, shape, make(machine.source(shape)), vllm)
+        return score_workload(machine, shape, make(machine.source(shape)), compiles=first, vllm=vllm)
 
     return {
         f"{shape}: {name}": partial(run, shape, make, first=i == 0)
@@ -392,12 +410,18 @@ def workloads(tiny: bool) -> dict[str, Callable[[TokenSource], Workload]]:
     }
 
 
-def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool) -> dict[str, Any]:
-    """One row of the table: seconds of each method in rounds by turns, after a pass that shows its memory."""
+def score_workload(machine: Machine, shape: str, workload: Workload, compiles: bool, vllm: bool) -> dict[str, Any]:
+    """
+    One row of the table: seconds of each method in rounds by turns, after a pass that shows its memory and warms it
+    up. FlexAttention, which compiles for seconds, is tried only if `compiles`.
+    """
     model = machine.kept(shape)
+    # In the second pass, so not for the few tokens on which a model is tried.
+    kernels.CALLS_BEFORE_COMPILING = model.config.num_hidden_layers if compiles else math.inf
     runs: dict[str, Callable[[], object]] = {}
     peaks: dict[str, int] = {}
     absent: dict[str, str] = {}
+    kernels.choices.clear()
     sizes: dict[str, int] = {}
     for name in ("endotrl", *RIVALS):
         batches, size = workload.batches, max(map(len, workload.batches))
@@ -405,8 +429,8 @@ def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool)
             free_memory()
             try:
                 method = METHODS[name](model, model.dtype, machine.device)
-                if name == "endotrl":
-                    method(batches)  # tries the model, which takes memory
+                for _ in range(2 if name == "endotrl" else 0):
+                    method(batches)  # chooses the kernel of the attention, which takes memory
                 with peak_memory(machine.device) as peak:
                     method(batches)
                 peaks[name], sizes[name], runs[name] = peak.extra, size, partial(method, batches)
@@ -442,6 +466,14 @@ def score_workload(machine: Machine, shape: str, workload: Workload, vllm: bool)
         "peak_bytes": peaks,
         "batch_rows": sizes,
         "absent": absent,
+        "kernels": [
+            {
+                "tokens": 2**token_bits,
+                "chosen": choice.name,
+                "seconds": {name: value if math.isfinite(value) else None for name, value in choice.seconds.items()},
+            }
+            for (*_, token_bits, _), choice in kernels.choices.items()
+        ],
         "scored_tokens_per_second": work.positions / seconds["endotrl"],
         "share_of_peak": work.flops(machine.size(shape)) / seconds["endotrl"] / peak_rates["matmul_peak"],
         "roofline_seconds": bound,

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.measure import machine_line, markdown_table
 from benchmarks.methods import METHODS, RIVALS
+from endotrl.scoring.kernels import KERNELS
 
 
 # What stands between these in the README is replaced.
@@ -78,6 +79,9 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         + ". –: not measured."
         + (f" In smaller micro-batches, as more did not fit: {'; '.join(halved)}." if halved else "")
         + (f" Not there: {'; '.join(absent)}." if absent else ""),
+        "Attention kernels of the packed rows, in milliseconds per layer; a row is padded to a power of two only in "
+        "FlexAttention.",
+        kernel_table(cells["scoring"]),
         "## A GRPO step",
         "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 64. *Adds* is the reward call divided by the "
         "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; of "
@@ -144,6 +148,28 @@ def scoring_table(cells: dict[str, dict[str, Any]]) -> str:
                 gigabytes(c, "padded_logits"),
             ]
             for name, c in cells.items()
+        ],
+    )
+
+
+def kernel_table(cells: dict[str, dict[str, Any]]) -> str:
+    """What each attention kernel took of the longest row of a workload, and which was chosen."""
+    longest = {
+        name: max(cell["kernels"], key=lambda kind: kind["tokens"]) for name, cell in cells.items() if cell["kernels"]
+    }
+    if not longest:
+        return NOT_MEASURED if not cells else "One kernel on this device: block by block."
+
+    def milliseconds(kind: dict[str, Any], kernel: str) -> str:
+        if kernel not in kind["seconds"]:
+            return "–"
+        return "failed" if kind["seconds"][kernel] is None else f"{1e3 * kind['seconds'][kernel]:.2f}"
+
+    return markdown_table(
+        ["workload", "tokens below", *KERNELS, "chosen"],
+        [
+            [name, f"{kind['tokens']:,}", *(milliseconds(kind, kernel) for kernel in KERNELS), kind["chosen"]]
+            for name, kind in longest.items()
         ],
     )
 

@@ -67,7 +67,7 @@ def test_all_parts_on_a_device_that_refuses_mixed_tensors(tmp_path: Path) -> Non
     results = json.loads(file.read_text())
     assert results["failed"] == {}, finished.stderr[-6000:]
     cells = results["cells"]
-    assert "exactness/packed rows, bfloat16" in cells and len(cells) >= 18
+    assert "exactness/packed rows, bfloat16, kernel varlen" in cells and len(cells) >= 24
     assert all(cell["right"] for key, cell in cells.items() if key.startswith("exactness/") and "autocast" not in key)
     assert all(not cell["absent"] for key, cell in cells.items() if key.startswith("scoring/"))
 
@@ -81,7 +81,7 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
     results = {"run": run, "cells": {}, "failed": {"step/7B: own copy": "out of memory"}}
     page = write_page(results, tmp_path, readme).read_text()
     assert (
-        page.count("Not measured.") == 5
+        page.count("Not measured.") == 6
         and "- Failed: 7B: own copy: out of memory" in page
         and "old" in readme.read_text()
     )
@@ -92,6 +92,10 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
         "impossible": ["padded_logits"],
         "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10},
         "absent": {"fused_head": "out of memory", "reward_model": "ImportError: no kernel"},
+        "kernels": [
+            {"tokens": 8192, "chosen": "varlen", "seconds": {"blocks": 0.004, "varlen": 0.001, "flex": None}},
+            {"tokens": 1024, "chosen": "blocks", "seconds": {"blocks": 0.001}},
+        ],
         "scored_tokens_per_second": 12345.0,
         "share_of_peak": 0.51,
         "roofline_seconds": 0.25,
@@ -99,6 +103,7 @@ def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path)
         "bandwidth": 3e12,
     }
     page = write_page(results, tmp_path, readme).read_text()
+    assert "| 7B: a group | 8,192 | 4.00 | 1.00 | failed | varlen |" in page
     assert (
         "In smaller micro-batches, as more did not fit: (a) padded batch, full logits of 7B: a group: 8 rows." in page
     )

@@ -5,13 +5,13 @@ those of one prompt share its pass; one thread at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock, RLock
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 
+T = TypeVar("T")
 # Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
 # compiled for each shape and kept, about 1 MB for every new length.
 MAX_FILLER = 1 / 32
@@ -88,6 +89,13 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Inside, what `torch.compile` has wrapped is compiled, also within [`uncompiled`]."""
+    with _stance, torch.compiler.set_stance("default"):
+        yield
+
+
 @dataclass(frozen=True)
 class RopeLengths:
     """How a model's rotary frequencies depend on the largest position of a pass; lengths are in tokens."""
@@ -103,9 +111,9 @@ class RopeLengths:
         settings = config.get_text_config().to_dict()
         parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
         # One set of parameters, or one for each type of layer.
-        entries = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters][
-            : len(parameters)
-        ]
+        entries = [entry for entry in parameters.values() if isinstance(entry, dict)]
+        if parameters and not entries:
+            entries = [parameters]
         switches, unknown, grows_beyond = set(), set(), None
         key = "original_max_position_embeddings"
         for entry in entries:
@@ -217,8 +225,7 @@ class PackedRow:
     position_ids: Tensor  # (1, T)
     spans: list[Span]  # of every group, and of the filler
     longest: int  # length of the longest prompt with a continuation
-    # Masks of the attention, which are the same in every layer, by (queries, keys, device): layers may be spread.
-    masks: dict[tuple[int, int, torch.device], Tensor] = field(default_factory=dict)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> "PackedRow":
@@ -248,6 +255,13 @@ class PackedRow:
         """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one behind."""
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What a kernel makes of the spans once, for all layers."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        kept: T = self._kept[key]
+        return kept
 
 
 def plan_packs(
@@ -336,21 +350,29 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     """
     Attention over a packed row, in which a continuation sees its prompt and itself, of shape `(1, T, num_heads,
     head_dim)`, from rotated queries of shape `(1, num_heads, T, head_dim)`, and keys and values of `(1,
-    num_key_value_heads, T, head_dim)`, by a call of PyTorch's kernel per prompt and per block of a continuation.
-    `scaling` is the factor of the scores.
+    num_key_value_heads, T, head_dim)`. `scaling` is the factor of the scores.
     """
-    # On CUDA, a mask has no kernel for grouped queries, and flash-attention wants as many keys as queries.
-    on_cpu = query.device.type == "cpu"
-    if not on_cpu:
+    if not query.is_cuda:
+        return block_attention(query, key, value, row, scaling)
+    from .kernels import attend as fastest
+
+    return fastest(query, key, value, row, scaling)
+
+
+def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
+    """As [`attend`], by a call of PyTorch's kernel per prompt and per block of a continuation."""
+    # On CUDA, attention with a mask has no kernel for grouped queries.
+    grouped = query.device.type == "cpu"
+    if not grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     # Laid out as it is returned, so that nothing is copied at the end.
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
 
-    def run(queries: slice, *seen: slice) -> None:
+    def attend(queries: slice, *seen: slice) -> None:
         """One causal call of the kernel, of the last of the keys."""
         num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
-        padding = -num_keys % KEY_MULTIPLE if on_cpu else 0  # behind all queries, so that none sees it
+        padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
         mask = None if len(seen) == 1 else _causal_mask(row, num_queries, num_keys, padding, query)
         output[:, :, queries] = scaled_dot_product_attention(
             query[:, :, queries],
@@ -359,29 +381,31 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
             attn_mask=mask,
             is_causal=mask is None,
             scale=scaling,
-            enable_gqa=on_cpu,
+            enable_gqa=grouped,
         )
 
     for start, prompt_end, continuations in row.spans:
-        if len(continuations) == 1:  # goes on from its prompt as any sequence does
-            prompt_end, continuations = continuations[0][1], []
+        if len(continuations) == 1:
+            attend(slice(start, continuations[0][1]), slice(start, continuations[0][1]))
+            continue
         prompt = slice(start, prompt_end)
-        run(prompt, prompt)
+        attend(prompt, prompt)
         for first, end in continuations:
             for block_start in range(first, end, QUERY_BLOCK):
                 block_end = min(block_start + QUERY_BLOCK, end)
-                run(slice(block_start, block_end), prompt, slice(first, block_end))
+                attend(slice(block_start, block_end), prompt, slice(first, block_end))
     return output.transpose(1, 2)
 
 
 def _causal_mask(row: PackedRow, num_queries: int, num_keys: int, padding: int, like: Tensor) -> Tensor:
     """Additive mask of shape `(num_queries, num_keys + padding)`: the last query sees `num_keys` keys."""
-    key = (num_queries, num_keys, like.device)
-    if key in row.masks:
-        return row.masks[key]
+    masks: dict[object, Tensor] = row.kept("masks", dict)
+    key = (num_queries, num_keys, like.device)  # layers may be spread over devices
+    if key in masks:
+        return masks[key]
     mask = like.new_full((num_queries, num_keys + padding), -torch.inf).triu_(num_keys - num_queries + 1)
-    if sum(kept.numel() for kept in row.masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
-        row.masks[key] = mask
+    if sum(kept.numel() for kept in masks.values()) + mask.numel() <= KEPT_MASK_ELEMENTS:
+        masks[key] = mask
     return mask
 
 

@@ -41,7 +41,7 @@ class PassRules:
 
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
-    """Tries it out. `ValueError` if states depend on later tokens or earlier passes: then no row has a score."""
+    """Tries which rows may share a pass. `ValueError` if states depend on later tokens or earlier passes."""
     states = last_hidden_states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
     alone = why_alone(model, states)

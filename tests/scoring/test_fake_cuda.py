@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paths of a GPU on a device that only refuses mixed tensors give the numbers of the CPU."""
+"""The paths of a GPU on a device that only refuses mixed tensors: every kernel gives the numbers of the CPU."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import lm_head
+from endotrl.scoring import forward_pass, kernels, lm_head
 from endotrl.scoring.scorer import FrozenScorer
 
 from ..support.fake_cuda import CUDA, entered, fake_cuda
@@ -43,18 +43,37 @@ def log_probs(model):
     return torch.cat([stats.log_probs for stats in FrozenScorer(LoadedModel(model))(completions(), mean_logits=True)])
 
 
+@pytest.fixture(autouse=True)
+def fresh_choices(monkeypatch):
+    monkeypatch.setattr(kernels, "choices", {})
+    monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 0)
+    yield
+
+
 GEMMA = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
+NARROW = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
 
 
 @pytest.mark.parametrize(
-    ("config", "dtype"),
-    [(QWEN, torch.float32), (QWEN, torch.bfloat16), (GEMMA, torch.float32)],  # the last is padded
+    ("config", "dtype", "kernel", "tried"),
+    [
+        (QWEN, torch.float32, None, {"blocks", "flex"}),
+        (QWEN, torch.bfloat16, None, {"blocks", "varlen", "flex"}),
+        *((QWEN, torch.bfloat16, name, set()) for name in kernels.KERNELS),
+        (GEMMA, torch.float32, None, set()),  # padded rows
+        (NARROW, torch.float32, None, set()),  # heads below 16, for which FlexAttention has no kernel on GPUs
+    ],
 )
-def test_numbers_are_those_of_the_cpu(config, dtype):
+def test_numbers_are_those_of_the_cpu(config, dtype, kernel, tried, monkeypatch):
     expected = log_probs(make_model(config, dtype))
+    if kernel is not None:
+        monkeypatch.setattr(forward_pass, "attend", kernels.KERNELS[kernel])
     with fake_cuda():
         found = log_probs(make_model(config, dtype).to("cuda"))
     torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+    choices = kernels.choices.values()
+    assert {name for choice in choices for name in choice.seconds} == tried
+    assert all(seconds < 60 for choice in choices for seconds in choice.seconds.values())
 
 
 @pytest.mark.parametrize("offload", [False, True])
@@ -67,6 +86,14 @@ def test_an_own_copy(offload, tmp_path):
         found = torch.cat([stats.log_probs for stats in FrozenScorer(copy)(completions())])
         assert copy._model is not None and copy._model.device.type == ("cpu" if offload else "cuda")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_flex_attention_takes_states_of_one_dtype():
+    """Under autocast, rotated queries and keys of a model in float32 stay so, and values do not."""
+    with fake_cuda():
+        states = torch.zeros(1, 1, 1, 16, device="cuda")
+        assert kernels.has_flex_attention(states, states)
+        assert not kernels.has_flex_attention(states, states.bfloat16())
 
 
 def test_tf32_is_rounding_and_no_unknown_family():

@@ -11,9 +11,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.attention.flex_attention import BlockMask
+from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from endotrl.scoring import kernels
+from endotrl.scoring.kernels import Lengths
+
+from ..scoring.test_kernels import attention_of_each_sequence
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -56,7 +62,12 @@ class FakeCuda(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first.")
         if func in PRODUCTS and own == CUDA and torch.backends.cuda.matmul.fp32_precision == "tf32":
             args = tree_map_only(Tensor, as_tf32, args)
-        result: Any = args[0] if func is Tensor.to and args[1:] == () and not kwargs else func(*args, **kwargs)
+        if func is torch.ops.aten._flash_attention_forward:
+            result: Any = flash_attention(*args, **kwargs)
+        elif func is Tensor.to and args[1:] == () and not kwargs:
+            result = args[0]
+        else:
+            result = func(*args, **kwargs)
         if target != own and any(result is tensor for tensor in tensors):
             result = result.clone()
         for leaf in tree_leaves(result):
@@ -104,6 +115,43 @@ def as_tf32(tensor: Tensor) -> Tensor:
     return ((tensor.detach().contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+def flash_attention(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """PyTorch's kernel for sequences of several lengths, whose arguments and shapes its own declaration checks."""
+    shapes = torch.ops.aten._flash_attention_forward(
+        *(arg.to("meta") if isinstance(arg, Tensor) else arg for arg in args), **kwargs
+    )
+    query, key, value, query_offsets, key_offsets, longest_query, longest_key, _, causal, *_ = args
+    assert query_offsets.dtype == key_offsets.dtype == torch.int32 and query.dtype in (torch.bfloat16, torch.float16)
+    output, log_sum_exp = attention_of_each_sequence(
+        *(states.float() for states in (query, key, value)),
+        Lengths(query_offsets, longest_query),
+        Lengths(key_offsets, longest_key),
+        causal,
+        query.shape[-1] ** -0.5 if kwargs["scale"] is None else kwargs["scale"],
+    )
+    assert (output.shape, log_sum_exp.shape) == (shapes[0].shape, shapes[1].shape)
+    return output.to(query.dtype), log_sum_exp, *(torch.zeros(0) for _ in shapes[2:])
+
+
+def block_mask(*args: Any, make: Callable[..., BlockMask] = BlockMask.from_kv_blocks, **kwargs: Any) -> BlockMask:
+    """A mask, all of whose tensors must be on the device."""
+    captured = [cell.cell_contents for cell in kwargs["mask_mod"].__closure__]
+    assert {device_of(tensor) for tensor in (*args, *captured)} == {CUDA}
+    with torch._C.DisableTorchFunction():
+        return make(*args, **kwargs)
+
+
+def flex_attention(query: Tensor, key: Tensor, value: Tensor, *, block_mask: BlockMask, **kwargs: Any) -> Tensor:
+    """What the compiled kernel computes, from all scores."""
+    assert {device_of(states) for states in (query, key, value)} == {CUDA}
+    with torch._C.DisableTorchFunction():
+        places = torch.arange(query.shape[2])
+        visible = block_mask.mask_mod(*torch.zeros(2, dtype=torch.long), places[:, None], places[None])
+        output = scaled_dot_product_attention(query, key, value, attn_mask=visible, **kwargs).nan_to_num()
+    mark(output, CUDA)
+    return output
+
+
 def make_parameter(
     cls: Any, data: Any = None, requires_grad: bool = True, make: Any = torch.nn.Parameter.__new__
 ) -> torch.nn.Parameter:
@@ -126,12 +174,15 @@ def current_device(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, a GPU of compute capability 9.0."""
+    """Inside, a GPU of compute capability 9.0 with PyTorch's attention kernels."""
     with ExitStack() as stack:
         for owner, name, value in (
             (torch.cuda, "get_device_capability", lambda *args: (9, 0)),
             (torch.cuda, "device", current_device),
+            (torch.backends.cuda, "is_flash_attention_available", lambda: True),
             (torch.accelerator, "synchronize", lambda *args: None),
+            (BlockMask, "from_kv_blocks", staticmethod(block_mask)),
+            (kernels, "flex_kernel", lambda: flex_attention),
             (torch.nn.Parameter, "__new__", make_parameter),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))

@@ -15,11 +15,12 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.attention.flex_attention
 
 from benchmarks import gpu_cells as gpu
 from endotrl.reporting import quiet_libraries
 from endotrl.runs.files import write_json
-from tests.support.fake_cuda import CUDA, fake_cuda
+from tests.support.fake_cuda import CUDA, fake_cuda, flex_attention
 
 
 ANSWERS: dict[str, Any] = {
@@ -61,6 +62,8 @@ def main(file: str) -> None:
         stack.enter_context(mock.patch.object(torch.accelerator, "current_accelerator", lambda *args, **kwargs: CUDA))
         stack.enter_context(mock.patch.object(torch.accelerator, "is_available", lambda: True))
         stack.enter_context(mock.patch.object(torch.accelerator, "device_count", lambda: 1))
+        # The tiny benchmark runs FlexAttention uncompiled.
+        stack.enter_context(mock.patch.object(torch.nn.attention.flex_attention, "flex_attention", flex_attention))
         # Asks the driver whether a CUDA graph is captured.
         health = "_accelerator_graph_capture_health_check"
         stack.enter_context(mock.patch.object(torch.optim.Optimizer, health, lambda self: None, create=True))
