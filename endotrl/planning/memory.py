@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a GPU under each way to split a run over GPUs, and a rough time of a training step."""
+"""Memory of a GPU under each way to split a run over GPUs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,6 @@ SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
 # The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
-TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are reached
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
 
 
@@ -39,7 +38,7 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does, as far as its memory and time depend on it."""
+    """What a run does, as far as its memory depends on it."""
 
     micro_batch: int  # sequences of one forward and backward pass on a GPU
     generation_batch: int  # completions that a GPU generates at a time; 0 if none are, or a server does it
@@ -62,23 +61,23 @@ class Plan:
     """
 
     engine: Engine
-    parameters: float = 0.0
-    gradients: float = 0.0
+    weights: float = 0.0
     optimizer: float = 0.0  # its states, with its float32 weights
-    frozen: float = 0.0
+    frozen_models: float = 0.0
     vllm: float = 0.0  # its share, unless it sleeps
+    gradients: float = 0.0
+    gathered_weights: float = 0.0  # in training, what an engine that splits weights holds whole at a time
     activations: float = 0.0  # in the forward and backward pass
     logits: float = 0.0
-    gathered: float = 0.0  # weights that an engine which splits them holds whole at a time in training
     generation: float = 0.0  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
     scoring: float = 0.0  # a frozen model put together, and its activations
-    cpu: float = 0.0  # of each GPU's process: what is offloaded
+    cpu_memory: float = 0.0  # of each GPU's process: what is offloaded
 
     @property
     def total(self) -> float:
         """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
-        resident = self.parameters + self.optimizer + self.frozen + self.vllm
-        training = self.gradients + self.gathered + self.activations + self.logits
+        resident = self.weights + self.optimizer + self.frozen_models + self.vllm
+        training = self.gradients + self.gathered_weights + self.activations + self.logits
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
 
 
@@ -92,18 +91,18 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     gpus, sharded, b = hardware.gpus, engine in SHARDING, work.weight_bytes
     plan = Plan(engine)
     if engine == "ddp":
-        plan.parameters, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
+        plan.weights, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
         plan.gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
     elif engine == "fsdp2":
         # Trained weights become float32 in mixed precision.
         wide = 4 if work.mixed_precision else b
-        plan.parameters = (wide * trained + b * frozen_part) / gpus
+        plan.weights = (wide * trained + b * frozen_part) / gpus
         plan.gradients, plan.optimizer = wide * trained / gpus, 2 * wide * trained / gpus
-        plan.gathered = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
+        plan.gathered_weights = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
     else:
         # Without mixed precision the weights are their own float32 copy.
         half, states, fp32_gradients = (2, 12, 4) if work.mixed_precision else (4, 8, 0)
-        plan.parameters = half * (trained + frozen_part) / (gpus if sharded else 1)
+        plan.weights = half * (trained + frozen_part) / (gpus if sharded else 1)
         plan.optimizer = states * trained / gpus
         if engine == "zero1":
             plan.gradients = half * trained + fp32_gradients * trained / gpus
@@ -111,10 +110,10 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
             plan.gradients = (half + fp32_gradients) * trained / gpus
         else:
             plan.gradients = 4 * trained / gpus
-            plan.gathered = 4 * size.largest_layer
+            plan.gathered_weights = 4 * size.largest_layer
         if engine == "zero3_offload":
-            plan.cpu = plan.parameters + plan.optimizer + plan.gradients
-            plan.parameters = plan.optimizer = plan.gradients = 0.0
+            plan.cpu_memory = plan.weights + plan.optimizer + plan.gradients
+            plan.weights = plan.optimizer = plan.gradients = 0.0
 
     length, compute = work.prompt_tokens + work.completion_tokens, 2 if work.mixed_precision else b
     tokens = work.micro_batch * work.sequences * length
@@ -125,7 +124,7 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     for model in models_there:
         whole = float(model.weight_bytes * model.size.parameters)
         held = 0.0 if model.offloaded else whole / gpus if sharded and model.sharded else whole
-        plan.frozen += held
+        plan.frozen_models += held
         # One block of its activations at a time.
         scoring = compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered
         plan.scoring = max(plan.scoring, scoring)
@@ -153,36 +152,3 @@ def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: boo
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)
-
-
-def plan_time(
-    size: ModelSize,
-    work: Workload,
-    accumulation: int,
-    iterations: int = 1,
-    flops: float = 312e12,  # peak of dense bfloat16 products, operations per second
-    bandwidth: float = 2e12,  # of the memory, bytes per second
-) -> dict[str, float]:
-    """
-    Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
-    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
-    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
-    Communication is not counted.
-    """
-    length = work.prompt_tokens + work.completion_tokens
-    tokens = work.micro_batch * work.sequences * length * accumulation
-    backward = 2 if size.trainable < size.parameters else 4
-    again = 2 if work.gradient_checkpointing else 0
-    training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
-    # The frozen models; without one, the policy without its adapter is.
-    scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
-    generation = 0.0
-    if work.generation_batch:
-        cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
-        read = 2 * size.parameters + work.generation_batch * cache
-        generation = work.completion_tokens * read / (bandwidth * DECODING)
-    return {
-        "generation": generation,
-        "scoring": 2 * scored * tokens / (flops * SCORING),
-        "training": training / (flops * TRAINING),
-    }
