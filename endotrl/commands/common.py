@@ -104,9 +104,9 @@ def default_output(source: str, ending: str) -> str:
     return source if source == "-" else f"{PurePath(name).stem}{ending}"
 
 
-def counted_items(count: int, distinct: int) -> str:
+def counted_items(count: int, distinct: int, noun: str = "item") -> str:
     """How many items there are, and how many of them differ: `3 items (2 distinct)`."""
-    return counted(count, "item") + (f" ({distinct:,} distinct)" if distinct < count else "")
+    return counted(count, noun) + (f" ({distinct:,} distinct)" if distinct < count else "")
 
 
 def as_options(message: object, args: argparse.Namespace) -> str:

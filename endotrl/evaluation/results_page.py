@@ -21,7 +21,7 @@ from .forms import Form
 from .items import Item
 from .plots import plot_levels, plot_metric
 from .run_folder import StatsCache
-from .scorer_names import base_name, make_form, needs_model
+from .scorers import base_name, make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
 
 
@@ -140,13 +140,15 @@ def _most_wrong(
     found = [
         (margin, i)
         for i, (item, example) in enumerate(zip(items, examples, strict=True))
-        if (margin := example.margin[0]) is not None and -math.inf < margin < 0 and item.key in stats
+        if (margin := example.margin[0]) is not None and -math.inf < margin < 0
     ]
     form = _shown_form(scorer, steps)
     rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
         responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
+        if responses is None:  # scored by an earlier version
+            continue
         if steps:
             meta = f"{place} · first wrong step {other + 1}, lowest step {one + 1} of {item.num_scores}"
             rows.append(_heat_map_row(responses[0], form, tokenizer, prompt=prompt, meta=meta))

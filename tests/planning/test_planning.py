@@ -229,7 +229,10 @@ class TestProperties:
         assert whole["zero3"].frozen_models == eight["zero2"].frozen_models == 2 * seven_b.parameters
         assert (only_there["zero2"].frozen_models, only_there["fsdp2"].frozen_models) == (0, 2 * seven_b.parameters)
         # It waits in CPU memory, and is whole for a call.
-        assert waiting["ddp"].frozen_models == 0 and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
+        assert (
+            waiting["ddp"].frozen_models == 0
+            and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
+        )
 
     def test_a_7b_model_as_everybody_knows_it(self, seven_b):
         """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
