@@ -13,6 +13,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     module, function = args.run.split(":")
     try:
-        with working("Loading", module != "main" and not quiet):  # torch takes seconds
+        # torch takes seconds; and libraries print while they are imported (wandb: that it is offline), where standard
+        # output may be the rows.
+        with redirect_stdout(sys.stderr), working("Loading", module != "main" and not quiet):
             run = getattr(import_module(f".{module}", __package__), function)
         return run(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:

@@ -32,8 +32,7 @@ def add_score(commands: Any) -> None:
         "speed) and, if rows are bad, F.errors.jsonl; - for standard output (default: the name of FILE with the "
         "ending .scores.jsonl, in the current folder)",
     )
-    add("--html", metavar="F", help="page of token (or sentence) rewards as heat maps to write")
-    add("--html-rows", **COUNT, default=50, help="rows on that page, from the first")
+    add("--html", metavar="F", help="page of token (or sentence) rewards of the first 50 rows as heat maps to write")
     add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
     _add_resuming(add, "rows")
     add("--quiet", action="store_true", help="show neither progress nor table; errors only")

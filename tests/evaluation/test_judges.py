@@ -113,7 +113,7 @@ class TestJudge:
             assert score == pytest.approx(sum((k + 1) * p[k] for k in range(9)), abs=1e-4)
             assert 1 <= score <= 9
 
-    @pytest.mark.parametrize("name", judges.JUDGES)
+    @pytest.mark.parametrize("name", model_scorers.JUDGES)
     def test_one_by_one_equals_together(self, engine, items, name):
         judge = Judge(name, engine)
         together = judge.score_items(items)
