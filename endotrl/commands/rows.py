@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from rich.console import Console
 
 from .. import __version__
@@ -19,15 +18,12 @@ from ..frozen.names import load_config, load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..reporting import (
     HeatMapRow,
-    correlation_in_words,
     counted,
     heat_maps,
     number,
     page,
-    plain,
     say,
     settings_table,
-    table,
     terminal_table,
 )
 from ..rewards.endogenous import EndogenousReward
@@ -52,7 +48,6 @@ LATER = ("images", "model_init_kwargs", "correction")  # than the first files of
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 HTML_ROWS = 50  # on the page, from the first
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
-SENTENCE_HEADERS = ["", "reward", "weight", "contribution", "sentence"]
 SENTENCE_DECIMALS = 4  # the contributions of long responses are small
 ONE_SIDED = 0.7  # share of pairs that are decided alike by length, from which on the summary says so
 
@@ -199,8 +194,10 @@ def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
         lines.append(f"{counted(kept, 'row')} {was} done by earlier runs, {tally.rows - kept:,} by this one.")
     if tally.mean_reward is not None:
         words = f"Mean reward {number(tally.mean_reward)}{unit}"
-        if tally.length_correlation is not None:
-            words += f"; {correlation_in_words(tally.length_correlation)}"
+        if (correlation := tally.length_correlation) is not None:
+            kind = f"longer answers score {'higher' if correlation > 0 else 'lower'}"
+            kind = "reward hardly depends on length" if abs(correlation) < 0.2 else kind
+            words += f"; {kind} (r = {number(correlation, 2, sign=True)})"
         lines.append(f"{words}.")
     for domain, slopes in report.slopes.items():
         kinds = zip(slopes, RESIDUALS["style_residual"], strict=False)
@@ -250,24 +247,15 @@ def _name(example: Example) -> str:
 
 def _sentence_row(example: Example) -> HeatMapRow:
     scores = example.stats
-    texts = ["(prompt)", *(scores.sentences.text[start:end].strip() for start, end in scores.sentences.spans)]
-    rewards, weights = scores.sentence_rewards.tolist(), scores.weights.tolist()
-    cells = [
-        [i or None, reward, weight, reward * weight, plain(text)]
-        for i, (text, reward, weight) in enumerate(zip(texts, rewards, weights, strict=True))
-    ]
     return HeatMapRow(
         text=scores.sentences.text,
         offsets=scores.sentences.spans,
         contributions=scores.contributions.tolist(),
         total=scores.score,
         rest={} if scores.sentences.spans else {"prompt": scores.score},
-        columns={"reward": rewards[1:], "weight": weights[1:]},
+        columns={"reward": scores.sentence_rewards[1:].tolist(), "weight": scores.weights[1:].tolist()},
         prompt=message_text(example.row.prompt),
         meta=_name(example),
-        details=Markup("<details><summary>Sentences</summary>{}</details>").format(
-            table(SENTENCE_HEADERS, cells, decimals=SENTENCE_DECIMALS)
-        ),
     )
 
 

@@ -2,7 +2,7 @@
 """The page of a run: tables, plots, and the tokens of what the reward got most wrong."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,7 +19,7 @@ from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
 from .items import Item
-from .plots import plot_levels, plot_metric
+from .plots import plot_metric
 from .run_folder import StatsCache
 from .scorers import base_name, make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
@@ -34,7 +34,8 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
     found = table(*full_rows(results), caption=note)
     if len(results["metrics"]) > 1:
-        found += _plotted(plot_metric, results, f"{results['main_metric']}; in grey, what a scorer must beat.")
+        if find_spec("matplotlib"):
+            found += figure(plot_metric(results), f"{results['main_metric']}; in grey, what a scorer must beat.")
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
         folded = Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>")
@@ -71,10 +72,6 @@ def benchmark_sections(
     return [(title, section) for title, section in sections.items() if section]
 
 
-def _plotted(plot: Callable[[Mapping[str, Any]], bytes], results: Mapping[str, Any], caption: str) -> Markup:
-    return Markup("") if find_spec("matplotlib") is None else figure(plot(results), caption)
-
-
 def _matrix(
     results: Mapping[str, Any], scorer: str, corner: str, rows: Sequence[str], columns: Sequence[str], caption: str
 ) -> Markup:
@@ -90,7 +87,7 @@ def _rm_bench(results: Mapping[str, Any]) -> Markup:
     first = next(iter(results["metrics"]))
     caption = f"Wins of {first}, by the style of the better and of the worse response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
-    return about + _plotted(plot_levels, results, "Accuracy by level.") + wins
+    return about + wins
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:

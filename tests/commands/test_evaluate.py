@@ -132,7 +132,7 @@ class TestBenchmark:
         assert "\x1b" not in page
         assert not re.findall(r'(?:src|href)="(?!data:|examples.html")', page)
         assert 'name="viewport"' in page and 'class="t ' in page
-        assert page.count("<figure>") == 2  # metric, levels
+        assert page.count("<figure>") == 1
 
     @pytest.mark.parametrize(
         ("scorer", "shown"),

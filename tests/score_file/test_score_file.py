@@ -355,9 +355,8 @@ class TestBadRows:
         _, (law, poetry, physics, none, null) = scored(reward, rows, tmp_path)
         assert law["reward"] != poetry["reward"]
         assert "no criterion for the domains ['physics']" in physics["error"]
-        assert none["error"].startswith('The key "domain" is missing, which selects the criterion.')
-        assert "['law', 'poetry']" in none["error"]
-        assert null["error"].startswith('The key "domain" is null')
+        for row in (none, null):
+            assert "no criterion for the domains [None]" in row["error"] and "['law', 'poetry']" in row["error"]
 
     def test_a_damaged_model_is_not_the_rows_fault(self, tiny_model_path, tmp_path):
         from transformers import AutoModelForCausalLM, AutoTokenizer
