@@ -13,8 +13,18 @@ from trl import GRPOConfig, get_peft_config
 
 from ..frozen.names import load_config
 from ..launch import RewardArguments, make_parser
-from ..planning.memory import ENGINES, GIB, SHARDING, FrozenModel, Hardware, Plan, Workload, plan_memory
-from ..planning.sizes import ModelSize, model_size
+from ..planning.memory import (
+    ENGINES,
+    GIB,
+    SHARDING,
+    FrozenModel,
+    Hardware,
+    ModelSize,
+    Plan,
+    Workload,
+    model_size,
+    plan_memory,
+)
 from ..reporting import counted, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
 from ..shipped import SCHEME, local_path

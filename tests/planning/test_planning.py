@@ -30,12 +30,13 @@ from endotrl.planning.memory import (
     GIB,
     FrozenModel,
     Hardware,
+    ModelSize,
     Plan,
     Workload,
     activation_numbers,
+    model_size,
     plan_memory,
 )
-from endotrl.planning.sizes import ModelSize, model_size
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
