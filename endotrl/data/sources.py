@@ -274,7 +274,7 @@ def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
     if head.strip(_BLANK).startswith(b"["):
         value, problem = parse_json(head + file.read(), first=True)
         if problem is not None:
-            raise FormatError(f"{source}: {problem}")
+            raise FormatError(f"{source}: {problem[0].lower()}{problem[1:]}")
         for number, element in enumerate(value, start=1):
             yield json.dumps(element).encode(), f"row {number}", element
         return
