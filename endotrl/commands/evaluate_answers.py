@@ -129,7 +129,7 @@ def run_generation(args: argparse.Namespace) -> None:
         values["tokens"] = float(np.mean([count for row in rows for count in row["tokens"]]))
         values["cut off"] = float(np.mean([not end for row in rows for end in row["finished"]]))
         units.append(Unit(question.key, "questions", values))
-    results = {"benchmark": "generation", "title": "Answers", "headline": headline}
+    results: dict[str, Any] = {"benchmark": "generation", "title": "Answers", "headline": headline}
     results |= summarize({"answers": units}, plain_means, GREEDY)
     results["tie_rule"] = (
         "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
@@ -180,7 +180,7 @@ def run_best_of_n(args: argparse.Namespace) -> None:
             chosen |= {"random": float(np.mean(row["right"])), CEILING: float(any(row["right"]))}
             for name, accuracy in chosen.items():
                 units[name].append(Unit(question.key, "questions", {"accuracy": accuracy}))
-    results = {"benchmark": "best-of-n", "title": f"Best of {args.samples}", "headline": ["accuracy"]}
+    results: dict[str, Any] = {"benchmark": "best-of-n", "title": f"Best of {args.samples}", "headline": ["accuracy"]}
     results |= summarize(units, plain_means)
     results["tie_rule"] = (
         "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "

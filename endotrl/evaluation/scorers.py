@@ -139,8 +139,9 @@ def score_items(
     scorer = cache(lambda name: make_scorer(name, engine()))
 
     def score(block: list[Item]) -> list[dict[str, Any]]:
-        responses = {item.key: folder.stats.load(item.key, alone) for item in block}
-        if missing := [item for item in block if responses[item.key] is None]:
+        found = ((item.key, folder.stats.load(item.key, alone)) for item in block)
+        responses = {key: row for key, row in found if row is not None}
+        if missing := [item for item in block if item.key not in responses]:
             fresh = dict(zip([item.key for item in missing], engine().score(missing, alone=alone), strict=True))
             folder.stats.save(fresh)
             responses |= fresh
