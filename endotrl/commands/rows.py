@@ -32,7 +32,7 @@ from ..rewards.scored import heat_map_row
 from ..rewards.sentence import SentenceReward
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
-from ..score_file.output_files import model_digest
+from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.rows import Reward
 from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts
@@ -62,6 +62,9 @@ def run_score(args: argparse.Namespace) -> int:
             raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
         if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
             raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
+    if state.is_main_process:
+        with only_run_on(output):
+            pass  # raises if another run has it, before the checkpoint is read, which takes a while
     with redirect_stdout(sys.stderr):  # as in `main`
         reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
     report = score_file(
