@@ -36,8 +36,7 @@ from endotrl.evaluation.items import Item
 from endotrl.evaluation.results import evaluate
 from endotrl.evaluation.results_page import benchmark_sections, report_page
 from endotrl.evaluation.run_folder import RunFolder
-from endotrl.evaluation.runner import score_items
-from endotrl.evaluation.scorer_names import DEFAULT, expand_names, make_scorer
+from endotrl.evaluation.scorers import DEFAULT, expand_names, make_scorer, score_items
 from endotrl.frozen.names import resolve_model
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.messages import as_messages

@@ -61,41 +61,27 @@ def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:
     return parser
 
 
-def option_type(kind: Any) -> Callable[[str], Any]:
-    """Type of options whose value is of a type of [`READERS`]."""
-    reader, words = READERS[kind]
+def option_type(
+    reader: Callable[[str], Any], words: str, fits: Callable[[Any], bool] = lambda value: True
+) -> Callable[[str], Any]:
+    """Type of options whose value is read, and fits, as the words say."""
 
     def read(text: str) -> Any:
-        try:
-            return reader(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {words}") from error
+        with suppress(ValueError):
+            value = reader(text)
+            if fits(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
 
     return read
 
 
-positive, json_object = option_type(int), option_type(JSON)
-COUNT: dict[str, Any] = {"metavar": "N", "type": positive}
-
-
-def number_type(words: str, fits: Callable[[float], bool]) -> Callable[[str], float]:
-    """Type of options that are numbers which fit, as the words say."""
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not fits(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {words}")
-        return value
-
-    return read
-
-
-positive_number = number_type("above 0", lambda n: 0.0 < n < math.inf)
-share = number_type("above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
-temperature = number_type("of at least 0.01", lambda n: 0.01 <= n < math.inf)  # logits by less are infinite
+json_object = option_type(*READERS[JSON])
+COUNT: dict[str, Any] = {"metavar": "N", "type": option_type(*READERS[int])}
+positive_number = option_type(float, "a number above 0", lambda n: 0.0 < n < math.inf)
+share = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
+# Logits by less are infinite.
+temperature = option_type(float, "a number of at least 0.01", lambda n: 0.01 <= n < math.inf)
 
 
 def default_output(source: str, ending: str) -> str:
@@ -104,9 +90,9 @@ def default_output(source: str, ending: str) -> str:
     return source if source == "-" else f"{PurePath(name).stem}{ending}"
 
 
-def counted_items(count: int, distinct: int) -> str:
+def counted_items(count: int, distinct: int, noun: str = "item") -> str:
     """How many items there are, and how many of them differ: `3 items (2 distinct)`."""
-    return counted(count, "item") + (f" ({distinct:,} distinct)" if distinct < count else "")
+    return counted(count, noun) + (f" ({distinct:,} distinct)" if distinct < count else "")
 
 
 def as_options(message: object, args: argparse.Namespace) -> str:
@@ -206,5 +192,5 @@ def add_reward_settings(parser: Any, *names: str) -> None:
                 words["metavar"] = "NAME"
         else:
             metavar = {int: "N", JSON: "JSON", INIT_KWARGS: "JSON", CRITERION: "TEXT"}.get(setting.type)
-            words |= {"default": setting.default, "type": option_type(setting.type), "metavar": metavar}
+            words |= {"default": setting.default, "type": option_type(*READERS[setting.type]), "metavar": metavar}
         parser.add_argument(f"--{name.replace('_', '-')}", **words)

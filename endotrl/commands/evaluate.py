@@ -2,10 +2,11 @@
 """The command `endotrl eval BENCHMARK`: from its options to files and the terminal."""
 
 import argparse
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import count
 from typing import Any
 
 from markupsafe import Markup
@@ -21,14 +22,14 @@ from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
 from ..evaluation.run_folder import RunFolder, open_folder
-from ..evaluation.runner import score_items
-from ..evaluation.scorer_names import (
+from ..evaluation.scorers import (
     DEFAULT,
     base_names,
-    check_name,
+    check_names,
     expand_names,
     make_scorer,
     needs_model,
+    score_items,
     served_names,
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
@@ -65,8 +66,7 @@ def run(args: argparse.Namespace) -> None:
         names = served_names(names, args.scorers is not None, steps)
         if args.alpha != 1.0:
             raise ValueError("A server gives log-probabilities at temperature 1: leave out --alpha.")
-    for name in base_names(names):
-        check_name(name, args.trust_remote_code)
+    check_names(names, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
     processor = load_processor(items, names, placement, args)
     if tokenizer.chat_template is None and processor is None:
@@ -99,9 +99,9 @@ def run(args: argparse.Namespace) -> None:
     with working("Intervals", progress):
         used = [records[key] for key in {item.key for item in items}]
         results = {
-            **header(args, settings, used, len(items)),
             "benchmark": benchmark.name,
             "data": args.data or (benchmark.hub.name if benchmark.hub else None),
+            "num_items": len(items),
             "started": started,
             "cut": sum(record["cut"] for record in used),
             **evaluate(benchmark, items, names, records),
@@ -109,14 +109,22 @@ def run(args: argparse.Namespace) -> None:
         examples = examples_of(results, items)
         sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
     about = f"How well rewards tell better from worse. {counted(len(items), 'item')}. {benchmark.paper}"
-    publish(args, results, folder, sections, names, examples, about)
+    publish(args, folder, settings, used, results, names, examples, about, sections)
 
 
-def header(
-    args: argparse.Namespace, settings: Mapping[str, Any], used: Sequence[Mapping[str, Any]], num_items: int
-) -> dict[str, Any]:
-    """What every `results.json` begins with; `used` are the records that it is about."""
-    return {
+def publish(
+    args: argparse.Namespace,
+    folder: RunFolder,
+    settings: Mapping[str, Any],
+    used: Sequence[Mapping[str, Any]],  # the records that the results are about
+    results: dict[str, Any],
+    scorers: Sequence[str],
+    examples: Sequence[Example],
+    about: str,
+    sections: Sequence[tuple[str, Markup | str]] = (),
+) -> None:
+    """Results to `results.json`, `results.md`, `report.html`, `examples.html`, W&B if asked to, and the terminal."""
+    results = {
         "model": args.model,
         "model_version": settings["model_version"],
         "data": args.data,
@@ -126,50 +134,35 @@ def header(
         "updated": now(),
         "seconds": round(sum(record["seconds"] for record in used), 3),
         "tokens": sum(sum(record["tokens"]) for record in used),
-        "num_items": num_items,
+        **results,
     }
-
-
-def publish(
-    args: argparse.Namespace,
-    results: Mapping[str, Any],
-    folder: RunFolder,
-    sections: Sequence[tuple[str, Markup | str]],
-    scorers: Sequence[str],
-    examples: Sequence[Example],
-    about: str,
-) -> None:
-    """Results to `results.json`, `results.md`, `report.html`, `examples.html`, W&B if asked to, and the terminal."""
+    paths = {name: folder.folder / name for name in ("report.html", "examples.html", "results.md", "results.json")}
+    report, examples_path, table, path = paths.values()
     with working("Pages", not args.quiet):
-        write_json(folder.results_path, results)
-        replace_text(folder.table_path, markdown_page(results))
-        replace_text(folder.report_path, report_page(results, sections, about))
+        write_json(path, results)
+        replace_text(table, markdown_page(results))
+        replace_text(report, report_page(results, sections, about))
         title = f"Examples of {results['title']}: {results['model']}"
-        replace_text(folder.examples_path, examples_page(title, scorers, examples, results["verdict"]))
+        replace_text(examples_path, examples_page(title, scorers, examples, results["verdict"]))
         if args.wandb is not None:
-            log_evaluation(args.wandb, results, full_rows(results), [folder.report_path, folder.examples_path])
+            log_evaluation(args.wandb, results, full_rows(results), [report, examples_path])
     if args.quiet:
         return
     console = Console(highlight=False)
     console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
     headers, rows, left_out = terminal_rows(results, console.width)
     items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
-    title = f"{results['title']}, {items}, {results['model']}"
-    console.print(terminal_table(headers, rows, title))
-    if "bias" in headers:
-        console.print(LENGTH_NOTE.partition(" length-controlled")[0])
-    if left_out:
-        console.print(f"In {folder.table_path.name} too: {', '.join(left_out)}.", markup=False)
-    if few := few_items(results):
-        console.print(few.strip())
-    for statement in results["statements"]:
-        console.print(f"- {statement}", markup=False)
+    console.print(terminal_table(headers, rows, f"{results['title']}, {items}, {results['model']}"))
+    notes = [LENGTH_NOTE.partition(" length-controlled")[0]] if "bias" in headers else []
+    notes += [f"In {table.name} too: {', '.join(left_out)}."] if left_out else []
+    notes += [few_items(results).strip(), *(f"- {statement}" for statement in results["statements"])]
     if len(results["differences"]) > 3:
-        console.print("Of many comparisons, one in twenty looks like a difference by chance alone.")
+        notes.append("Of many comparisons, one in twenty looks like a difference by chance alone.")
+    for note in filter(None, notes):
+        console.print(note, markup=False)
     if results.get("cut"):
         say(f"Cut at the limit of tokens: {counted(results['cut'], 'response')}.")
-    paths = (folder.report_path, folder.examples_path, folder.table_path, folder.results_path)
-    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths.values())), markup=False, soft_wrap=True)
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> list[Item]:
@@ -178,13 +171,8 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> lis
     items = benchmark.read(rows if benchmark.reads_images else text_only(rows))
     if not items:
         raise ValueError(f"{data or benchmark.name} has no items.")
-    counts: Counter[str] = Counter()
-    kept = []
-    for item in items:
-        counts[item.group] += 1
-        if limit is None or counts[item.group] <= limit:
-            kept.append(item)
-    return kept
+    counts: dict[str, count[int]] = defaultdict(lambda: count(1))
+    return [item for item in items if limit is None or next(counts[item.group]) <= limit]
 
 
 def load_processor(

@@ -7,42 +7,33 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import answer_example
-from ..evaluation.generation import (
-    Sample,
-    Sampler,
-    accuracy_of_choice,
-    majority_scores,
-    pass_at_k,
-    prompt_rows,
-    seed_of,
-)
+from ..evaluation.generation import Sampler, accuracy_of_choice, majority_scores, pass_at_k, prompt_rows, seed_of
 from ..evaluation.intervals import Unit
 from ..evaluation.items import Item
 from ..evaluation.questions import Question, read_questions
 from ..evaluation.results import CEILING, MAJORITY, plain_means, summarize
 from ..evaluation.run_folder import in_blocks, open_folder
-from ..evaluation.scorer_names import base_names, check_name, make_scorer, served_names
+from ..evaluation.scorers import base_names, check_names, make_scorer, served_names
 from ..evaluation.tables import few_items, interval, value
 from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import counted, number, table
+from ..reporting import counted, number
 from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
-from .evaluate import LOADING, check_processes, header, open_answering_model, open_model, open_vllm, publish
+from .common import counted_items
+from .evaluate import LOADING, check_processes, open_answering_model, open_model, open_vllm, publish
 
 
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
 GREEDY = "greedy"
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
 SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "backend")
-SHOWN_ANSWERS, SHOWN_CHOICES = 12, 8
 MANY_CUT = 0.1  # fraction of samples that the verdict mentions
 
 
@@ -77,55 +68,47 @@ class AnswerRun:
         passes += [(seed, args.samples, args.temperature) for seed in self.seeds]
         with open_vllm(args, engine) as vllm:
             for name, count, temperature in passes:
-                generator = Sampler(engine, args.max_new_tokens, temperature, args.top_p, vllm)
+                sampler = Sampler(engine, args.max_new_tokens, temperature, args.top_p, vllm)
                 todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
-                answer = partial(self._answer, generator, name, count)
+                answer = partial(self._answer, sampler, name, count)
                 done = len(self.questions) - len(todo)
                 in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet, done)
         self.answers = self.folder.read_answers()
 
-    def _answer(self, generator: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
+    def _answer(self, sampler: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
         # What a block draws depends on its seed and its first question, not on what was done before it.
-        samples = generator([self.prompt(q) for q in block], count, seed_of(name, block[0].key))
-        return [_record(q, name, row) for q, row in zip(block, samples, strict=True)]
+        samples = sampler([self.prompt(q) for q in block], count, seed_of(name, block[0].key))
+        return [
+            {
+                "key": question.key,
+                "id": question.id,
+                "seed": name,
+                "texts": [sample.text for sample in row],
+                "token_ids": [list(sample.token_ids) for sample in row],
+                "finished": [sample.finished for sample in row],
+                "right": [is_right(sample.text, [question.answer], math=True) for sample in row],
+                "tokens": [len(sample.token_ids) for sample in row],
+            }
+            for question, row in zip(block, samples, strict=True)
+        ]
 
-    def finish(
-        self,
-        name: str,
-        title: str,
-        headline: Sequence[str],
-        tie_rule: str,
-        results: dict[str, Any],
-        section: tuple[str, Markup],
-        scores: Scores | None = None,
-    ) -> None:
-        """Writes and shows the results."""
-        args, questions, answers, scores = self.args, self.questions, self.answers, scores or {}
-        keys = {question.key for question in questions}
-        used = [answer for (key, _), answer in answers.items() if key in keys]
-        results = {
-            **header(args, {**self.settings, "seeds": args.seeds}, used, len(questions)),
-            "num_distinct": len(keys),
-            "benchmark": name,
-            "title": title,
-            "headline": headline,
-            "tie_rule": tie_rule,
-            "length": {},
-            **results,
-        }
-        sampled = [(question, seed) for question in questions for seed in self.seeds]
+    def publish(self, results: dict[str, Any], scores: Scores) -> None:
+        """Writes and shows the results, with the `scores` by which scorers choose."""
+        keys = {question.key for question in self.questions}
+        used = [answer for (key, _), answer in self.answers.items() if key in keys]
+        sampled = [(question, seed) for question in self.questions for seed in self.seeds]
         examples = [
-            answer_example(q, f"seed {seed}", answers[q.key, seed], scores.get((q.key, seed), {}))
+            answer_example(q, f"seed {seed}", self.answers[q.key, seed], scores.get((q.key, seed), {}))
             for q, seed in sampled
         ]
-        about = (
-            f"{counted(len(questions), 'question')} of {args.data}, {counted(results['tokens'], 'token')} generated."
-        )
-        cut = float(np.mean([not end for q, seed in sampled for end in answers[q.key, seed]["finished"]]))
+        cut = float(np.mean([not end for q, seed in sampled for end in self.answers[q.key, seed]["finished"]]))
         if cut > MANY_CUT:
-            results["verdict"] += f" {cut:.0%} of the samples were cut off at {args.max_new_tokens} tokens."
+            results["verdict"] += f" {cut:.0%} of the samples were cut off at {self.args.max_new_tokens} tokens."
+        about = f"{counted(len(self.questions), 'question')} of {self.args.data}."
+        settings = {**self.settings, "seeds": self.args.seeds}
+        results = {"num_items": len(self.questions), "num_distinct": len(keys), "length": {}, **results}
         names = list(next(iter(scores.values()))) if scores else list(results["metrics"])
-        publish(args, results, self.folder, [section], names, examples, about)
+        publish(self.args, self.folder, settings, used, results, names, examples, about)
 
 
 def run_generation(args: argparse.Namespace) -> None:
@@ -142,11 +125,16 @@ def run_generation(args: argparse.Namespace) -> None:
         values = {GREEDY: float(run.answers[question.key, GREEDY]["right"][0])}
         for k in sorted({1, *args.k}):
             values[f"pass@{k}"] = float(np.mean([pass_at_k(args.samples, sum(row["right"]), k) for row in rows]))
+        headline = list(values)
         values["tokens"] = float(np.mean([count for row in rows for count in row["tokens"]]))
         values["cut off"] = float(np.mean([not end for row in rows for end in row["finished"]]))
         units.append(Unit(question.key, "questions", values))
-    headline = [name for name in units[0].values if name not in ("tokens", "cut off")]
-    results = summarize({"answers": units}, plain_means, headline[0])
+    results: dict[str, Any] = {"benchmark": "generation", "title": "Answers", "headline": headline}
+    results |= summarize({"answers": units}, plain_means, GREEDY)
+    results["tie_rule"] = (
+        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
+        f"{counted(args.samples, 'sample')}, the mean of {counted(len(args.seeds), 'seed')}."
+    )
     results["pass@1 by seed"] = {
         seed: float(np.mean([np.mean(run.answers[question.key, seed]["right"]) for question in run.questions]))
         for seed in run.seeds
@@ -155,14 +143,9 @@ def run_generation(args: argparse.Namespace) -> None:
         f"{metric} {number(value(results, 'answers', metric))} ({interval(results, 'answers', metric)})"
         for metric in headline
     ]
-    asked, distinct = counted(len(run.questions), "question"), len({question.key for question in run.questions})
-    asked += f" ({distinct} distinct)" if distinct < len(run.questions) else ""
+    asked = counted_items(len(run.questions), len({question.key for question in run.questions}), "question")
     results["verdict"] = f"Right answers to {asked}: {', '.join(told)}.{few_items(results)}"
-    tie_rule = (
-        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{counted(args.samples, 'sample')}, the mean of {counted(len(args.seeds), 'seed')}."
-    )
-    run.finish("generation", "Answers", headline, tie_rule, results, _shown_answers(run))
+    run.publish(results, {})
 
 
 def run_best_of_n(args: argparse.Namespace) -> None:
@@ -177,8 +160,7 @@ def run_best_of_n(args: argparse.Namespace) -> None:
         judge = Engine(placement, tokenizer, run.engine.chat, max_tokens_per_batch=args.max_tokens_per_batch)
         if isinstance(placement, ServedModel):
             names = served_names(names, args.scorers is not None, False)
-    for name in names:
-        check_name(name, args.trust_remote_code)
+    check_names(names, args.trust_remote_code)
     run.answer(greedy=False)
     if not processes().is_main_process:
         return
@@ -198,7 +180,12 @@ def run_best_of_n(args: argparse.Namespace) -> None:
             chosen |= {"random": float(np.mean(row["right"])), CEILING: float(any(row["right"]))}
             for name, accuracy in chosen.items():
                 units[name].append(Unit(question.key, "questions", {"accuracy": accuracy}))
-    results = summarize(units, plain_means)
+    results: dict[str, Any] = {"benchmark": "best-of-n", "title": f"Best of {args.samples}", "headline": ["accuracy"]}
+    results |= summarize(units, plain_means)
+    results["tie_rule"] = (
+        "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
+        "Random is the mean of all samples, best possible whether one is right."
+    )
     hopeful = {unit.cluster for unit in units[CEILING] if unit.values["accuracy"]}
     if hopeless := sum(question.key not in hopeful for question in run.questions):
         none = f"{counted(hopeless, 'question')} of {len(run.questions)}"
@@ -207,66 +194,4 @@ def run_best_of_n(args: argparse.Namespace) -> None:
         {"key": key, "seed": seed, "right": run.answers[key, seed]["right"], "scores": found}
         for (key, seed), found in scores.items()
     ]
-    tie_rule = (
-        "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
-        "Random is the mean of all samples, best possible whether one is right."
-    )
-    title, section = f"Best of {args.samples}", _choices(run, scores)
-    run.finish("best-of-n", title, ["accuracy"], tie_rule, results, section, scores)
-
-
-def _record(question: Question, name: str, samples: Sequence[Sample]) -> dict[str, Any]:
-    texts = [sample.text for sample in samples]
-    return {
-        "key": question.key,
-        "id": question.id,
-        "seed": name,
-        "texts": texts,
-        "token_ids": [list(sample.token_ids) for sample in samples],
-        "finished": [sample.finished for sample in samples],
-        "right": [is_right(text, [question.answer], math=True) for text in texts],
-        "tokens": [len(sample.token_ids) for sample in samples],
-    }
-
-
-def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
-    """What each scorer chose, of questions in which that made a difference."""
-    rows: list[list[object]] = []
-    differing = 0
-    for question in run.questions:
-        row, found = run.answers[question.key, run.seeds[0]], scores[question.key, run.seeds[0]]
-        by_sample: dict[int, list[str]] = {}
-        for name, values in found.items():
-            by_sample.setdefault(list(values).index(max(values)), []).append(name)
-        if len({row["right"][i] for i in by_sample}) == 1:
-            continue
-        differing += 1
-        if differing <= SHOWN_CHOICES:
-            asked = [str(question.prompt), *[""] * (len(by_sample) - 1)]
-            rows += [
-                [prompt, ", ".join(names), _marked(row, i), question.answer]
-                for prompt, (i, names) in zip(asked, by_sample.items(), strict=True)
-            ]
-    if not rows:
-        text = "Whatever chooses, the same questions get a right answer: on no question do the choices differ in that."
-        return "What each scorer chose", Markup("<p>{}</p>").format(text)
-    caption = (
-        f"Questions in which choosing made a difference, {min(differing, SHOWN_CHOICES)} of {differing}; all are in "
-        "examples.html. ✓ is right, ✗ wrong."
-    )
-    return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
-
-
-def _shown_answers(run: AnswerRun) -> tuple[str, Markup]:
-    step = max(1, len(run.questions) // SHOWN_ANSWERS)
-    rows = [
-        [str(question.prompt), question.answer, _marked(run.answers[question.key, run.seeds[0]], 0)]
-        for question in run.questions[::step][:SHOWN_ANSWERS]
-    ]
-    which = f"one in {step} questions, chosen by position alone" if step > 1 else "each question"
-    caption = f"The first sample for {which}. ✓ is right, ✗ wrong."
-    return "Answers", table(["question", "right answer", "answer"], rows, caption=caption)
-
-
-def _marked(row: Mapping[str, Any], i: int) -> str:
-    return f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
+    run.publish(results, scores)

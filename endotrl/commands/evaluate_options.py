@@ -40,8 +40,7 @@ def add_eval(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help="measure how good a reward is, or what training on it did",
-        description="Measures rewards on benchmarks, each with its own file formats and averaging; and answers of "
-        "models to questions, before and after training.",
+        description="Measures rewards on benchmarks, and answers of models to questions, before and after training.",
     )
     kinds = parser.add_subparsers(dest="benchmark", metavar="WHAT", required=True)
     for name in BENCHMARK_HELP:
@@ -62,8 +61,7 @@ def add_eval(commands: Any) -> None:
         "evaluate_answers:run_generation",
         help="accuracy of a model's answers: greedy, sampled, pass@k",
         description="Has a model answer maths questions and grades the answers (with math-verify): greedy, pass@1 and "
-        "pass@k (unbiased estimator). Run it before and after training, and compare the two with `endotrl eval "
-        "compare`.",
+        "pass@k (unbiased estimator). `endotrl eval compare` compares before and after training.",
     )
     _add_answers(parser, "eval-generation")
     parser.add_argument("--k", **COUNT | {"metavar": "K"}, nargs="+", default=[1], help="values of k in pass@k")
@@ -73,19 +71,12 @@ def add_eval(commands: Any) -> None:
         "evaluate_answers:run_best_of_n",
         help="choose among N answers by the reward, and by majority, at random, by mean log-prob",
         description="Samples N answers to each maths question and chooses one: by each scorer, by majority vote, at "
-        "random; next to the mean of all and the best possible. All choose among the same samples.",
+        "random; next to the mean of all and the best possible.",
     )
     _add_answers(parser, "eval-best-of-n")
-    parser.add_argument(
-        "--scorers",
-        metavar="NAME",
-        nargs="+",
-        help="scorers that choose (default: bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum "
-        "self_certainty)",
-    )
-    parser.add_argument(
-        "--reward-model", metavar="M", help="model whose reward chooses (default: the one that answers)"
-    )
+    default = "bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum self_certainty"
+    parser.add_argument("--scorers", metavar="NAME", nargs="+", help=f"scorers that choose (default: {default})")
+    parser.add_argument("--reward-model", metavar="M", help="model whose reward chooses (default: that which answers)")
 
 
 def add_forecast(commands: Any) -> None:
@@ -104,32 +95,27 @@ def add_forecast(commands: Any) -> None:
     _add_model(parser)
     _add_questions(parser, f"questions, with or without answers: {DATA_HELP}")
     _add_generation(parser, 256, "")
-    numbers: dict[str, Any] = {"type": positive_number, "nargs": "+"}
+    several: dict[str, Any] = {"type": positive_number, "nargs": "+"}
     add("--samples", **COUNT, default=16, help="samples per question")
-    add(
-        "--temperatures",
-        metavar="T",
-        **numbers | {"type": temperature},
-        default=[1.0, 0.7, 0.5],
-        help="temperatures of the samples; half of the samples are at 1",
-    )
+    temperatures = "temperatures of the samples; half of the samples are at 1"
+    add("--temperatures", metavar="T", nargs="+", type=temperature, default=[1.0, 0.7, 0.5], help=temperatures)
     add("--seed", type=int, default=0, help="seed of the sampling")
     add(
         "--grader",
         metavar="NAME",
         default="math",
-        help="how answers are graded: math, text (without math-verify), exact (the completion is the "
-        "answer), or FILE.py:FUNCTION of a completion and an answer",
+        help="how answers are graded: math, text (without math-verify), exact (the completion is the answer), or "
+        "FILE.py:FUNCTION of a completion and an answer",
     )
-    add("--betas", metavar="BETA", **numbers, default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")
+    add("--betas", metavar="BETA", **several, default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")
     add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="trainer to forecast")
     add("--num-generations", **COUNT | {"metavar": "G"}, default=8, help="completions per group in training")
     add(
         "--scale-rewards",
         choices=("group", "batch", "none"),
         default="none",
-        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, which "
-        "changes what beta means",
+        help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, which changes what "
+        "beta means",
     )
     add("--suggest-beta", action="store_true", help="write only the beta to use to standard output")
     add(
@@ -153,14 +139,10 @@ def _add_benchmark(kinds: Any, name: str) -> None:
         "forward pass. The same command goes on where an earlier run was cut off; with more --scorers or a larger "
         "--limit, only what is missing is scored.",
     )
-    add = parser.add_argument
+    add, needed = parser.add_argument, name in NEEDS_DATA
     _add_model(parser)
-    add(
-        "--data",
-        metavar="PATH",
-        required=name in NEEDS_DATA,
-        help=DATA_HELP + ("" if name in NEEDS_DATA else " (default: the benchmark's dataset on the Hugging Face hub)"),
-    )
+    default = "" if needed else " (default: the benchmark's dataset on the Hugging Face hub)"
+    add("--data", metavar="PATH", required=needed, help=DATA_HELP + default)
     add("--limit", **COUNT, help="only the first N items of each group (domain, subset)")
     add(
         "--scorers",
@@ -207,9 +189,8 @@ def _add_output(parser: Parser, default: str, files: str = "") -> None:
 
 
 def _add_questions(parser: Parser, data: str) -> None:
-    add = parser.add_argument
+    add, first = parser.add_argument, "key of the {} (default: the first of {})".format
     add("--data", metavar="FILE", required=True, help=data)
-    first = "key of the {} (default: the first of {})".format
     add("--question", metavar="KEY", help=first("question", "question, problem, input, prompt"))
     add("--answer", metavar="KEY", help=first("answer", "answer, target, solution, final_answer"))
     add("--limit", **COUNT, help="only the first N questions")
@@ -221,10 +202,5 @@ def _add_generation(parser: Parser, max_new_tokens: int, instruction: str) -> No
     add("--instruction", metavar="TEXT", default=instruction, help="what is added to each question; empty for nothing")
     add("--chat", **YES_NO, help="whether to ask in the chat template (default: yes, if the model has one)")
     add("--backend", choices=("transformers", "vllm"), default="transformers", help="engine that generates")
-    add(
-        "--vllm-kwargs",
-        metavar="JSON",
-        type=json_object,
-        help="further arguments of vLLM's `LLM`, such as "
-        '{"gpu_memory_utilization": 0.5, "max_model_len": 4096, "enforce_eager": true}',
-    )
+    more = "further arguments of vLLM's `LLM`, such as " + '{"gpu_memory_utilization": 0.5, "max_model_len": 4096}'
+    add("--vllm-kwargs", metavar="JSON", type=json_object, help=more)

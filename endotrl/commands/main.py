@@ -13,26 +13,30 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from ..reporting import ignore_upstream_warnings, quiet_libraries, say, working
+from ..rewards.settings import SETTINGS
 from ..runs.processes import leave
 from .common import (
     COUNT,
+    DATA_HELP,
     EXIT_FAILED,
     EXIT_FOUND,
     EXIT_INTERRUPTED,
     EXIT_OK,
     Parser,
     add_command,
+    add_model,
+    add_reward_settings,
     as_options,
     positive_number,
 )
 from .evaluate_options import add_eval, add_forecast
-from .rows_options import add_pairs, add_score
 
 
 __all__ = ["main", "make_parser"]
@@ -52,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     module, function = args.run.split(":")
     try:
-        with working("Loading", module != "main" and not quiet):  # torch takes seconds
+        # torch takes seconds; and libraries print while they are imported (wandb: that it is offline), where standard
+        # output may be the rows.
+        with redirect_stdout(sys.stderr), working("Loading", module != "main" and not quiet):
             run = getattr(import_module(f".{module}", __package__), function)
         return run(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
@@ -64,16 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
         told: object = error
-        if isinstance(error, FileExistsError):
-            told = f"{error.filename} is a file, and no folder. Name another path."
-        elif isinstance(error, OSError) and error.filename is not None:
+        if isinstance(error, OSError) and error.filename is not None:
             told = f"{error.filename} cannot be used: {error.strerror}. Name another path."
         say(f"endotrl {args.command}: error: {as_options(told, args)}")
         return EXIT_FAILED
     except RuntimeError as error:
-        import torch
-
-        if not isinstance(error, torch.OutOfMemoryError) or "max_tokens_per_batch" not in args:
+        if type(error).__name__ != "OutOfMemoryError" or "max_tokens_per_batch" not in args:  # of torch
             raise
         few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
         say(f"endotrl {args.command}: error: The device has {few}. Go on with a smaller --max-tokens-per-batch.")
@@ -88,8 +90,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"endotrl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
-    add_score(commands)
-    add_pairs(commands)
+    _add_score(commands)
+    _add_pairs(commands)
     add_eval(commands)
     add_forecast(commands)
     _add_diagnose(commands)
@@ -105,19 +107,17 @@ def _add_demo(commands: Any) -> None:
         "demo",
         "main:run_demo",
         help="improve two small models by their own reward, with a report, in minutes on a CPU",
-        description="Runs GRPO on the endogenous reward, without labels, and writes a report. Two tasks: a small "
-        "transformer that learns addition from faulty demonstrations, and a pretrained model that answers factual "
-        "questions. A third, --task images, is run by itself: a small vision-language model that reads numbers in "
-        "pictures. After Ctrl-C, the same command goes on.",
+        description="Runs GRPO on the endogenous reward, without labels, and writes a report: a small transformer "
+        "that learns addition from faulty demonstrations, and a pretrained model that answers factual questions. By "
+        "itself, --task images: a vision-language model that reads numbers. After Ctrl-C, the same command goes on.",
     )
-    parser.add_argument("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="what to run")
-    parser.add_argument("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="no controls and no facts")
-    size.add_argument(
-        "--full", dest="size", action="store_const", const="full", help="more steps and questions, and all controls"
-    )
+    add = parser.add_argument
+    add("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="what to run")
+    add("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
+    add("--seed", type=int, default=0, help="seed of all randomness")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--quick", dest="size", action="store_const", const="quick", help="no controls and no facts")
+    add("--full", dest="size", action="store_const", const="full", help="more steps, questions, and all controls")
     parser.set_defaults(size="default")
 
 
@@ -129,18 +129,94 @@ def run_demo(args: argparse.Namespace) -> None:
     run_demo(task=args.task, output_dir=args.output, seed=args.seed, size=args.size)
 
 
+def _add_score(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "score",
+        "rows:run_score",
+        help="score every row of a file of prompts and completions",
+        description="Rewards every row with the endogenous reward of a language model, in nats, or with a sentence "
+        'reward model. A row is {"prompt": ..., "completion": ...}, text or messages, and optionally '
+        '"completion_ids", the tokens as they were generated; or of another format of TRL. Other keys are copied to '
+        "the output. The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` "
+        "uses several devices.",
+        epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
+        "run or not go on; 130 interrupted, with what was scored saved.",
+    )
+    add = _add_rows(
+        parser,
+        "rows to score",
+        "JSON Lines file to write, one line per row in the same order, with F.meta.json (settings, versions, speed) "
+        "and, if rows are bad, F.errors.jsonl; - for standard output (default: FILE.scores.jsonl, in the current "
+        "folder)",
+    )
+    add("--html", metavar="F", help="page of token (or sentence) rewards of the first 50 rows as heat maps to write")
+    add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
+
+
+def _add_pairs(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "pairs",
+        "rows:run_pairs",
+        help="turn candidate responses into preference pairs or an SFT dataset",
+        description="Scores the candidate responses to each prompt and writes a dataset of TRL: preference pairs for "
+        "DPO, the best of n, or the best fraction for SFT. Rows of the input have a prompt and a list of completions, "
+        "or one completion each, those of a prompt next to each other; or they are preferences, which are labelled "
+        "anew. The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl pairs` uses "
+        "several devices.",
+    )
+    add = parser.add_argument_group("choice").add_argument
+    add(
+        "--write",
+        choices=("pairs", "best", "top", "ranked"),
+        default="pairs",
+        help="pairs: rows of prompt, chosen and rejected, the best with the worst response; best, top: rows of prompt "
+        "and completion, the best response to each prompt, or the best --fraction; ranked: all, the best first",
+    )
+    add("--margin", metavar="X", type=float, default=0.0, help="the rewards of a pair differ by more than X")
+    add("--per-prompt", **COUNT, default=1, help="maximum number of pairs per prompt")
+    add("--fraction", metavar="X", type=float, default=0.25, help="fraction of the responses that --write top keeps")
+    add("--unfinished", action="store_true", help="also use responses that were cut off, as completion_ids show")
+    _add_rows(
+        parser,
+        "candidates",
+        "JSON Lines file to write, next to the folder F.scores, from which another choice is made without the model; "
+        "- for standard output (default: FILE.pairs.jsonl, or as --write says, in the current folder)",
+    )
+
+
+def _add_rows(parser: Parser, what: str, output: str) -> Any:
+    """Adds what `score` and `pairs` have in common; returns what adds further options about files."""
+    parser.add_argument("file", metavar="FILE", help=f"{what}: {DATA_HELP}")
+    add_model(parser, "frozen model, or sentence reward model")
+    add = parser.add_argument_group("files").add_argument
+    add("--output", metavar="F", help=output)
+    add("--overwrite", action="store_true", help="start anew if the output exists")
+    add("--limit", **COUNT, help="only the first N rows")
+    add("--block-size", **COUNT, default=64, help="responses that are scored and saved together")
+    add("--quiet", action="store_true", help="show neither progress nor summary; errors only")
+    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    settings.add_argument(
+        "--form",
+        metavar="NAME",
+        help="form of the reward by its name in `endotrl eval`, in place of --token-reward and --aggregate: "
+        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
+        "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
+    )
+    add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
+    return add
+
+
 def _add_diagnose(commands: Any) -> None:
     parser = add_command(
         commands,
         "diagnose",
         "main:run_diagnose",
         help="find out what is wrong with a finished or running training run",
-        description="Reads what a trainer of TRL logged, and says whether the run learns, whether it collapses, and "
-        "which of the usual faults it has, each with its evidence and what to change. A run is a "
-        "`trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, "
-        "`completions/*.parquet`, or JSON Lines.",
-        epilog="Exit code: 0, or 1 if --fail-on is given and something as grave was found; a run with too few points "
-        "to tell counts as a warning.",
+        description="Says of what a trainer of TRL logged whether the run learns, whether it collapses, and which of "
+        "the usual faults it has, with evidence and what to change. A run is a `trainer_state.json`, an output folder "
+        "or checkpoint, an offline W&B run, TensorBoard events, `completions/*.parquet`, or JSON Lines.",
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", help="file or folder of a run; several are compared")
@@ -151,7 +227,11 @@ def _add_diagnose(commands: Any) -> None:
         help="reward functions that are not trained on (default: those that the logged reward does not depend on)",
     )
     add("--output", metavar="DIR", help="folder for report.html and findings.json")
-    add("--fail-on", choices=("warning", "failure"), help="exit with code 1 if something as grave is found")
+    add(
+        "--fail-on",
+        choices=("warning", "failure"),
+        help="exit with code 1 if something as grave is found; a run with too few points to tell counts as a warning",
+    )
 
 
 def run_diagnose(args: argparse.Namespace) -> int:
@@ -179,23 +259,19 @@ def _add_plan(commands: Any) -> None:
         commands,
         "plan",
         "plan:run",
-        help="check whether a recipe fits on given GPUs, and how long it takes",
-        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
-        "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        help="check whether a recipe fits on given GPUs",
+        description="Memory of each GPU under each way to split a recipe over GPUs, and what to change if it does not "
+        "fit. From configs alone: no weights are loaded, and no GPU is needed.",
     )
     add = parser.add_argument
-    number: dict[str, Any] = {"metavar": "X", "type": positive_number}
     add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one that comes with endotrl")
     add("--gpus", **COUNT, default=8, help="GPUs of all machines together")
-    add("--gpu-memory", **number | {"metavar": "GIB"}, default=80.0, help="memory of each, in GiB")
-    add("--rows", **COUNT, help="rows of the dataset, for the time of a recipe with epochs")
+    add("--gpu-memory", metavar="GIB", type=positive_number, default=80.0, help="memory of each, in GiB")
     add(
         "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
     )
     add("--model", help="model in place of the recipe's: path or hub id, of which only the config is read")
     add("--prompt-tokens", **COUNT, default=512, help="longest prompt, if the recipe does not say it")
-    add("--gpu-tflops", **number, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
-    add("--gpu-bandwidth", **number, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)")
     add(
         "--set",
         metavar="KEY=VALUE",
@@ -221,23 +297,19 @@ def run_recipes(args: argparse.Namespace) -> None:
     """Runs `endotrl recipes`."""
     from ..shipped import SCHEME, accelerate_configs, copy_shipped, recipes, shipped_path
 
-    if args.name is None:
-        if args.copy is not None:
-            raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
-        lines = []
-        for name, about in recipes().items():
-            lines += [name, *textwrap.wrap(about, 80, initial_indent="    ", subsequent_indent="    ")]
-        lines += [
-            "",
-            *textwrap.wrap(f"accelerate configs: {', '.join(accelerate_configs())}", 80),
-            "",
-            "Launch one:  accelerate launch --config_file $(endotrl recipes cpu.yaml) \\",
-            f"    -m endotrl.launch.grpo --config {SCHEME}smollm2-135m/grpo.yaml",
-            "Change one:  endotrl recipes smollm2-135m --copy .",
-        ]
-    else:
-        lines = [str(shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy))]
-    sys.stdout.write("\n".join(lines) + "\n")
+    if args.name is not None:
+        sys.stdout.write(f"{shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy)}\n")
+        return
+    if args.copy is not None:
+        raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
+    lines = []
+    for name, about in recipes().items():
+        lines += [name, *textwrap.wrap(about, 80, initial_indent="    ", subsequent_indent="    ")]
+    lines += ["", *textwrap.wrap(f"accelerate configs: {', '.join(accelerate_configs())}", 80), ""]
+    lines += ["Launch one:  accelerate launch --config_file $(endotrl recipes cpu.yaml) \\"]
+    lines += [f"    -m endotrl.launch.grpo --config {SCHEME}smollm2-135m/grpo.yaml"]
+    lines += ["Change one:  endotrl recipes smollm2-135m --copy .\n"]
+    sys.stdout.write("\n".join(lines))
 
 
 def _add_workspace(commands: Any) -> None:
@@ -246,9 +318,8 @@ def _add_workspace(commands: Any) -> None:
         "workspace",
         "main:run_workspace",
         help="sort the curves of a W&B project into sections",
-        description="Saves a view of a W&B project in which the curves of training runs are in five sections, by the "
-        "questions that they answer: is it learning, is it collapsing, what does the reward look at, optimization, "
-        "speed. Prints its address. Needs `wandb login`.",
+        description="Saves a view of a W&B project with five sections of curves: is it learning, is it collapsing, "
+        "what does the reward look at, optimization, speed. Prints its address. Needs `wandb login`.",
     )
     parser.add_argument("project", metavar="ENTITY/PROJECT", help="whose project, and its name")
 

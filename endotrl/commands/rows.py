@@ -4,23 +4,40 @@
 import argparse
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from ..data.formats import ROW_FORMAT
+from .. import __version__
+from ..data.formats import ROW_FORMAT, images_of, message_text
 from ..data.sources import STREAM, Reader
-from ..reporting import counted, number, say
+from ..frozen.names import load_config, load_tokenizer
+from ..frozen.served import ServedModel, is_url
+from ..reporting import (
+    HeatMapRow,
+    counted,
+    heat_maps,
+    number,
+    page,
+    say,
+    settings_table,
+    terminal_table,
+)
+from ..rewards.endogenous import EndogenousReward
+from ..rewards.residuals import RESIDUALS
+from ..rewards.scored import heat_map_row
+from ..rewards.sentence import SentenceReward
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.output_files import model_digest, only_run_on
-from ..score_file.run import score_file
-from ..score_file.score_summary import heat_map_page, show_report
+from ..score_file.rows import Reward
+from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
+from ..sentence.configuration import SentenceRewardConfig
 from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, resolved_dtype, use_form
 
 
@@ -29,7 +46,9 @@ COMMON = {"max_tokens_per_batch", "dtype", "device", "trust_remote_code", "overl
 ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setting.absent and name not in COMMON]
 LATER = ("images", "model_init_kwargs", "correction")  # than the first files of scores, which do not have them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
+HTML_ROWS = 50  # on the page, from the first
 SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
+SENTENCE_DECIMALS = 4  # the contributions of long responses are small
 ONE_SIDED = 0.7  # share of pairs that are decided alike by length, from which on the summary says so
 
 
@@ -43,46 +62,36 @@ def run_score(args: argparse.Namespace) -> int:
             raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
         if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
             raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
-    # Before the checkpoint is read, which takes a while.
-    with only_run_on(output) if state.is_main_process else nullcontext():
-        # Libraries print while they are imported (wandb: that it is offline), and standard output may be the rows.
-        with redirect_stdout(sys.stderr):
-            reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
-        report = score_file(
-            reward,
-            args.file,
-            output,
-            settings,
-            block_size=args.block_size,
-            limit=args.limit,
-            overwrite=args.overwrite,
-            tokens=not args.no_tokens,
-            num_examples=0 if args.html is None else args.html_rows,
-            progress=not args.quiet and state.is_main_process,
-            on_error=errors_on_terminal(args, "the output" if output == STREAM else f"{output}.errors.jsonl"),
-            held=True,
-            residual=residual,
-        )
+    if state.is_main_process:
+        with only_run_on(output):
+            pass  # raises if another run has it, before the checkpoint is read, which takes a while
+    with redirect_stdout(sys.stderr):  # as in `main`
+        reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
+    report = score_file(
+        reward,
+        args.file,
+        output,
+        settings,
+        block_size=args.block_size,
+        limit=args.limit,
+        overwrite=args.overwrite,
+        tokens=not args.no_tokens,
+        num_examples=0 if args.html is None else HTML_ROWS,
+        progress=not args.quiet and state.is_main_process,
+        on_error=errors_on_terminal(args, "the output" if output == STREAM else f"{output}.errors.jsonl"),
+        residual=residual,
+    )
     if state.is_main_process and not report.tally.rows:  # of standard input, whose rows cannot be counted before
         raise ValueError(f"The input has no rows. A row is a line such as {ROW_FORMAT}.")
     if state.is_main_process and args.html is not None:
-        shown = {name: getattr(args, name) for name in SHOWN_SETTINGS}
-        html = heat_map_page(
-            report,
-            reward,
-            file=args.file,
-            model=args.model,
-            output=output,
-            command=args.command_line,
-            settings={"segmenter": reward.config.segmenter} if by_sentence else shown,
-        )
+        html = _heat_map_page(args, report, reward, output)
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
             saved = "" if output == STREAM else f" The rows are scored, and in {output}."
             raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
     if state.is_main_process and not args.quiet:
-        show_report(report, output, args.html, by_sentence)
+        _show_report(report, output, args.html, by_sentence)
     return EXIT_FOUND if report.tally.errors else EXIT_OK
 
 
@@ -92,7 +101,7 @@ def run_pairs(args: argparse.Namespace) -> int:
     state, residual = processes(), use_form(args)
     choice = Choice(args.write, args.margin, args.per_prompt, args.fraction, args.unfinished)
     output = args.output or default_output(args.file, f".{args.write}.jsonl")
-    with redirect_stdout(sys.stderr):  # libraries print while they are imported, and standard output may be the rows
+    with redirect_stdout(sys.stderr):  # as in `main`
         reward, settings, by_sentence = make_reward(args, f"{output}.scores/settings.json")
     counts = choose_from_file(
         reward,
@@ -128,12 +137,6 @@ def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Ca
 
 def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
     """The reward, the settings that its numbers depend on, and whether it is a sentence reward model's."""
-    from ..frozen.names import load_config, load_tokenizer
-    from ..frozen.served import ServedModel, is_url
-    from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward
-    from ..sentence.configuration import SentenceRewardConfig
-
     choose_dtype(args, *recorded)
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
@@ -165,6 +168,98 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
         version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
         settings["dtype"] = resolved_dtype(args)
     return reward, {"model": args.model, "model_version": version, **settings}, by_sentence
+
+
+def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence: bool) -> None:
+    console = Console(stderr=output == STREAM, highlight=False)
+    per_token = [] if by_sentence else ["reward_per_token"]
+    cells: list[list[object]] = []
+    for row, record in report.tally.head:
+        error = record.get("error") or record.get("reason")
+        numbers = [record.get(key) for key in ("reward", "num_tokens", *per_token)]
+        cells.append([row.line, *numbers, f"({error})" if error else message_text(row.completion)])
+    headers = ["line", "reward", "tokens", *(["per token"] if per_token else []), "completion"]
+    console.print()
+    console.print(terminal_table(headers, cells, "First rows"))
+    for line in _summary_lines(report, output, "" if by_sentence else " nats"):
+        console.print(line, markup=False, soft_wrap=False)
+    for what, path in (("Rewards", output), ("Heat map", html)):
+        if path not in (None, STREAM):
+            console.print(f"{what}: {path}", markup=False, soft_wrap=True)
+
+
+def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
+    tally = report.tally
+    speed = f"{counted(tally.tokens, 'token')} in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
+    lines = [f"{counted(tally.rows - tally.errors, 'row')} scored, {speed}."]
+    if kept := report.resumed_rows:
+        was = "was" if kept == 1 else "were"
+        lines.append(f"{counted(kept, 'row')} {was} done by earlier runs, {tally.rows - kept:,} by this one.")
+    if tally.mean_reward is not None:
+        words = f"Mean reward {number(tally.mean_reward)}{unit}"
+        if (correlation := tally.length_correlation) is not None:
+            kind = f"longer answers score {'higher' if correlation > 0 else 'lower'}"
+            kind = "reward hardly depends on length" if abs(correlation) < 0.2 else kind
+            words += f"; {kind} (r = {number(correlation, 2, sign=True)})"
+        lines.append(f"{words}.")
+    for domain, slopes in report.slopes.items():
+        kinds = zip(slopes, RESIDUALS["style_residual"], strict=False)
+        found = ", ".join(f"{number(slope)} × {kind}" for slope, kind in kinds)
+        lines.append(f"Taken out among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
+    if tally.skipped:
+        lines.append(f"{counted(tally.skipped, 'row')} got no reward (null, with the reason).")
+    if tally.errors:
+        where = "" if output == STREAM else f"; {output}.errors.jsonl says why"
+        lines.append(f"{counted(tally.errors, 'row')} could not be scored{where}.")
+    return lines
+
+
+def _heat_map_page(args: argparse.Namespace, report: ScoreReport, reward: Reward, output: str) -> str:
+    examples, first = report.examples, f"the first {counted(len(report.examples), 'row')}"
+    if isinstance(reward, EndogenousReward):
+        kind, unit = "Token", " nats"
+        settings = {name.replace("_", " "): getattr(args, name) for name in SHOWN_SETTINGS}
+        maps = heat_maps(
+            [heat_map_row(reward, e.stats, e.row.prompt, _name(e), images=images_of(e.row.extra)) for e in examples]
+        )
+        lead = (
+            f"The endogenous reward of {args.model}, in nats, for {first}. Colour is what a token "
+            "contributes: the numbers of a row sum to its reward."
+        )
+    else:
+        kind, unit, settings = "Sentence", "", {"segmenter": reward.config.segmenter}
+        rows = [_sentence_row(example) for example in examples]
+        maps = heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SENTENCE_DECIMALS)
+        lead = (
+            f"The sentence reward model {args.model}, for {first}. A sentence's contribution is its "
+            "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the "
+            "score."
+        )
+    return page(
+        f"{kind} rewards of {Path(args.file).name}",
+        [("", maps), ("Settings", settings_table(settings))],
+        lead=" ".join([lead, *_summary_lines(report, output, unit)]),
+        footer=f"endotrl {__version__} · {args.command_line}",
+    )
+
+
+def _name(example: Example) -> str:
+    row = example.row
+    return f"line {row.line}" + (f" · id {row.extra['id']}" if "id" in row.extra else "")
+
+
+def _sentence_row(example: Example) -> HeatMapRow:
+    scores = example.stats
+    return HeatMapRow(
+        text=scores.sentences.text,
+        offsets=scores.sentences.spans,
+        contributions=scores.contributions.tolist(),
+        total=scores.score,
+        rest={} if scores.sentences.spans else {"prompt": scores.score},
+        columns={"reward": scores.sentence_rewards[1:].tolist(), "weight": scores.weights[1:].tolist()},
+        prompt=message_text(example.row.prompt),
+        meta=_name(example),
+    )
 
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:

@@ -26,7 +26,6 @@ STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 DEFAULT_SPLIT = "test"
 _BLANK = b"\xef\xbb\xbf \t\r\n"
-_GAP = re.compile(r"[ \t\r\n,]*")  # between elements of an array
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 # A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
 _Entry = tuple[bytes, str, Any]
@@ -264,8 +263,6 @@ def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
                 return
             with gzip.open(part) if part.name.endswith(".gz") else part.open("rb") as file:
                 yield from _text_entries(cast(IO[bytes], file), source)
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{source}: cannot be read as UTF-8 text: {error}.") from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise FormatError(f"{source}: cannot be read as gzip: {error}. Is its ending right?") from error
 
@@ -275,27 +272,15 @@ def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
     while not head.strip(_BLANK) and (line := file.readline()):
         head += line
     if head.strip(_BLANK).startswith(b"["):
-        yield from _array_entries((head + file.read()).decode("utf-8-sig"), source)
+        value, problem = parse_json(head + file.read(), first=True)
+        if problem is not None:
+            raise FormatError(f"{source}: {problem[0].lower()}{problem[1:]}")
+        for number, element in enumerate(value, start=1):
+            yield json.dumps(element).encode(), f"row {number}", element
         return
     for number, line in enumerate(chain(io.BytesIO(head), file), start=1):
         # Without its end, as the last line may get one later.
         yield line.rstrip(b"\r\n"), f"line {number}", None
-
-
-def _array_entries(text: str, source: str) -> Iterator[_Entry]:
-    """Elements of a JSON array, which is valid as a whole, with their number and the line that each begins on."""
-    try:
-        count = len(json.loads(text))
-    except RecursionError as error:
-        raise FormatError(f"{source}: not valid JSON: nested too deeply.") from error
-    except json.JSONDecodeError as error:
-        raise FormatError(f"{source}, line {error.lineno}: not valid JSON: {error.msg}.") from error
-    stop, place, line, decoder = text.index("[") + 1, 0, 1, json.JSONDecoder()
-    for number in range(1, count + 1):
-        start = next(_GAP.finditer(text, stop)).end()
-        place, line = start, line + text.count("\n", place, start)
-        value, stop = decoder.raw_decode(text, start)
-        yield text[start:stop].encode(errors="surrogatepass"), f"row {number} (line {line})", value
 
 
 def _parquet_entries(path: Path) -> Iterator[_Entry]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One forward pass for every scorer that can share it: items to the frozen model's token statistics."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -111,30 +110,6 @@ class Engine:
             for first, last in offsets
         ]
         return replace(scored, step_of_token=torch.tensor(step_of_token, dtype=torch.long))
-
-
-class ModelScorer(ABC):
-    """A scorer that runs a model by itself, on the responses of several items at once."""
-
-    name: str
-    needs_alone = False
-
-    def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response."""
-        return self.score_items([item])[0]
-
-    def score_items(self, items: Sequence[Item], progress: bool = False) -> list[list[float]]:
-        """One number per response, for several items at once. Raises `ValueError` if they have steps."""
-        if any(item.steps is not None for item in items):
-            raise ValueError(f"{self.name} scores whole responses, not steps. Leave it out of --scorers.")
-        flat = iter(self._score_items(items, progress))
-        rows = [[next(flat) for _ in item.responses] for item in items]
-        # Equal responses tie, though another batch may have changed the last bit.
-        return [[row[item.responses.index(r)] for r in item.responses] for item, row in zip(items, rows, strict=True)]
-
-    @abstractmethod
-    def _score_items(self, items: Sequence[Item], progress: bool) -> Sequence[float]:
-        """One number per response, of all items one after the other."""
 
 
 def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tuple[int, int]] | None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from .benchmarks.rm_bench import LEVELS
 from .results import CEILING, RIVALS
 from .tables import best_first, value
 
@@ -31,17 +30,6 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
         axis.axvline(value(results, rival, metric), color=GREY, linestyle=":", linewidth=1)
     beside = "" if rival is None else f"; dotted: {rival}"
     axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
-    return as_png(fig)
-
-
-def plot_levels(results: Mapping[str, Any]) -> bytes:
-    """RM-Bench's easy, normal and hard of each scorer: balanced is where they meet."""
-    names = best_first(results)
-    fig, axis = rows_figure(names)
-    draw_dots(axis, {level: [value(results, name, level) for name in names] for level in LEVELS})
-    axis.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
-    axis.set(xlabel="accuracy (dotted: chance)", xlim=(-0.02, 1.02))
-    axis.legend(frameon=False, ncols=len(LEVELS), loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return as_png(fig)
 
 

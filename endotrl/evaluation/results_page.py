@@ -2,7 +2,7 @@
 """The page of a run: tables, plots, and the tokens of what the reward got most wrong."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,9 +19,9 @@ from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
 from .items import Item
-from .plots import plot_levels, plot_metric
+from .plots import plot_metric
 from .run_folder import StatsCache
-from .scorer_names import base_name, make_form, needs_model
+from .scorers import base_name, make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
 
 
@@ -34,7 +34,8 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
     found = table(*full_rows(results), caption=note)
     if len(results["metrics"]) > 1:
-        found += _plotted(plot_metric, results, f"{results['main_metric']}; in grey, what a scorer must beat.")
+        if find_spec("matplotlib"):
+            found += figure(plot_metric(results), f"{results['main_metric']}; in grey, what a scorer must beat.")
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
         folded = Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>")
@@ -71,10 +72,6 @@ def benchmark_sections(
     return [(title, section) for title, section in sections.items() if section]
 
 
-def _plotted(plot: Callable[[Mapping[str, Any]], bytes], results: Mapping[str, Any], caption: str) -> Markup:
-    return Markup("") if find_spec("matplotlib") is None else figure(plot(results), caption)
-
-
 def _matrix(
     results: Mapping[str, Any], scorer: str, corner: str, rows: Sequence[str], columns: Sequence[str], caption: str
 ) -> Markup:
@@ -90,7 +87,7 @@ def _rm_bench(results: Mapping[str, Any]) -> Markup:
     first = next(iter(results["metrics"]))
     caption = f"Wins of {first}, by the style of the better and of the worse response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
-    return about + _plotted(plot_levels, results, "Accuracy by level.") + wins
+    return about + wins
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:
@@ -140,13 +137,15 @@ def _most_wrong(
     found = [
         (margin, i)
         for i, (item, example) in enumerate(zip(items, examples, strict=True))
-        if (margin := example.margin[0]) is not None and -math.inf < margin < 0 and item.key in stats
+        if (margin := example.margin[0]) is not None and -math.inf < margin < 0
     ]
     form = _shown_form(scorer, steps)
     rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
         responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
+        if responses is None:  # scored by an earlier version
+            continue
         if steps:
             meta = f"{place} · first wrong step {other + 1}, lowest step {one + 1} of {item.num_scores}"
             rows.append(_heat_map_row(responses[0], form, tokenizer, prompt=prompt, meta=meta))

@@ -28,37 +28,27 @@ Item = TypeVar("Item")
 class StatsCache:
     """
     Token statistics on disk, so that other forms of the reward can be tried without the model: a file of plain tensors
-    for each block of items, named by the process that wrote it.
+    for each item.
     """
 
-    def __init__(self, folder: Path, process: int = 0) -> None:
-        self.folder, self._process = folder, process
-        self.find()
-
-    def find(self) -> None:
-        """Finds what is in the folder now."""
-        paths = sorted(self.folder.glob("*.pt"))
-        self._places = {key: path for path in paths for key in torch.load(path, mmap=True, weights_only=True)}
-        self._open: tuple[Path | None, dict[str, list[dict[str, Any]]]] = (None, {})
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._places
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def save(self, scored: Mapping[str, Sequence[ScoredResponse]]) -> None:
-        """Writes a block, the responses of items by their keys, whole or not at all."""
+        """Writes the responses of items by their keys, each item whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.stem.partition("-")[2]) for path in self.folder.glob(f"{self._process}-*.pt")]
-        path = self.folder / f"{self._process}-{max(numbers, default=-1) + 1:06d}.pt"
-        with replacing(path) as file:
-            torch.save({key: list(map(_plain, responses)) for key, responses in scored.items()}, file)
-        self._places |= dict.fromkeys(scored, path)
+        for key, responses in scored.items():
+            with replacing(self.folder / f"{key}.pt") as file:
+                torch.save(list(map(_plain, responses)), file)
 
-    def load(self, key: str) -> list[ScoredResponse]:
-        """The responses of an item. Blocks are read once if items come in the order in which they were saved."""
-        path = self._places[key]
-        if self._open[0] != path:
-            self._open = (path, torch.load(path, weights_only=True))
-        return [ScoredResponse(**{**found, "stats": TokenStats(**found["stats"])}) for found in self._open[1][key]]
+    def load(self, key: str, alone: bool = False) -> list[ScoredResponse] | None:
+        """The responses of an item; `None` if they are not there, or not `alone`, without their prompts, as well."""
+        path = self.folder / f"{key}.pt"
+        if not path.exists():
+            return None
+        found = [{**row, "stats": TokenStats(**row["stats"])} for row in torch.load(path, weights_only=True)]
+        responses = [ScoredResponse(**row) for row in found]
+        return None if alone and any(response.log_probs_alone is None for response in responses) else responses
 
 
 def _plain(value: Any) -> Any:
@@ -81,11 +71,8 @@ class RunFolder:
         number = f".{process}" if process else ""
         self.scores_path = self.folder / f"scores{number}.jsonl"  # a line for each item that was scored
         self.answers_path = self.folder / f"answers{number}.jsonl"
-        self.results_path = self.folder / "results.json"
-        self.table_path = self.folder / "results.md"
         self.report_path = self.folder / "report.html"
-        self.examples_path = self.folder / "examples.html"
-        self.stats = StatsCache(self.folder / "token_stats", process)
+        self.stats = StatsCache(self.folder / "token_stats")
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
@@ -110,11 +97,10 @@ class RunFolder:
         if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
             raise ValueError(f"{self.folder} holds scores, and no settings.json tells what made them. {way_out}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        logs = [*self.folder.glob("scores*.jsonl"), *self.folder.glob("answers*.jsonl")]
-        for path in [*logs, self.results_path]:
-            path.unlink(missing_ok=True)
+        for pattern in ("scores*.jsonl", "answers*.jsonl", "results.json"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
         shutil.rmtree(self.stats.folder, ignore_errors=True)
-        self.stats.find()
         write_json(self.settings_path, settings)
 
     def read_scores(self) -> dict[str, dict[str, Any]]:

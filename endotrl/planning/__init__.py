@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a recipe fits on given hardware, and how long it takes, from configs alone."""
+"""Whether a recipe fits on given hardware, from configs alone."""

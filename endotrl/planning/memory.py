@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a GPU under each way to split a run over GPUs, and a rough time of a training step."""
+"""Memory of a GPU under each way to split a run over GPUs, from the config of its model."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from .sizes import ModelSize
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 
 Engine = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
@@ -13,8 +19,22 @@ SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
 # The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
-TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are reached
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a model."""
+
+    parameters: int  # tied ones counted once, those of an adapter included
+    trainable: int
+    largest_layer: int  # most parameters that one module has of its own: what ZeRO-3 must hold whole at a time
+    block: int  # parameters of the largest transformer block: what FSDP2 must hold whole at a time
+    layers: int  # transformer blocks
+    hidden: int  # widths, each of the layer in which it is largest
+    intermediate: int
+    key_value: int  # of all keys (or values) of a token
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does, as far as its memory and time depend on it."""
+    """What a run does, as far as its memory depends on it."""
 
     micro_batch: int  # sequences of one forward and backward pass on a GPU
     generation_batch: int  # completions that a GPU generates at a time; 0 if none are, or a server does it
@@ -62,23 +82,23 @@ class Plan:
     """
 
     engine: Engine
-    parameters: float = 0.0
-    gradients: float = 0.0
+    weights: float = 0.0
     optimizer: float = 0.0  # its states, with its float32 weights
-    frozen: float = 0.0
+    frozen_models: float = 0.0
     vllm: float = 0.0  # its share, unless it sleeps
+    gradients: float = 0.0
+    gathered_weights: float = 0.0  # in training, what an engine that splits weights holds whole at a time
     activations: float = 0.0  # in the forward and backward pass
     logits: float = 0.0
-    gathered: float = 0.0  # weights that an engine which splits them holds whole at a time in training
     generation: float = 0.0  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
     scoring: float = 0.0  # a frozen model put together, and its activations
-    cpu: float = 0.0  # of each GPU's process: what is offloaded
+    cpu_memory: float = 0.0  # of each GPU's process: what is offloaded
 
     @property
     def total(self) -> float:
         """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
-        resident = self.parameters + self.optimizer + self.frozen + self.vllm
-        training = self.gradients + self.gathered + self.activations + self.logits
+        resident = self.weights + self.optimizer + self.frozen_models + self.vllm
+        training = self.gradients + self.gathered_weights + self.activations + self.logits
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
 
 
@@ -92,18 +112,18 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     gpus, sharded, b = hardware.gpus, engine in SHARDING, work.weight_bytes
     plan = Plan(engine)
     if engine == "ddp":
-        plan.parameters, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
+        plan.weights, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
         plan.gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
     elif engine == "fsdp2":
         # Trained weights become float32 in mixed precision.
         wide = 4 if work.mixed_precision else b
-        plan.parameters = (wide * trained + b * frozen_part) / gpus
+        plan.weights = (wide * trained + b * frozen_part) / gpus
         plan.gradients, plan.optimizer = wide * trained / gpus, 2 * wide * trained / gpus
-        plan.gathered = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
+        plan.gathered_weights = 2 * (2 if work.mixed_precision else b) * size.block  # this block and the next
     else:
         # Without mixed precision the weights are their own float32 copy.
         half, states, fp32_gradients = (2, 12, 4) if work.mixed_precision else (4, 8, 0)
-        plan.parameters = half * (trained + frozen_part) / (gpus if sharded else 1)
+        plan.weights = half * (trained + frozen_part) / (gpus if sharded else 1)
         plan.optimizer = states * trained / gpus
         if engine == "zero1":
             plan.gradients = half * trained + fp32_gradients * trained / gpus
@@ -111,10 +131,10 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
             plan.gradients = (half + fp32_gradients) * trained / gpus
         else:
             plan.gradients = 4 * trained / gpus
-            plan.gathered = 4 * size.largest_layer
+            plan.gathered_weights = 4 * size.largest_layer
         if engine == "zero3_offload":
-            plan.cpu = plan.parameters + plan.optimizer + plan.gradients
-            plan.parameters = plan.optimizer = plan.gradients = 0.0
+            plan.cpu_memory = plan.weights + plan.optimizer + plan.gradients
+            plan.weights = plan.optimizer = plan.gradients = 0.0
 
     length, compute = work.prompt_tokens + work.completion_tokens, 2 if work.mixed_precision else b
     tokens = work.micro_batch * work.sequences * length
@@ -125,7 +145,7 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     for model in models_there:
         whole = float(model.weight_bytes * model.size.parameters)
         held = 0.0 if model.offloaded else whole / gpus if sharded and model.sharded else whole
-        plan.frozen += held
+        plan.frozen_models += held
         # One block of its activations at a time.
         scoring = compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered
         plan.scoring = max(plan.scoring, scoring)
@@ -155,34 +175,72 @@ def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: boo
     return size.layers * block_numbers(size, tokens)
 
 
-def plan_time(
-    size: ModelSize,
-    work: Workload,
-    accumulation: int,
-    iterations: int = 1,
-    flops: float = 312e12,  # peak of dense bfloat16 products, operations per second
-    bandwidth: float = 2e12,  # of the memory, bytes per second
-) -> dict[str, float]:
+def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = True) -> ModelSize:
     """
-    Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
-    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
-    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
-    Communication is not counted.
+    Sizes of the causal language model of a config, or of one that reads images too; with `peft_config`, of one of
+    which an adapter is trained; without a `head` that gives logits, of a reward model.
     """
-    length = work.prompt_tokens + work.completion_tokens
-    tokens = work.micro_batch * work.sequences * length * accumulation
-    backward = 2 if size.trainable < size.parameters else 4
-    again = 2 if work.gradient_checkpointing else 0
-    training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
-    # The frozen models; without one, the policy without its adapter is.
-    scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
-    generation = 0.0
-    if work.generation_batch:
-        cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
-        read = 2 * size.parameters + work.generation_batch * cache
-        generation = work.completion_tokens * read / (bandwidth * DECODING)
-    return {
-        "generation": generation,
-        "scoring": 2 * scored * tokens / (flops * SCORING),
-        "training": training / (flops * TRAINING),
-    }
+    model = _on_meta(config, head)
+    if peft_config is not None:
+        from peft import get_peft_model
+
+        with torch.device("meta"):
+            model = get_peft_model(model, peft_config)
+    text = config.get_text_config()
+    embeddings = model.get_input_embeddings().weight
+    longest = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=())
+    layers = _largest(text, "num_hidden_layers") or len(longest)
+    hidden = _largest(text, "hidden_size") or embeddings.shape[1]
+    heads = _largest(text, "num_attention_heads")
+    if heads:
+        head_dim = _largest(text, "head_dim") or hidden // heads
+        key_value = (_largest(text, "num_key_value_heads") or heads) * head_dim
+    else:  # no attention, or not said
+        key_value = 0 if model._is_stateful else hidden
+    blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+    return ModelSize(
+        parameters=_count(model.parameters()),
+        trainable=_count(p for p in model.parameters() if p.requires_grad),
+        largest_layer=max(_count(module.parameters(recurse=False)) for module in model.modules()),
+        block=max((_count(block.parameters()) for blocks_ in blocks for block in blocks_), default=0),
+        layers=layers,
+        hidden=hidden,
+        intermediate=_largest(text, "intermediate_size") or 4 * hidden,
+        key_value=key_value,
+        vocabulary=_largest(text, "vocab_size") or embeddings.shape[0],
+    )
+
+
+def _on_meta(config: PretrainedConfig, head: bool) -> Any:
+    """A model without weights."""
+    kind = type(config)
+    reads_images = kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    if (reads_images and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING) or config.is_encoder_decoder:
+        raise ValueError(
+            f"A config of type {config.model_type!r} is not of a causal language model, and only these can be planned."
+        )
+    with_head = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+    try:
+        with torch.device("meta"):
+            return (with_head if head else AutoModel).from_config(config)
+    except Exception as error:  # of many kinds: what a config lacks, or a package
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        what = f"transformers cannot build a model of type {config.model_type!r} from its config"
+        raise ValueError(f"{what}: {reason}") from error
+
+
+def _largest(config: PretrainedConfig, name: str) -> int:
+    """A number of a config, the largest where layers or experts differ; 0 if it has none of that name."""
+    settings = config.to_dict()  # attributes that differ by layer must not be read
+    parts = [settings, *(settings.get("per_layer_config") or {}).values()]
+    return max(_numbers([part.get(config.attribute_map.get(name, name)) for part in parts]), default=0)
+
+
+def _numbers(value: Any) -> list[int]:
+    if isinstance(value, dict | list | tuple):
+        return [n for part in (value.values() if isinstance(value, dict) else value) for n in _numbers(part)]
+    return [int(value)] if isinstance(value, int | float) else []
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in {id(p): p for p in parameters}.values())

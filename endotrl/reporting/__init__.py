@@ -19,13 +19,12 @@ from .terminal import (
     terminal_text,
     working,
 )
-from .text import cell_text, correlation_in_words, counted, number, plain
+from .text import cell_text, counted, number, plain
 
 
 __all__ = [
     "HeatMapRow",
     "cell_text",
-    "correlation_in_words",
     "counted",
     "curves",
     "figure",

@@ -30,14 +30,6 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun if count == 1 else plural}"
 
 
-def correlation_in_words(correlation: float) -> str:
-    """Correlation of reward and length as people say it."""
-    value = f"(r = {number(correlation, 2, sign=True)})"
-    if abs(correlation) < 0.2:
-        return f"reward hardly depends on length {value}"
-    return f"longer answers score {'higher' if correlation > 0 else 'lower'} {value}"
-
-
 def is_number(cell: object) -> bool:
     """Whether a cell of a table is a number, which `True` and `False` are not."""
     return isinstance(cell, int | float) and not isinstance(cell, bool)

@@ -9,16 +9,7 @@ the output alone tells what is done. So after a crash, a full disk or a power cu
 last whole block, and ends with the same bytes as a run without a break.
 """
 
-from typing import TYPE_CHECKING
-
-from .._lazy import attach
+from .run import Example, ScoreReport, score_file
 
 
 __all__ = ["Example", "ScoreReport", "score_file"]
-
-if TYPE_CHECKING:
-    from .run import Example, ScoreReport, score_file
-
-
-# Resolved on first use (PEP 562), so that `endotrl --help`, which knows the options of all commands, does not wait.
-__getattr__, __dir__ = attach(__name__, __all__)

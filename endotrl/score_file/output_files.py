@@ -109,9 +109,8 @@ class Output:
         """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
         if self.stream:
             return
-        for path in (self.path, self.errors_path, self.meta_path):
-            if path.exists() and self._reader.path != STREAM and path.samefile(self._reader.path):
-                raise ValueError(f"The output would be written over the input {self._reader.path}.")
+        if self.path.exists() and self._reader.path != STREAM and self.path.samefile(self._reader.path):
+            raise ValueError(f"The output would be written over the input {self._reader.path}.")
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
             return
         way_out = "Choose another output, or overwrite this one (--overwrite)."
@@ -141,8 +140,7 @@ class Output:
             return
         with self._writing():
             with self.path.open("ab") as file:
-                if self.path.stat().st_size != self._kept_bytes:
-                    file.truncate(self._kept_bytes)
+                file.truncate(self._kept_bytes)
             self.errors_path.unlink(missing_ok=True)
             if not self.kept_rows:
                 self._write_meta(Tally())

@@ -5,22 +5,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from jinja2 import TemplateError
 
 from ..data.formats import about_this_row, images_of, responses_of
 from ..rendering.messages import TEMPLATE_COLUMNS
+from ..rewards.endogenous import EndogenousReward
+from ..rewards.sentence import SentenceReward, SentenceScores
+from ..scoring.token_stats import TokenStats
 
 
-if TYPE_CHECKING:
-    from ..rewards.endogenous import EndogenousReward
-    from ..rewards.sentence import SentenceReward, SentenceScores
-    from ..scoring.token_stats import TokenStats
-
-
-Reward: TypeAlias = "EndogenousReward | SentenceReward"
-Result: TypeAlias = "TokenStats | SentenceScores | str"  # of a row, or the reason why it has none
+Reward = EndogenousReward | SentenceReward
+Result = TokenStats | SentenceScores | str  # of a row, or the reason why it has none
 DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give
 # Keys that an output line can have. A row of the input must not bring its own.
 OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "reward_per_token", "entropy"}
@@ -74,7 +71,7 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
 
 def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
     """What the model says of each row, or the reason why it says nothing."""
-    results: list[Result] = [row.error or _missing_domain(reward, row) or "" for row in rows]
+    results: list[Result] = [row.error or "" for row in rows]
     # A file may mix text and messages, and rows with and without token ids; a call may not.
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, row in enumerate(rows):
@@ -86,22 +83,6 @@ def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
     return results
 
 
-def _criteria(reward: Reward) -> Mapping[str, str] | None:
-    """Criteria by domain, if the reward has them."""
-    from ..rewards.endogenous import EndogenousReward
-
-    criterion = reward.criterion if isinstance(reward, EndogenousReward) else None
-    return criterion if isinstance(criterion, Mapping) else None
-
-
-def _missing_domain(reward: Reward, row: Row) -> str | None:
-    criteria = _criteria(reward)
-    if criteria is None or row.extra.get("domain") is not None:
-        return None
-    state = "null" if "domain" in row.extra else "missing"
-    return f'The key "domain" is {state}, which selects the criterion. There is one for {sorted(criteria)}.'
-
-
 def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
     # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
     completions = ["" if row.completion_ids == [] else row.completion for row in rows]
@@ -110,8 +91,9 @@ def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
         columns: dict[str, Any] = {"images": [images_of(row.extra) for row in rows]}
         columns |= {name: [row.extra.get(name) for row in rows] for name in TEMPLATE_COLUMNS}
         columns = {name: column for name, column in columns.items() if any(column)}
-        if _criteria(reward) is not None:
-            columns["domain"] = [str(row.extra["domain"]) for row in rows]
+        if isinstance(reward, EndogenousReward) and isinstance(reward.criterion, Mapping):
+            domains = [row.extra.get("domain") for row in rows]
+            columns["domain"] = [None if domain is None else str(domain) for domain in domains]
         return list(reward.score([row.prompt for row in rows], completions, completion_ids=ids, **columns))
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:
@@ -123,9 +105,6 @@ def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
 
 def output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict[str, Any]:
     """Output line of a row."""
-    from ..rewards.endogenous import EndogenousReward
-    from ..scoring.token_stats import TokenStats
-
     if isinstance(stats, str):
         return {**row.head, "reward": None, "error": stats}
     if not isinstance(stats, TokenStats):
@@ -166,7 +145,7 @@ def output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict
     return record
 
 
-def _sentence_record(row: Row, scores: "SentenceScores", tokens: bool) -> dict[str, Any]:
+def _sentence_record(row: Row, scores: SentenceScores, tokens: bool) -> dict[str, Any]:
     record = {
         **row.head,
         "reward": _finite(scores.score),

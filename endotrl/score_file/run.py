@@ -2,8 +2,8 @@
 """From the first row to the last: block by block, behind what an earlier run has done."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
 from .output_files import Output, Tally, only_run_on
-from .rows import Result, Reward, Row, score_rows
+from .rows import Reward, Row, score_rows
 from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
 
 
@@ -58,7 +58,6 @@ def score_file(
     num_examples: int = 0,  # first rows that the report keeps with their token statistics
     progress: bool = False,
     on_error: Callable[[int, str], None] | None = None,  # called with line number and reason of each bad row
-    held: bool = False,  # the caller keeps other runs from the output already, by `only_run_on`
     residual: str | None = None,
 ) -> ScoreReport:
     """
@@ -85,10 +84,8 @@ def score_file(
     if in_shards and STREAM in (str(input_path), str(output_path)):
         raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
-    tally, report = Tally(), on_error or (lambda line, error: None)
-    with ExitStack() as stack:
-        if not held and state.is_main_process:
-            stack.enter_context(only_run_on(output_path))
+    tally, slopes = Tally(), dict[str, Any]()
+    with only_run_on(output_path) if state.is_main_process else nullcontext():
         reader = Reader(input_path)
         output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
@@ -98,51 +95,43 @@ def score_file(
         if total is None or total > output.kept_rows or num_examples:
             reward.load()  # before a file is touched: a model that cannot be loaded leaves nothing behind
         shards = ShardedScores(reward, input_path, folder, block_size, limit, tokens, start=output.kept_rows)
-        slopes: Slopes = {}
         if in_shards:
             shards.fill(settings, overwrite, progress)
             if not state.is_main_process:
                 return ScoreReport(tally, 0, 0.0, [])
         if residual is not None:
-            slopes = fit_slopes(residual, shards.scored())
+            slopes |= fit_slopes(residual, shards.scored())
             output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
         output.begin()
-        what = "Writing" if in_shards else "Scoring"
-        bar = tqdm(total=total, initial=output.kept_rows, desc=what, unit=" rows", disable=not progress)
-        stack.enter_context(bar)
-        # The first good rows, with what the model said of them; `None` where only the output line is left.
-        shown: list[tuple[Row, Result | None]] = []
+        shown: list[Row] = []  # the first good ones
 
-        def take(row: Row, record: dict[str, Any], result: "Result | None") -> None:
+        def take(row: Row, record: dict[str, Any]) -> None:
             tally.add(row, record)
             if "error" not in record and len(shown) < num_examples:
-                shown.append((row, result))
+                shown.append(row)
 
         rows = read_responses(reader, limit)
-        for record in output.kept_records():
-            row = next(rows)
-            if row.line != record["line"]:
-                raise ValueError(f"{output.path} is not of this input: choose another output, or overwrite this one.")
-            take(row, record, None)
+        for record, row in zip(output.kept_records(), rows, strict=False):
+            take(row, record)
             output.write_errors([record])
-        while block := list(islice(rows, block_size)):
-            began = time.perf_counter()
-            results: Sequence[Result | None] = [None] * len(block)
-            if in_shards:
-                records, seconds = shards.get(block)
-            else:
-                results, records = score_block(reward, block, tokens)
-                seconds = time.perf_counter() - began
-            for row, record, result in zip(block, records, results, strict=True):
-                if residual is not None:
-                    take_out(residual, slopes, row, record)
-                take(row, record, result)
-                if "error" in record:
-                    report(row.line, record["error"])
-            output.write(records, tally, seconds)
-            bar.update(len({row.line for row in block}))
-        again = iter(score_rows(reward, [row for row, result in shown if result is None]))
-        examples = [Example(row, next(again) if result is None else result) for row, result in shown]
+        what = "Writing" if in_shards else "Scoring"
+        with tqdm(total=total, initial=output.kept_rows, desc=what, unit=" rows", disable=not progress) as bar:
+            while block := list(islice(rows, block_size)):
+                began = time.perf_counter()
+                if in_shards:
+                    records, seconds = shards.get(block)
+                else:
+                    records = score_block(reward, block, tokens)[1]
+                    seconds = time.perf_counter() - began
+                for row, record in zip(block, records, strict=True):
+                    if residual is not None:
+                        take_out(residual, slopes, row, record)
+                    take(row, record)
+                    if "error" in record and on_error is not None:
+                        on_error(row.line, record["error"])
+                output.write(records, tally, seconds)
+                bar.update(len({row.line for row in block}))
+        examples = [Example(row, stats) for row, stats in zip(shown, score_rows(reward, shown), strict=True)]
         if in_shards and residual is None:
             shards.remove()
-        return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)
+    return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)

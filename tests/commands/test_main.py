@@ -16,7 +16,7 @@ import torch
 from endotrl import EndogenousReward, __version__
 from endotrl.commands.evaluate_options import BENCHMARK_HELP
 from endotrl.commands.main import main, make_parser
-from endotrl.reporting import correlation_in_words, counted
+from endotrl.reporting import counted
 
 from ..evaluation.rows import write
 from ..monitoring.diagnosis.runs import healthy, write_state
@@ -218,19 +218,6 @@ class TestScore:
         assert 0 < output.stat().st_size < (tmp_path / "whole.jsonl").stat().st_size
         assert main([*options, "--quiet", "--output", str(output)]) == 0
         assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("correlation", "words"),
-    [
-        (-0.8, "longer answers score lower (r = −0.80)"),
-        (0.35, "longer answers score higher (r = +0.35)"),
-        (-0.1, "reward hardly depends on length (r = −0.10)"),
-        (0.0, "reward hardly depends on length (r = 0.00)"),
-    ],
-)
-def test_correlation_in_words(correlation, words):
-    assert correlation_in_words(correlation) == words
 
 
 def test_numbers_of_things():

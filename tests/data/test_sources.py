@@ -32,8 +32,8 @@ class TestReading:
     def test_place_of_a_row(self, tmp_path):
         (tmp_path / "f.json").write_text('[\n {"a": 1},\n\n {"a":\n 2}]')
         assert [row.place for row in read_rows(str(tmp_path / "f.json"), None, "x")] == [
-            "row 1 (line 2)",
-            "row 2 (line 4)",
+            "row 1",
+            "row 2",
         ]
         (tmp_path / "f.jsonl").write_text('\n{"a": 1}\n')
         assert [row.place for row in read_rows(str(tmp_path / "f.jsonl"), None, "x")] == ["line 2"]
@@ -46,11 +46,11 @@ class TestErrors:
             ("{\n", r"f.jsonl, line 1: not valid JSON"),
             ('{"a": 1}\n[1]', r"f.jsonl, line 2: a row must be a JSON object, but is \[1\]"),
             ("", r"f.jsonl: there is no row in the file"),
-            ("[\n{},\n{]", r"f.jsonl, line 3: not valid JSON"),
-            ("[{},\n", r"f.jsonl, line 2: not valid JSON"),
-            ("[{}\n{}]", r"f.jsonl, line 2: not valid JSON: Expecting ',' delimiter"),
-            ("[{},\n]", r"f.jsonl, line [12]: not valid JSON"),
-            ("[{}]\n[{}]", r"f.jsonl, line 2: not valid JSON: Extra data"),
+            ("[\n{},\n{]", r"f.jsonl: not valid JSON: .*line 3 "),
+            ("[{},\n", r"f.jsonl: not valid JSON: .*line 2 "),
+            ("[{}\n{}]", r"f.jsonl: not valid JSON: Expecting ',' delimiter: line 2 "),
+            ("[{},\n]", r"f.jsonl: not valid JSON: .*line [12] "),
+            ("[{}]\n[{}]", r"f.jsonl: not valid JSON: Extra data: line 2 "),
             ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: the text has half of a surrogate pair"),
         ],
     )
@@ -238,9 +238,6 @@ class TestStreams:
         path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(self.ROWS, indent=indent, ensure_ascii=False).encode())
         rows = list(Reader(path))
         assert [row.data for row in rows] == self.ROWS and [row.number for row in rows] == list(range(1, 301))
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-        if indent:  # each place is the line that its row begins on
-            assert all(lines[int(row.place.split("line ")[1][:-1]) - 1].strip() == "{" for row in rows)
 
     @pytest.mark.parametrize("name", ["f.jsonl", "f.jsonl.gz", "f.parquet"])
     def test_memory_does_not_grow_with_the_file(self, tmp_path, name):
@@ -262,7 +259,7 @@ class TestStreams:
     def test_an_error_in_an_array_is_found_where_it_is(self, tmp_path):
         path = tmp_path / "f.json"
         path.write_text("[" + ",\n".join(['{"a": 1}'] * 50 + ['{"a" 1}'] + ['{"a": 1}'] * 5000) + "]")
-        with pytest.raises(FormatError, match="line 51: not valid JSON: Expecting ':'"):
+        with pytest.raises(FormatError, match="not valid JSON: Expecting ':' delimiter: line 51 "):
             list(Reader(path))
 
     def test_standard_input(self, monkeypatch):
@@ -290,7 +287,7 @@ class TestStreams:
             assert reader.lines == 3 and reader.digest.hexdigest() == Reader(tmp_path / name).prefix_digest(3)
             assert reader.count() == 5
             digests.add(reader.digest.hexdigest())
-        assert len(digests) == 2  # an indented array is another text, a compressed file is not
+        assert len(digests) == 1
 
     def test_tables_hold_more_than_json(self, tmp_path):
         row = {

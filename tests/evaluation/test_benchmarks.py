@@ -12,7 +12,7 @@ from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.benchmark import fold
 from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
-from endotrl.evaluation.scorer_names import make_form
+from endotrl.evaluation.scorers import make_form
 
 from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
 

@@ -10,7 +10,7 @@ from endotrl import EndogenousReward
 from endotrl.evaluation.engine import Engine, step_spans
 from endotrl.evaluation.forms import Control, Form, RelativePerplexity
 from endotrl.evaluation.items import Item, step_item
-from endotrl.evaluation.scorer_names import SETS, STEP_SETS, base_names, expand_names, make_form
+from endotrl.evaluation.scorers import SETS, STEP_SETS, base_names, expand_names, make_form
 from endotrl.rewards.residuals import markdown_density, residuals
 
 from ..support.reference import chatml, scores_from_logits, state_logits, token_rewards

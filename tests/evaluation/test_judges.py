@@ -16,12 +16,11 @@ from transformers import (
     MambaConfig,
 )
 
-from endotrl.evaluation import judges
+from endotrl.evaluation import model_scorers
 from endotrl.evaluation.engine import Engine
-from endotrl.evaluation.items import Item, step_item
-from endotrl.evaluation.judges import Judge
-from endotrl.evaluation.reward_model import RewardModel
-from endotrl.evaluation.scorer_names import check_name, make_scorer
+from endotrl.evaluation.items import Item
+from endotrl.evaluation.model_scorers import Judge, RewardModel
+from endotrl.evaluation.scorers import check_names, make_scorer
 from endotrl.frozen.own_copy import OwnCopy
 
 from ..support.reference import chatml
@@ -92,7 +91,7 @@ def asked(text, system=None):
 class TestJudge:
     def test_pairwise_in_both_orders(self, engine, items, naive, monkeypatch):
         # A short question, so that it fits the tiny model's context.
-        monkeypatch.setitem(judges._ASK, "judge_pairwise", ("{question}|{first}|{second}|", "A or B?"))
+        monkeypatch.setitem(model_scorers._ASK, "judge_pairwise", ("{question}|{first}|{second}|", "A or B?"))
         judge = Judge("judge_pairwise", engine)
         ab, ba = naive(asked("1+1?|2|3|A or B?"), "AB"), naive(asked("1+1?|3|2|A or B?"), "AB")
         expected = [(ab[0] + ba[1]) / 2, (ab[1] + ba[0]) / 2]
@@ -107,14 +106,14 @@ class TestJudge:
         assert judge.score(items[1], []) == pytest.approx(wins, abs=1e-5)
 
     def test_pointwise_is_an_expectation(self, engine, items, naive, monkeypatch):
-        monkeypatch.setitem(judges._ASK, "judge_pointwise", ("{question}|{first}|", "1 to 9?"))
+        monkeypatch.setitem(model_scorers._ASK, "judge_pointwise", ("{question}|{first}|", "1 to 9?"))
         scores = Judge("judge_pointwise", engine).score(items[0], [])
         for answer, score in zip("23", scores, strict=True):
             p = naive(asked(f"1+1?|{answer}|1 to 9?"), "123456789")
             assert score == pytest.approx(sum((k + 1) * p[k] for k in range(9)), abs=1e-4)
             assert 1 <= score <= 9
 
-    @pytest.mark.parametrize("name", judges.JUDGES)
+    @pytest.mark.parametrize("name", model_scorers.JUDGES)
     def test_one_by_one_equals_together(self, engine, items, name):
         judge = Judge(name, engine)
         together = judge.score_items(items)
@@ -122,10 +121,6 @@ class TestJudge:
         assert name == "judge_pointwise" or all(0 < score < 1 for row in together for score in row)
         for item, row in zip(items, together, strict=True):
             assert judge.score(item, []) == pytest.approx(row, abs=1e-5)
-
-    def test_steps_are_not_for_judges(self, engine):
-        with pytest.raises(ValueError, match="judge_verifier scores whole responses, not steps"):
-            Judge("judge_verifier", engine).score(step_item("s", "g", "q", ["a"], {}), [])
 
 
 class TestRewardModel:
@@ -167,7 +162,7 @@ class TestRewardModel:
         name = f"reward_model:{path}"
         with pytest.raises(OSError, match="trust_remote_code"):
             make_scorer(name, engine, device="cpu")
-        check_name(name, trust_remote_code=True)
+        check_names([name], trust_remote_code=True)
         scorer = make_scorer(name, engine, device="cpu", trust_remote_code=True)
         expected = RewardModel(reward_model_path, engine, device="cpu").score_items(items)
         assert scorer.score_items(items) == expected

@@ -11,11 +11,10 @@ import torch
 
 from endotrl.evaluation.engine import Engine
 from endotrl.evaluation.items import Item
-from endotrl.evaluation.judges import Judge
+from endotrl.evaluation.model_scorers import Judge
 from endotrl.evaluation.results import scores_of
 from endotrl.evaluation.run_folder import RunFolder
-from endotrl.evaluation.runner import score_items
-from endotrl.evaluation.scorer_names import make_scorer
+from endotrl.evaluation.scorers import make_scorer, score_items
 from endotrl.rewards.residuals import markdown_density
 
 from ..support.helpers import count_forwards

@@ -4,7 +4,6 @@
 import functools
 import importlib
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,19 @@ from transformers import (
 )
 
 from endotrl.commands.main import main
-from endotrl.commands.plan import Recipe, advice, read_recipe
+from endotrl.commands.plan import advice, read_recipe
 from endotrl.planning.memory import (
     ENGINES,
     GIB,
     FrozenModel,
     Hardware,
+    ModelSize,
     Plan,
     Workload,
     activation_numbers,
+    model_size,
     plan_memory,
-    plan_time,
 )
-from endotrl.planning.sizes import ModelSize, model_size
 
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -116,7 +115,6 @@ class TestFamilies:
         for engine in ENGINES:
             plan = plan_memory(size, WORK, Hardware(2, 24 * GIB), engine)
             assert math.isfinite(plan.total) and plan.total > size.block
-        assert all(seconds > 0 for seconds in plan_time(size, WORK, 1).values())
         assert size.key_value == 0 or kind not in ("mamba", "falcon_mamba", "rwkv")  # no cache that grows
 
     def test_the_largest_layer_counts(self):
@@ -143,7 +141,7 @@ def _reference(config: PretrainedConfig) -> torch.nn.Module:
 
 
 def model_states(plan: Plan) -> float:
-    return plan.parameters + plan.gradients + plan.optimizer + plan.gathered
+    return plan.weights + plan.gradients + plan.optimizer + plan.gathered_weights
 
 
 class TestAgainstDeepSpeed:
@@ -182,7 +180,7 @@ class TestAgainstMeasured:
         moments = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.ndim > 0)
         work = replace(WORK, weight_bytes=4, mixed_precision=False)
         plan = plan_memory(model_size(config, lora), work, Hardware(1, GIB), "ddp")
-        assert (plan.parameters, plan.gradients, plan.optimizer) == (weights, gradients, moments)
+        assert (plan.weights, plan.gradients, plan.optimizer) == (weights, gradients, moments)
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     @pytest.mark.parametrize(("batch", "length"), [(2, 128), (4, 256)])
@@ -223,16 +221,19 @@ class TestProperties:
         assert eight["zero3"].total > eight["zero3_offload"].total
         for engine in ENGINES[1:-2]:
             assert sixteen[engine].total < eight[engine].total
-        assert eight["zero3"].frozen == eight["zero2"].frozen / 8  # split as the policy is
+        assert eight["zero3"].frozen_models == eight["zero2"].frozen_models / 8  # split as the policy is
         kinds = ({"sharded": False}, {"sharded": False, "only_where_split": True}, {"offloaded": True})
         works = (replace(WORK, frozen=(FrozenModel(seven_b, **kind),)) for kind in kinds)
         whole, only_there, waiting = (
             {e: plan_memory(seven_b, work, Hardware(8, 80 * GIB), e) for e in ENGINES} for work in works
         )
-        assert whole["zero3"].frozen == eight["zero2"].frozen == 2 * seven_b.parameters
-        assert (only_there["zero2"].frozen, only_there["fsdp2"].frozen) == (0, 2 * seven_b.parameters)
+        assert whole["zero3"].frozen_models == eight["zero2"].frozen_models == 2 * seven_b.parameters
+        assert (only_there["zero2"].frozen_models, only_there["fsdp2"].frozen_models) == (0, 2 * seven_b.parameters)
         # It waits in CPU memory, and is whole for a call.
-        assert waiting["ddp"].frozen == 0 and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
+        assert (
+            waiting["ddp"].frozen_models == 0
+            and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
+        )
 
     def test_a_7b_model_as_everybody_knows_it(self, seven_b):
         """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
@@ -249,13 +250,6 @@ class TestProperties:
         assert resident.vllm == 0.3 * 80 * GIB and resident.generation == 0
         assert asleep.vllm == 0 and asleep.generation == 0.3 * 80 * GIB
         assert asleep.total < resident.total
-
-    def test_time(self, seven_b):
-        seconds = plan_time(seven_b, WORK, accumulation=8)
-        # 4 * 8 sequences of 1024 tokens, 8 operations a parameter with checkpointing, 35% of 312 TFLOPS.
-        assert seconds["training"] == pytest.approx(8 * 6.738e9 * 32 * 1024 / (0.35 * 312e12), rel=1e-3)
-        assert plan_time(seven_b, WORK, 8, iterations=2)["training"] == 2 * seconds["training"]
-        assert all(value > 0 and math.isfinite(value) for value in seconds.values())
 
 
 class TestCommand:
@@ -286,7 +280,7 @@ class TestCommand:
             assert read.work.frozen == ()  # the policy without its adapter
         assert main(["plan", path, "--gpus", "8", "--gpu-memory", "80", "--model", model]) == 0
         printed = capsys.readouterr().out
-        assert "It fits with" in printed and f"{engine}.yaml" in printed and "Time: about" in printed
+        assert "It fits with" in printed and f"{engine}.yaml" in printed
 
     def test_what_to_change(self, config_only, capsys):
         main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
@@ -325,13 +319,14 @@ class TestCommand:
     def test_frozen_models(self, settings, expected, tmp_path):
         small_config().save_pretrained(tmp_path)
         recipe = read_recipe(GRPO, None, settings.format(model=tmp_path).split(), str(tmp_path), 512)
+        size = model_size(small_config())
         kinds = {
-            "reference, read": FrozenModel(recipe.full_size),
-            "reference": FrozenModel(recipe.full_size, gathered=False),
-            "copy": FrozenModel(recipe.full_size),
-            "waiting copy": FrozenModel(recipe.full_size, sharded=False, offloaded=True),
-            "whole copy where split": FrozenModel(recipe.full_size, sharded=False, only_where_split=True),
-            "whole": FrozenModel(recipe.full_size, sharded=False),
+            "reference, read": FrozenModel(size),
+            "reference": FrozenModel(size, gathered=False),
+            "copy": FrozenModel(size),
+            "waiting copy": FrozenModel(size, sharded=False, offloaded=True),
+            "whole copy where split": FrozenModel(size, sharded=False, only_where_split=True),
+            "whole": FrozenModel(size, sharded=False),
         }
         assert set(recipe.work.frozen) == {kinds[name] for name in expected}
         assert len(recipe.work.frozen) == len(expected)
@@ -342,36 +337,23 @@ class TestCommand:
         path, hardware = str(RECIPES / f"{name}.yaml"), Hardware(1, (6 if "sentence" in name else 14) * GIB)
         without = " --gradient_checkpointing False" + " --use_vllm False" * ("sentence" not in name)
 
-        @functools.cache
-        def read(words: str) -> Recipe:
-            return read_recipe(path, None, f"{without} {words}".split(), str(tmp_path), 512)
-
-        recipe = read("")
-        changes = advice(recipe, hardware)
-        assert any("--use_peft" in words for words, _, _ in changes)
-        for words, engine, total in changes:
-            followed = read(words)
-            plan = plan_memory(followed.size, followed.work, hardware, engine)
+        read = functools.partial(read_recipe, path, None, without.split(), str(tmp_path), 512)
+        recipe = read()
+        changes = advice(recipe, read, hardware)
+        assert any("--use_peft" in words for words, _ in changes)
+        for words, plan in changes:
+            followed = read(changes=words)
             assert plan.total <= hardware.gpu_memory, words
-            assert plan.total == pytest.approx(total, rel=0.02), words
             # Only memory: it is the same training.
             assert followed.work.generation_batch == recipe.work.generation_batch
-            batches = [r.work.micro_batch * r.accumulation for r in (followed, recipe)]
+            arguments = [r.training_args for r in (followed, recipe)]
+            batches = [a.per_device_train_batch_size * a.gradient_accumulation_steps for a in arguments]
             assert batches[0] == batches[1]
 
-    def test_time_of_all_epochs(self, config_only, tmp_path, monkeypatch, capsys):
-        """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
+    def test_page_fits_80_columns(self, config_only, monkeypatch, capsys):
         monkeypatch.setenv("COLUMNS", "80")
-        (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 3200)
-        words = [f"dataset_name={tmp_path / 'rows.jsonl'}", "num_train_epochs=2", "num_generations=8"]
-        assert main(["plan", GRPO, "--model", config_only, "--set", *words]) == 0
+        assert main(["plan", GRPO, "--model", config_only]) == 0
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= 80
         printed = " ".join(shown.split())
-        assert "; 8 GPUs of 80 GiB" in printed
-        seconds, sequences = (float(n) for n in re.search(r"about ([\d.]+) s for (\d+) sequences", printed).groups())
-        told = r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\."
-        number, unit = re.search(told, printed).groups()
-        told = float(number) * {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
-        assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
-        assert "which the reward reads too (`attach`: 0 GiB more)" in printed
+        assert "; 8 GPUs of 80 GiB" in printed and "which the reward reads too (`attach`: 0 GiB more)" in printed

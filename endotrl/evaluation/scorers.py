@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scorers by their names, and scores of items: block by block, behind what an earlier run has done."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from ..rewards.residuals import split_name
+from .engine import Engine
+from .forms import ALIASES, RELATIVE_PERPLEXITY, STEP_AGGREGATES, Control, Form, RelativePerplexity, token_counts
+from .items import CONTROLS, Item
+from .model_scorers import JUDGES, REWARD_MODEL, Judge, ModelScorer, reward_model_class
+from .run_folder import RunFolder, in_blocks
+
+
+SINGLE_PASS = (
+    *("bellman.sum", "bellman.mean"),
+    *(f"{token}.discounted={discount}" for token in ("bellman", "log_prob") for discount in (0.93, 0.95, 0.97)),
+    *("log_prob.power=0.5", "centered.sum", "centered.mean", "centered.discounted=0.95"),
+    *("self_certainty", "negative_entropy", "residual:bellman.sum"),
+    *(
+        f"{residual}:{form}"
+        for residual in ("residual", "style_residual")
+        for form in ("bellman.discounted=0.93", "bellman.discounted=0.95", "log_prob.discounted=0.95")
+    ),
+)
+STEP_PASS = (
+    *("bellman.sum", "bellman.mean", "log_prob.sum", "log_prob.mean", "log_prob.min", "centered.sum", "centered.mean"),
+    *("self_certainty", "negative_entropy"),
+)
+TWO_PASS = ("gain.sum", "gain.mean", "gain.discounted=0.95", "relative_perplexity")
+# Words that stand for several scorers.
+SETS = {"single-pass": SINGLE_PASS, "two-pass": TWO_PASS, "judges": JUDGES, "controls": ("length", "random")}
+STEP_SETS = {
+    "single-pass": STEP_PASS,
+    "two-pass": ("gain.sum", "gain.mean", "relative_perplexity"),
+    "controls": ("length", "position", "random"),
+}
+DEFAULT = ("single-pass", "controls")
+BLOCK_SIZE = 32  # items that are scored and saved together
+
+
+Scorer = Form | RelativePerplexity | Control | ModelScorer  # gives a number to each response of an item, or each step
+
+
+def expand_names(names: Sequence[str], steps: bool) -> list[str]:
+    """Names of scorers, the words that stand for several replaced, each name once."""
+    sets = STEP_SETS if steps else SETS
+    result = list(dict.fromkeys(name for word in names for name in sets.get(word, (word,))))
+    for name in result if steps else ():
+        aggregate = ALIASES.get(name, name).partition(".")[2].partition("=")[0]
+        whole_only = base_name(name) != name or needs_model(name)
+        if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
+            raise ValueError(
+                f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of "
+                f"{', '.join(STEP_AGGREGATES)}; also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
+            )
+    return result
+
+
+def base_name(name: str) -> str:
+    """The scorer itself, or the one whose residual it is."""
+    return split_name(name)[1]
+
+
+def base_names(names: Sequence[str]) -> list[str]:
+    """The scorers that must score: those named, and those whose residuals are."""
+    return list(dict.fromkeys(map(base_name, names)))
+
+
+def needs_model(name: str) -> bool:
+    """Whether a scorer runs a model by itself, and cannot be made from token statistics."""
+    return name in JUDGES or name.startswith(REWARD_MODEL)
+
+
+def make_form(name: str) -> Form | RelativePerplexity | Control:
+    """A scorer that needs token statistics only."""
+    if name in CONTROLS:
+        return Control(name)
+    return RelativePerplexity() if name == RELATIVE_PERPLEXITY else Form.parse(name)
+
+
+def make_scorer(name: str, engine: Engine, **loading: Any) -> Scorer:
+    """A scorer of any kind. `loading`, `dtype`, `device` and `trust_remote_code`, is of an explicit reward model."""
+    if name in JUDGES:
+        return Judge(name, engine)
+    if name.startswith(REWARD_MODEL):
+        path = name.removeprefix(REWARD_MODEL)
+        return reward_model_class(path, loading.get("trust_remote_code", False))(path, engine, **loading)
+    return make_form(name)
+
+
+def check_names(names: Sequence[str], trust_remote_code: bool = False) -> None:
+    """Raises what [`make_scorer`] would raise for these names, before any weights are loaded."""
+    for name in base_names(names):
+        if name.startswith(REWARD_MODEL):
+            reward_model_class(name.removeprefix(REWARD_MODEL), trust_remote_code)
+        elif name not in JUDGES:
+            make_form(name)
+
+
+def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
+    """
+    The scorers that a model on a server can have, which gives log-probabilities only. If the user has named others
+    (`given`), `ValueError`; otherwise they are left out.
+    """
+    kept = []
+    for name in names:
+        form = None if needs_model(base_name(name)) else make_form(base_name(name))
+        reason = form.needs_logits(steps) if isinstance(form, Form) else None
+        if given and reason is not None:
+            raise ValueError(f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}.")
+        kept += [] if reason else [name]
+    return kept
+
+
+def score_items(
+    items: Sequence[Item],
+    names: Sequence[str],  # in [`expand_names`]'s form
+    folder: RunFolder,
+    make_engine: Callable[[], Engine],  # loads the model when it is needed first
+    make_scorer: Callable[[str, Engine], Any],  # of the scorers that run a model by themselves
+    block_size: int = BLOCK_SIZE,
+    progress: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """
+    Scores what is not scored yet; returns, by key of the item, `{"tokens", "scores": {scorer: [...]}, "seconds",
+    "cut"}`. All forms of the reward come from one forward pass over an item, and from none where its token statistics
+    are in the folder: if nothing else needs the model, it is not even loaded. The processes of `accelerate launch`
+    share the items.
+    """
+    bases = base_names(names)
+    forms = {name: make_form(name) for name in bases if not needs_model(name)}
+    alone = any(form.needs_alone for form in forms.values())
+    records = folder.read_scores()
+    known = {item.key: records.get(item.key, {"scores": {}})["scores"] for item in items}
+    todo = list({item.key: item for item in items if not known[item.key].keys() >= set(bases)}.values())
+    engine = cache(make_engine)
+    scorer = cache(lambda name: make_scorer(name, engine()))
+
+    def score(block: list[Item]) -> list[dict[str, Any]]:
+        found = ((item.key, folder.stats.load(item.key, alone)) for item in block)
+        responses = {key: row for key, row in found if row is not None}
+        if missing := [item for item in block if item.key not in responses]:
+            fresh = dict(zip([item.key for item in missing], engine().score(missing, alone=alone), strict=True))
+            folder.stats.save(fresh)
+            responses |= fresh
+        new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
+        for name in bases:
+            wanted = [item for item in block if name not in known[item.key]]
+            if name in forms:
+                rows = [forms[name].score(item, responses[item.key]) for item in wanted]
+            else:
+                rows = scorer(name).score_items(wanted, progress) if wanted else []
+            for item, row in zip(wanted, rows, strict=True):
+                new[item.key][name] = row
+        return [
+            {
+                "key": item.key,
+                "id": item.id,
+                "tokens": token_counts(item, responses[item.key]),
+                "cut": sum(response.cut for response in responses[item.key]),
+                "scores": new[item.key],
+            }
+            for item in block
+        ]
+
+    path, done = folder.scores_path, len(items) - len(todo)
+    in_blocks(todo, path, score, "Evaluating", progress, done, block_size, lambda item: len(str(item.responses)))
+    return folder.read_scores()
