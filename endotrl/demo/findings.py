@@ -33,23 +33,16 @@ STYLES |= {"other_image": ("#009e73", "-."), "text_alone": ("#777777", ":")}
 class Policy:
     """A policy's answers to the held-out questions."""
 
-    # One answer per question, sampled at T = 1: text, token ids, whether it is right, and whether it came to an end.
+    # One answer per question, sampled at T = 1: text, token ids, and whether it is right.
     texts: list[str]
     ids: list[list[int]]
     text_right: list[bool]
-    ended: list[bool]
     right: dict[str, list[float]]  # by the way of asking ("sampled", ...): fraction of right answers to each question
     curve: list[float] = field(default_factory=list)  # accuracy of the answers that it was trained on, by step
-    seconds: float = 0.0  # of its training
 
     def accuracy(self, way: str = SAMPLED) -> float:
         """Fraction of right answers."""
         return sum(self.right[way]) / len(self.right[way])
-
-    @property
-    def cut_off(self) -> float:
-        """Fraction of sampled answers without EOS."""
-        return 1 - sum(self.ended) / len(self.ended)
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,8 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
                     'and after training.</p><div class="pairs">{}</div>'
                 ).format(heat_maps(part.examples))
             )
-        blocks.append(_details(part))
+        settings = settings_table({key.replace("_", " "): value for key, value in part.settings.items()})
+        blocks.append(Markup("<details><summary>Settings</summary>{}</details>").format(settings))
         sections.append((part.title, Markup("").join(blocks)))
     sections.append(("When not to trust it", _LIMITS))
     used, minutes = metrics["environment"], f"{metrics['seconds'] / 60:.1f} minutes"
@@ -224,11 +218,3 @@ def _answers(part: Part) -> Markup:
 
 def _marked(policy: Policy, index: int) -> str:
     return f"{'✓' if policy.text_right[index] else '✗'} {policy.texts[index]}"
-
-
-def _details(part: Part) -> Markup:
-    """The settings, folded away."""
-    ends = {f"answers cut off, {TITLES[name]}": f"{p.cut_off:.0%}" for name, p in part.policies.items()}
-    seconds = {f"seconds, {TITLES[n]}": f"{p.seconds:.0f}" for n, p in part.policies.items() if p.curve}
-    settings = {key.replace("_", " "): value for key, value in {**part.settings, **ends, **seconds}.items()}
-    return Markup("<details><summary>Settings and details</summary>{}</details>").format(settings_table(settings))

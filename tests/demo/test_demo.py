@@ -125,7 +125,7 @@ class TestSummary:
     def part(self, greedy: float, own: float, random: float) -> Part:
         def policy(sampled: float, greedy: float) -> Policy:
             right = {"sampled": [sampled, sampled + 0.02] * 50, "greedy": [greedy] * 100}
-            return Policy([""] * 100, [[]] * 100, [False] * 100, [True] * 100, right)
+            return Policy([""] * 100, [[]] * 100, [False] * 100, right)
 
         policies = {"base": policy(0.4, greedy), "endogenous": policy(own, own), "random": policy(random, random)}
         return Part("arithmetic", "t", policies, ["q"] * 100, {})
@@ -300,7 +300,7 @@ class TestRunDemo:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(demo, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="matplotlib, peft, gguf, which are not installed"):
+        with pytest.raises(ImportError, match="The demo needs matplotlib, peft, gguf: in a clone"):
             run_demo("all", tmp_path / "output")
         assert not (tmp_path / "output").exists()
 

@@ -108,7 +108,7 @@ def test_summary_has_accuracy_first(run):
 def test_best_values_are_kept(run):
     args = SimpleNamespace(report_to=["wandb"], device=torch.device("cpu"))
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    Tracking(SimpleNamespace(), {}).on_log(args, state, logs={"loss": 0.1})
+    Tracking({}).on_log(args, state, logs={"loss": 0.1})
     assert run.metrics["eval/rewards/*"] == {"step_metric": "train/global_step", "summary": "last,max"}
 
 
