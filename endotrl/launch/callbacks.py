@@ -56,7 +56,7 @@ class Tracking(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         if "loss" not in logs:  # of an evaluation, or of the whole run
             return
-        if self._since is not None and state.global_step > self._since[2]:
+        if self._since is not None and state.global_step > self._since[2] and "num_tokens" in logs:
             now = (time.perf_counter(), logs["num_tokens"], state.global_step)
             seconds, tokens, steps = (new - old for new, old in zip(now, self._since, strict=True))
             logs["perf/tokens_per_second"], logs["perf/seconds_per_step"] = tokens / seconds, seconds / steps

@@ -213,8 +213,6 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
 
 
 def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments) -> bool:
-    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        return False
     if shards_weights(trainer.accelerator) and not reward_args.reward_shard:
         return False
     is_adapted = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))

@@ -25,7 +25,6 @@ from endotrl.launch import load_prompts, make_parser, make_reward_funcs
 from endotrl.launch.callbacks import HeatMaps, Tracking, add_callbacks
 from endotrl.launch.cpu import choose_precision
 from endotrl.launch.parser import CHOICES, RANGES
-from endotrl.launch.pipeline import print_summary
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 from endotrl.runs.callback_order import add_in_order
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
@@ -139,34 +138,6 @@ def test_sentence_reward_recipe_is_read(path, tmp_path):
     assert (path.parent / "README.md").is_file()
 
 
-def test_there_are_recipes():
-    assert {name_of(path) for path in RECIPES} == {
-        *(f"smollm2-135m/{name}" for name in ("grpo", "dense_grpo", "ppo", "sentence_reward")),
-        *(f"qwen2.5-math-7b/{name}" for name in ("grpo", "ppo")),
-        *(f"olmo-2-7b/{name}" for name in ("grpo", "ppo")),
-        *(f"qwen2.5-7b-instruct/{name}" for name in ("grpo",)),
-        *(f"qwen2.5-vl-3b/{name}" for name in ("grpo",)),
-        *(f"llama-3.1-8b/{name}" for name in ("sentence_reward", "grpo", "ppo")),
-    }
-    assert parse(recipe("grpo"))[1].credit == "outcome"
-    assert parse(recipe("dense_grpo"))[1].credit == "token"
-
-
-def test_the_papers_setting():
-    """
-    EndoRM, section on RL: KL 0.01, 1024 tokens of prompt and of response, the frozen model is the policy's start.
-    """
-    for name in ("ppo", "grpo"):
-        given = yaml.safe_load((ROOT / "recipes" / "qwen2.5-math-7b" / f"{name}.yaml").read_text())
-        assert (given["beta"], given["max_completion_length"], given["vllm_max_model_length"]) == (0.01, 1024, 2048)
-        assert given["model_name_or_path"] == "Qwen/Qwen2.5-Math-7B" and "reward_model" not in given
-        assert given["dataset_name"].endswith("MATH-lighteval")
-    # https://huggingface.co/papers/2503.04793: batches of 256 pairs on 8 GPUs.
-    given = yaml.safe_load((ROOT / "recipes" / "llama-3.1-8b" / "sentence_reward.yaml").read_text())
-    assert 8 * given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 256
-    assert (given["learning_rate"], given["max_length"], given["num_train_epochs"]) == (3e-6, 1024, 1)
-
-
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
 def test_launcher_is_read(path):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -182,13 +153,6 @@ def test_launcher_is_read(path):
         assert (config.distributed_type, config.fsdp_config["fsdp_version"]) == (DistributedType.FSDP, 2)
     assert config.num_machines == (2 if path.stem == "multi_node" else 1)
     assert config.use_cpu == (path.stem == "cpu")
-
-
-def test_launchers():
-    assert {path.stem for path in LAUNCHERS} == {
-        *("cpu", "single_gpu", "multi_gpu", "multi_node"),
-        *("zero1", "zero2", "zero3", "zero3_offload", "fsdp2"),
-    }
 
 
 class TestRanges:
@@ -377,12 +341,6 @@ class TestMistakes:
         with pytest.raises(ValueError, match="chat"):
             prepare(small, "--model_name_or_path", str(model), "--reward", "random")
 
-    def test_what_a_reward_module_imports(self, small, tmp_path, monkeypatch):
-        (tmp_path / "own_reward_of_a_test.py").write_text("import nowhere_at_all\n")
-        monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(ImportError, match="No module named 'nowhere_at_all'"):
-            prepare(small, "--reward", "own_reward_of_a_test.reward")
-
 
 def reward_funcs(
     *arguments: str, columns: dict[str, list[Any]], model: str = "none"
@@ -433,22 +391,6 @@ class TestRewards:
         if columns:
             with pytest.raises(ImportError, match="math-verify"):
                 reward_funcs("--reward", "random", "--accuracy", "math", columns=rows)
-
-    def test_settings_of_the_endogenous_reward(self, tiny_policy_path):
-        made, _ = reward_funcs(
-            *["--reward_alpha", "2", "--reward_gamma", "0.5", "--reward_token_reward", "centered"],
-            *["--reward_aggregate", "discounted", "--reward_discount", "0.25", "--reward_truncation", "bootstrap"],
-            *["--reward_criterion", "Be brief.", "--reward_max_tokens_per_batch", "99"],
-            *["--reward_overlong_prompt", "truncate_left"],
-            columns={"prompt": ["a"]},
-            model=tiny_policy_path,
-        )
-        (reward,) = made
-        assert isinstance(reward, EndogenousReward)
-        assert (reward.alpha, reward.gamma, reward.token_reward) == (2, 0.5, "centered")
-        assert (reward.aggregate, reward.discount, reward.truncation) == ("discounted", 0.25, "bootstrap")
-        assert (reward.criterion, reward.max_tokens_per_batch) == ("Be brief.", 99)
-        assert reward.overlong_prompt == "truncate_left"
 
 
 class TestPrompts:
@@ -653,17 +595,3 @@ def test_order_of_callbacks():
     add_in_order(trainer, CollapseMonitor())
     assert handler.callbacks[0] is interruptions
     assert [type(callback) for callback in handler.callbacks[1:]] == [Tracking, HeatMaps, CollapseMonitor, str]
-
-
-def test_summary(capsys):
-    history: list[dict[str, Any]] = [
-        {"reward": 0.0, "rewards/accuracy/mean": value, "clip_ratio": 7.0}
-        for value in [0.1, 0.3, 0, 0, 0, 0, 0, 0, 0.5, 0.7]
-    ]
-    history += [{"eval_reward": 0.0, "eval_rewards/accuracy/mean": value} for value in (0.25, 0.75)]
-    print_summary(history, "output")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # Ten steps: the first and the last two.
-    assert ["rewards/accuracy/mean", "0.200", "0.600"] in lines
-    assert ["eval_rewards/accuracy/mean", "0.250", "0.750"] in lines
-    assert not any("clip_ratio" in line for line in lines)
