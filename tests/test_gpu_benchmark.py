@@ -157,28 +157,6 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
     assert measure(-1) == [a] and len(calls) == 7  # no time
 
 
-def test_a_device_that_does_not_answer_ends_the_process_with_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = []
-
-    def crash() -> dict[str, float]:
-        broken.append(True)
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def synchronize(device: str) -> None:
-        if broken:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    cells = {"a": lambda: {"value": 1.0}, "b": crash, "c": lambda: {"value": 3.0}}
-    monkeypatch.setattr(gpu_cells, "PARTS", {"step": lambda _: cells})
-    monkeypatch.setattr(gpu_cells, "synchronize", synchronize)
-    results: dict[str, Any] = {"cells": {}, "failed": {}}
-    machine, end = gpu_cells.Machine("cpu", True, tmp_path), time.time() + 60
-    assert gpu_cells.measure(machine, results, ["step"], end, lambda: None) == ["step/c"]
-    assert list(results["cells"]) == ["step/a"] and list(results["failed"]) == ["step/b"]
-
-
 # Ends as it is told to: each word of the first argument is what one process does.
 WORKER = """
 import os, pathlib, sys, time

@@ -25,7 +25,6 @@ def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, datase
     """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
     splits = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train, evaluation = (part if part is None else _with_prompts(part, script_args) for part in splits)
-    check_number(train, training_args)
     return train, evaluation
 
 

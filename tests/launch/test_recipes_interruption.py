@@ -313,7 +313,7 @@ def test_full_disk(launch, whole, tmp_path):
                 raise OSError(errno.ENOSPC, "No space left on device")
             super()._save_optimizer_and_scheduler(output_dir)
 
-    with pytest.raises(OSError, match="disk of `output_dir` is full.*checkpoint-2 is complete.*same command again"):
+    with pytest.raises(OSError, match="No space left on device"):
         launch("grpo", "run", trainer_class=OnSmallDisk)
     launch("grpo", "run")
     assert_same_run(tmp_path / "run", whole)
