@@ -4,6 +4,7 @@
 import sys
 from argparse import Action, ArgumentError, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
@@ -15,25 +16,26 @@ from ..shipped import local_path
 
 
 ALL_SETTINGS = "`--help` of the recipe's script lists all settings."
-INF = float("inf")
 # Values that TRL and transformers take as they are, and then train on in silence, or fail over once a model is loaded:
-# by range, in words and as a test that NaN does not pass. `null` is left to the type.
+# by range, in words and as a test. `null` is left to the type.
 RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
-    ("at least 1", lambda n: 1 <= n < INF): (
+    ("at least 1", lambda n: n >= 1): (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
         *("num_generations", "num_generations_eval", "generation_batch_size", "steps_per_generation"),
         *("num_iterations", "max_completion_length", "max_length", "ref_model_sync_steps", "lora_r"),
     ),
-    ("greater than 0", lambda n: 0 < n < INF): (
+    ("greater than 0", lambda n: n > 0): (
         *("learning_rate", "temperature", "repetition_penalty", "logging_steps", "eval_steps", "save_steps"),
-        "lora_alpha",
+        *("lora_alpha", "delta", "sapo_temperature_neg", "sapo_temperature_pos"),
     ),
-    ("at least 0", lambda n: 0 <= n < INF): (
+    ("at least 0", lambda n: n >= 0): (
         *("beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "warmup_steps", "top_k"),
-        "heat_map_steps",
+        *("heat_map_steps", "center_rewards_coefficient", "router_aux_loss_coef", "neftune_noise_alpha"),
+        *("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"),
+        *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
     ),
     ("greater than 0 and at most 1", lambda n: 0 < n <= 1): ("top_p", "top_entropy_quantile"),
-    ("at least 0 and at most 1", lambda n: 0 <= n <= 1): ("min_p", "ref_model_mixup_alpha"),
+    ("at least 0 and at most 1", lambda n: 0 <= n <= 1): ("min_p", "ref_model_mixup_alpha", "label_smoothing_factor"),
     ("at least 0 and less than 1", lambda n: 0 <= n < 1): ("lora_dropout",),
 }
 # What TRL looks at in the first step.
@@ -136,8 +138,8 @@ def check_values(settings: Mapping[str, Any]) -> None:
     for (words, test), names in RANGES.items():
         for name in names:
             value = settings.get(name)
-            if isinstance(value, int | float) and not test(value):
-                raise ValueError(f"`{name}` is {value}, but it must be {words}.")
+            if isinstance(value, int | float) and not (isfinite(value) and test(value)):
+                raise ValueError(f"`{name}` is {value}, but it must be {words if isfinite(value) else 'finite'}.")
     for name, choices in CHOICES.items():
         if isinstance(value := settings.get(name), str):  # TRL reads true and false, too, as `scale_rewards`
             check_choice(name, value, choices)

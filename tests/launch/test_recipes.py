@@ -219,7 +219,7 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         (["--remove_unused_columns", "True"], "takes away the columns that rewards read"),
         # Ranges
         (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
-        (["--temperature", "nan"], "`temperature` is nan, but it must be greater than 0"),
+        (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
         (["--max_completion_length", "0"], "`max_completion_length` is 0"),
         (["--top_p", "1.5"], "greater than 0 and at most 1"),
         (["--lora_dropout", "1"], "at least 0 and less than 1"),
