@@ -11,7 +11,7 @@ import transformers
 from datasets import IterableDataset
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import GenerationConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
@@ -52,6 +52,10 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
             f"`report_to: {missing[0]}` needs a package that is not installed: pip install {missing[0]}, or set "
             "`report_to: none`."
         )
+    # transformers takes any name, and vLLM has its own.
+    further = {} if settings.get("use_vllm") else settings.get("generation_kwargs") or {}
+    if unknown := sorted(further.keys() - vars(GenerationConfig()).keys()):
+        raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
     if not has_one_learning_rate(training_args):  # or DeepSpeed has an optimizer of its own

@@ -234,6 +234,7 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         (["--report_to", "mlflow"], "`report_to: mlflow` needs a package…pip install mlflow"),
         (["--report_to", "mlfow"], "mlfow is not supported"),
         (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
+        (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
         # What YAML reads
         ({"beta": "much"}, "argument --beta: invalid float value: 'much'"),
         ({"temperature": None}, "`temperature` is null, but it needs a value"),
