@@ -49,10 +49,6 @@ DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
 # Addition is learned in a third of the samples where none is wrong, and a zero first is found out at once.
 QUICK_PRETRAINING: dict[str, Any] = {**PRETRAINING, "steps": 420, "clean_steps": 280}
-OPENING = (
-    f"{{}} of which {PRETRAINING['noise']:.0%} derail: {{}}, then anything. It answers {{{{sampled}}}} right when "
-)
-OPENING += "sampled, {{greedy}} when greedy. Now it trains on its own reward, without labels."
 # How demonstrations begin that derail, in words and made.
 ONE_TOO_HIGH = "a first digit one too high", arithmetic.derailed_answer
 A_ZERO = "a zero first", arithmetic.zero_answer
@@ -254,7 +250,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
         name="arithmetic",
         title="Addition: a small transformer trained from nothing",
         making="a small transformer learns to add",
-        opening=OPENING.format("A small transformer has learned to add from demonstrations", beginning),
+        opening=_opening("A small transformer has learned to add from demonstrations", beginning),
         seconds=(0.07 * size.pretraining["steps"], 0.6 * settings["max_steps"]),
         prompts=[arithmetic.question_text(q) for q in held_out],
         is_right=lambda i, text: text == arithmetic.answer_text(held_out[i]),
@@ -293,7 +289,7 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
         name="images",
         title="Pictures: a small vision-language model trained from nothing",
         making="a tiny Llava learns to read numbers",
-        opening=OPENING.format("A tiny Llava has learned to read numbers from captions", ONE_TOO_HIGH[0]),
+        opening=_opening("A tiny Llava has learned to read numbers from captions", ONE_TOO_HIGH[0]),
         seconds=(60.0, 30.0),
         prompts=[pictures.prompt(pictures.draw(number, generator)) for number in held_out],
         questions=[f"a picture of {number}" for number in held_out],
@@ -309,6 +305,13 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
         ),
         settings=IMAGES,
         batch_size=600,
+    )
+
+
+def _opening(learned: str, beginning: str) -> str:
+    return (
+        f"{learned} of which {PRETRAINING['noise']:.0%} derail: {beginning}, then anything. It answers "
+        "{sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels."
     )
 
 
