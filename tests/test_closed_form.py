@@ -39,12 +39,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOTrainer, RLOOTrainer
 
 from endotrl import EndogenousReward
 from endotrl.forecasting.policies import Objective, Samples
 
-from .support.helpers import QUIET
+from .support.trainers import make_trainer
 
 
 WORDS = ["<eos>", "a", "b", "c", "d", "?"]
@@ -208,15 +208,6 @@ class TestExactGradient:
         assert kl(reference, target) > 0.1
         assert kl(policy().detach(), target) < 1e-3
 
-    def test_constants_per_state_change_no_default_reward(self, transformer, tmp_path):
-        plain = EndogenousReward(transformer)
-        shifted = EndogenousReward(with_state_constants(transformer, tmp_path, scale=3.0))
-        torch.testing.assert_close(endogenous_rewards(shifted, 3), endogenous_rewards(plain, 3), rtol=0, atol=1e-4)
-        # They do move the potential V, and with it the token rewards.
-        batch = {"prompts": [PROMPT], "completions": ["a b"], "completion_ids": [[1, 2, EOS]]}
-        difference = shifted.token_rewards(**batch)[0] - plain.token_rewards(**batch)[0]
-        assert difference.abs().min() > 0.1
-
 
 def with_state_constants(model: str, path: Path, scale: float) -> str:
     """
@@ -243,25 +234,6 @@ def train(
     A TRL trainer on the one prompt, of 256 completions a step. There are few different ones: the reward of each is
     calculated when it is first seen. (What the reward is with its batches: `tests/rewards/test_trl_integration.py`.)
     """
-    config_class = {GRPOTrainer: GRPOConfig, RLOOTrainer: RLOOConfig}[trainer_class]
-    settings = {
-        "per_device_train_batch_size": 256,
-        "num_generations": 256,
-        "max_steps": 100,
-        "max_grad_norm": math.inf,
-        "gradient_checkpointing": False,
-        "seed": 0,
-        "logging_steps": 1000,
-        **QUIET,
-    }
-    args = config_class(
-        output_dir=str(output_dir),
-        max_completion_length=horizon,
-        learning_rate=lr,
-        beta=beta,
-        temperature=alpha,  # the policy is softmax(f/alpha), as the reward takes it
-        **{**settings, **kwargs},
-    )
     endogenous, known = EndogenousReward(model, alpha=alpha), {}
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -271,8 +243,19 @@ def train(
             known.update(zip(new, endogenous(*columns), strict=True))
         return [known[tuple(ids)] for ids in completion_ids]
 
-    dataset = Dataset.from_dict({"prompt": [PROMPT] * 256})
-    trainer = trainer_class(model=model, reward_funcs=reward, args=args, train_dataset=dataset)
+    settings = {"per_device_train_batch_size": 256, "num_generations": 256, "max_steps": 100, "seed": 0}
+    settings |= {"max_grad_norm": math.inf, "logging_steps": 1000, "max_completion_length": horizon, **kwargs}
+    trainer = make_trainer(
+        trainer_class,
+        model,
+        output_dir,
+        reward,
+        learning_rate=lr,
+        beta=beta,
+        temperature=alpha,  # the policy is softmax(f/alpha), as the reward takes it
+        train_dataset=Dataset.from_dict({"prompt": [PROMPT] * 256}),
+        **settings,
+    )
     trainer.train()
     return trainer.model
 

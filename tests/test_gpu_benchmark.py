@@ -157,49 +157,6 @@ def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
     assert measure(-1) == [a] and len(calls) == 7  # no time
 
 
-def test_each_part_has_its_share_and_then_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = [0.0], []
-
-    def cell(name: str) -> Callable[[], dict[str, float]]:
-        def run() -> dict[str, float]:
-            calls.append(name)
-            now[0] += 20
-            return {}
-
-        return run
-
-    names = {"step": ["a", "b", "c", "d"], "learning": ["e", "f"]}
-    monkeypatch.setattr(gpu_cells, "PARTS", {k: lambda _, v=v: {n: cell(n) for n in v} for k, v in names.items()})
-    monkeypatch.setattr(gpu_cells, "SHARES", {"step": 0.25, "learning": 0.25})
-    monkeypatch.setattr(gpu_cells.time, "time", lambda: now[0])
-    results: dict[str, Any] = {"cells": {}, "failed": {}}
-    late = gpu_cells.measure(gpu_cells.Machine("cpu", True, tmp_path), results, list(names), 105, lambda: None)
-    # 52 seconds for the first, in which a third would not end; of what is left, one that ends goes to the first again.
-    assert calls == ["a", "b", "e", "f", "c"] and late == ["step/d"]
-
-
-def test_a_device_that_does_not_answer_ends_the_process_with_what_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken = []
-
-    def crash() -> dict[str, float]:
-        broken.append(True)
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def synchronize(device: str) -> None:
-        if broken:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    cells = {"a": lambda: {"value": 1.0}, "b": crash, "c": lambda: {"value": 3.0}}
-    monkeypatch.setattr(gpu_cells, "PARTS", {"step": lambda _: cells})
-    monkeypatch.setattr(gpu_cells, "synchronize", synchronize)
-    results: dict[str, Any] = {"cells": {}, "failed": {}}
-    machine, end = gpu_cells.Machine("cpu", True, tmp_path), time.time() + 60
-    assert gpu_cells.measure(machine, results, ["step"], end, lambda: None) == ["step/c"]
-    assert list(results["cells"]) == ["step/a"] and list(results["failed"]) == ["step/b"]
-
-
 # Ends as it is told to: each word of the first argument is what one process does.
 WORKER = """
 import os, pathlib, sys, time
@@ -231,15 +188,6 @@ def test_a_process_that_dies_or_hangs_is_begun_anew(deeds: str, runs: int, statu
     command = [sys.executable, "-S", "-c", WORKER, deeds, str(file)]
     assert gpu.supervise(command, file, time.time() + 30, longest=1.0, tries=3) == status
     assert len(file.read_text().split()) == runs
-
-
-def test_what_takes_until_the_end_is_stopped(tmp_path: Path) -> None:
-    """After the end, another process may write the page."""
-    file = tmp_path / "gpu.json"
-    command = [sys.executable, "-S", "-c", WORKER, "hang 0", str(file)]
-    started = time.time()
-    assert gpu.supervise(command, file, started + 1, longest=120, tries=2) == 0
-    assert time.time() - started < 30
 
 
 def test_the_roofline_is_that_of_the_card() -> None:

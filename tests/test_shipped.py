@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 
 from endotrl.commands.main import main
-from endotrl.launch import make_parser
 from endotrl.shipped import accelerate_configs, copy_shipped, local_path, recipes, shipped_path
-from endotrl.trainers.dense_grpo_config import DenseGRPOConfig
 
 
 ROOT = Path(__file__).parents[1]
@@ -37,13 +35,6 @@ def test_copies_are_never_written_over(tmp_path: Path) -> None:
     assert copy_shipped("cpu.yaml", tmp_path).name == "cpu.yaml"
     with pytest.raises(ValueError, match="is there already"):
         copy_shipped("smollm2-135m", tmp_path / "mine")
-
-
-def test_a_recipe_is_launched_by_its_name(tmp_path: Path) -> None:
-    words = ["--config", "endotrl://smollm2-135m/grpo.yaml"]
-    parser = make_parser(DenseGRPOConfig)
-    parsed = parser.parse_args_and_config([*words, "--output_dir", str(tmp_path), "--use_cpu", "true"])
-    assert parsed[-2].model_name_or_path == "quickstart"
 
 
 def test_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

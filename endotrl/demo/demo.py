@@ -51,15 +51,11 @@ def run_demo(
 
     names = [task] if task != "all" else ["arithmetic", *(["facts"] if SIZES[size].facts else [])]
     tasks = [TASKS[name](SIZES[size], output, seed) for name in names]
-    looks = task in ("all", "facts")
-    stages = {LOOK: 10.0} if looks else {}
-    for one in tasks:
-        stages |= one.stages
-    progress = Progress(stages)
-    partial = output / "partial"
+    looks = {LOOK: 10.0} if task in ("all", "facts") else {}
+    progress = Progress(looks | {title: seconds for one in tasks for title, seconds in one.stages.items()})
     software = versions("torch", "transformers", "trl")
     environment = {"machine": f"{machine()}, torch threads: {torch.get_num_threads()}", **software}
-    kept = Kept(partial, {"size": size, "seed": seed, **software})
+    kept = Kept(output / "partial", {"size": size, "seed": seed, **software})
     metrics: dict[str, Any] = {}
     parts = []
     try:
@@ -80,7 +76,7 @@ def run_demo(
         raise KeyboardInterrupt(told) from error
     finally:
         progress.close()
-    shutil.rmtree(partial)
+    shutil.rmtree(output / "partial")
     console.rule("done")
     told = f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}."
     console.print(told, markup=False, highlight=False, soft_wrap=True)
@@ -91,9 +87,6 @@ def _check_requirements(task: str) -> None:
     """Raises `ImportError` now for a package that would be missed only after minutes of training."""
     needed = ["matplotlib", *(["peft", "gguf"] if task in ("all", "facts") else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise ImportError(
-            f"The demo needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. `make "
-            "demo` installs all it needs; by hand, in a clone: `pip install '.[quickstart]'`."
-        )
+        raise ImportError(f"The demo needs {', '.join(missing)}: in a clone, `pip install '.[quickstart]'`.")
     if "peft" in needed:
         quickstart_model_path()  # converts the model on first use

@@ -33,23 +33,16 @@ STYLES |= {"other_image": ("#009e73", "-."), "text_alone": ("#777777", ":")}
 class Policy:
     """A policy's answers to the held-out questions."""
 
-    # One answer per question, sampled at T = 1: text, token ids, whether it is right, and whether it came to an end.
+    # One answer per question, sampled at T = 1: text, token ids, and whether it is right.
     texts: list[str]
     ids: list[list[int]]
     text_right: list[bool]
-    ended: list[bool]
     right: dict[str, list[float]]  # by the way of asking ("sampled", ...): fraction of right answers to each question
     curve: list[float] = field(default_factory=list)  # accuracy of the answers that it was trained on, by step
-    seconds: float = 0.0  # of its training
 
     def accuracy(self, way: str = SAMPLED) -> float:
         """Fraction of right answers."""
         return sum(self.right[way]) / len(self.right[way])
-
-    @property
-    def cut_off(self) -> float:
-        """Fraction of sampled answers without EOS."""
-        return 1 - sum(self.ended) / len(self.ended)
 
 
 @dataclass(frozen=True)
@@ -136,6 +129,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
         asked = f"Right answers to {len(part.questions)} held-out questions"
         end = "" if part.forecast is None else "; dotted, where training on its own reward was forecast to end"
+        settings = settings_table({key.replace("_", " "): value for key, value in part.settings.items()})
         blocks = [
             _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
             _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
@@ -150,27 +144,27 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         ]
         if part.examples:
             blocks.append(
-                Markup(
-                    "<p>What each token adds to the reward, the frozen model's log-probability: answers from before "
-                    'and after training.</p><div class="pairs">{}</div>'
-                ).format(heat_maps(part.examples))
+                _paragraph(_HEAT_MAPS) + Markup('<div class="pairs">{}</div>').format(heat_maps(part.examples))
             )
-        blocks.append(_details(part))
+        blocks.append(Markup("<details><summary>Settings</summary>{}</details>").format(settings))
         sections.append((part.title, Markup("").join(blocks)))
     sections.append(("When not to trust it", _LIMITS))
-    used, minutes = metrics["environment"], f"{metrics['seconds'] / 60:.1f} minutes"
+    used = metrics["environment"]
     software = ", ".join(f"{name} {used[name.lower()]}" for name in ("endotrl", "TRL", "transformers", "torch"))
+    minutes = f"{metrics['seconds'] / 60:.1f} minutes"
     footer = f"{software}; {used['machine']}; {minutes}; one run of each. Made by the command endotrl demo."
-    verdict, _, _ = summary(parts[0]).partition(". ")
     lead = Markup(
         "<p><strong>{}.</strong> No reward model, no judge, no labels: each model is trained by TRL's GRPO on "
         "the reward that its own frozen copy gives.</p>"
-    ).format(verdict)
+    ).format(summary(parts[0]).partition(". ")[0])
     path = output_dir / "report.html"
     path.write_text(page("endotrl demo", sections, lead=lead, footer=footer), encoding="utf-8")
     return path
 
 
+_HEAT_MAPS = (
+    "What each token adds to the reward, the frozen model's log-probability: answers from before and after training."
+)
 _LIMITS = Markup(
     "<p>The endogenous reward sharpens a model: whole answers that it thinks probable become more probable. Where its "
     "most probable answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch "
@@ -224,11 +218,3 @@ def _answers(part: Part) -> Markup:
 
 def _marked(policy: Policy, index: int) -> str:
     return f"{'✓' if policy.text_right[index] else '✗'} {policy.texts[index]}"
-
-
-def _details(part: Part) -> Markup:
-    """The settings, folded away."""
-    ends = {f"answers cut off, {TITLES[name]}": f"{p.cut_off:.0%}" for name, p in part.policies.items()}
-    seconds = {f"seconds, {TITLES[n]}": f"{p.seconds:.0f}" for n, p in part.policies.items() if p.curve}
-    settings = {key.replace("_", " "): value for key, value in {**part.settings, **ends, **seconds}.items()}
-    return Markup("<details><summary>Settings and details</summary>{}</details>").format(settings_table(settings))

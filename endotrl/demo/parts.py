@@ -19,13 +19,13 @@ from ..forecasting.forecast import forecast
 from ..frozen.cpu_dtype import faster_dtype
 from ..frozen.quickstart_model import quickstart_model_path
 from ..grading import is_right
-from ..rendering.policy import ProcessingClass, tokenizer_of
+from ..rendering.policy import ProcessingClass
 from ..reporting import HeatMapRow, terminal_heat_map
 from ..rewards import EndogenousReward, LengthReward, RandomReward
 from ..rewards.scored import heat_map_row
 from ..tasks import arithmetic, facts, pictures
 from .findings import COOL, GREEDY, MAJORITY, SAMPLED, TITLES, Part, Policy
-from .grpo_runs import Run, generate_answers, load_model, train_with_grpo
+from .grpo_runs import generate_answers, load_model, train_with_grpo
 from .progress import Kept, Progress
 
 
@@ -124,6 +124,7 @@ class Task:
     name: str
     title: str  # heading in the report
     making: str  # title of the stage in which the base model is made, and asked
+    opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
     seconds: tuple[float, float]  # on two cores, of making it, and of a training
     prompts: list[Any]  # held-out questions
     is_right: Callable[[int, str], bool]  # whether a text answers question i
@@ -135,11 +136,10 @@ class Task:
     accuracy: Callable[..., Sequence[float | None]]
     dataset: Callable[[], Dataset]
     settings: dict[str, Any]  # of GRPO
-    limit: int  # tokens of a held-out answer
-    samples: int  # answers to a question
     batch_size: int
-    details: dict[str, Any]  # settings that are shown beside those of GRPO
-    opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
+    dtype: str = "float32"
+    limit: int | None = None  # tokens of a held-out answer, if more than in training
+    samples: int = MAJORITY_OF  # answers to a question
     questions: list[str] | None = None  # as they are shown, if not by their text
     peft_config: Any = None
     # Accuracy that training on its own reward is forecast to end with, from samples of the base model.
@@ -192,7 +192,7 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
             folder = output / task.name / ("adapter" if task.peft_config else "trained_model")
             run.model.save_pretrained(folder)
             task.processing_class.save_pretrained(folder)
-        return _measure(task, run.model, seed, run)
+        return _measure(task, run.model, seed, [entry["rewards/accuracy/mean"] for entry in run.history])
 
     progress.stage(task.making)
     made = kept(f"{task.name}-base", progress, lambda: _measure(task, task.make_base(progress), seed))
@@ -216,7 +216,7 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
         title=task.title,
         policies=policies,
         questions=task.questions or list(map(message_text, task.prompts)),
-        settings={**task.details, **task.settings},
+        settings={**task.settings, "dtype": task.dtype},
         examples=_examples(task, policies),
         forecast=predicted,
     )
@@ -224,47 +224,46 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
 
 def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
     """A small transformer pretrained on demonstrations of addition that derail, against rewards that know nothing."""
+    frozen, settings = str(output / "arithmetic" / "base_model"), size.arithmetic
     tokenizer = arithmetic.make_tokenizer()
     torch.manual_seed(seed)
     model = arithmetic.make_model(tokenizer, *size.widths)
     held_out = arithmetic.make_questions(HELD_OUT, seed + 1, DIGITS)
     beginning, wrong = size.wrong
+    pretrain = partial(arithmetic.pretrain, seed=seed, held_out=held_out, digits=DIGITS, wrong=wrong)
     controls: dict[str, Callable[[], Any]] = {"random": lambda: RandomReward(seed), "length": LengthReward}
 
     def predict() -> float:
         return forecast(
-            _base_model(output, "arithmetic"),
+            frozen,
             arithmetic.make_dataset(held_out[:FORECAST]).to_list(),
-            betas=[size.arithmetic["beta"]],
+            betas=[settings["beta"]],
             scale_rewards="group",
-            num_generations=size.arithmetic["num_generations"],
+            num_generations=settings["num_generations"],
             max_new_tokens=arithmetic.MAX_ANSWER_LENGTH,
             grader="exact",
             seed=seed,
             progress=False,
         ).betas[0]["accuracy"]
 
-    return _from_nothing(
-        "arithmetic",
-        output,
-        model,
-        tokenizer,
-        partial(arithmetic.pretrain, model, tokenizer, seed=seed, held_out=held_out, digits=DIGITS, wrong=wrong),
-        size.pretraining,
-        beginning,
-        [arithmetic.answer_text(q) for q in held_out],
-        {name: controls[name] for name in size.controls},
+    return Task(
+        name="arithmetic",
         title="Addition: a small transformer trained from nothing",
         making="a small transformer learns to add",
-        seconds=(0.07 * size.pretraining["steps"], 0.6 * size.arithmetic["max_steps"]),
-        learned="A small transformer has learned to add from demonstrations",
+        opening=_opening("A small transformer has learned to add from demonstrations", beginning),
+        seconds=(0.07 * size.pretraining["steps"], 0.6 * settings["max_steps"]),
         prompts=[arithmetic.question_text(q) for q in held_out],
-        load=load_model,
+        is_right=lambda i, text: text == arithmetic.answer_text(held_out[i]),
+        processing_class=tokenizer,
+        frozen=frozen,
+        make_base=_learn(model, tokenizer, pretrain, size.pretraining, frozen),
+        load=lambda: load_model(frozen),
+        controls={name: controls[name] for name in size.controls},
         accuracy=arithmetic.accuracy,
         dataset=lambda: arithmetic.make_dataset(
             [q for q in arithmetic.make_questions(3000, seed + 2, DIGITS) if q not in set(held_out)]
         ),
-        settings=size.arithmetic,
+        settings=settings,
         batch_size=4000,
         forecast=predict,
     )
@@ -275,33 +274,31 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
     A tiny Llava pretrained on captions of numbers that derail, against rewards that have not seen the picture: a
     random one, that of its answer to another picture, and that of its answer to the text alone.
     """
+    frozen = str(output / "images" / "base_model")
     torch.manual_seed(seed)
     model, processor = pictures.make_model()
     held_out = pictures.make_numbers(HELD_OUT_PICTURES, seed + 1)
     generator = random.Random(seed + 1)
-    frozen = _base_model(output, "images")
     controls: dict[str, Callable[[], Any]] = {
         "random": lambda: RandomReward(seed),
         "other_image": lambda: OtherImageReward(EndogenousReward(frozen)),
         "text_alone": lambda: EndogenousReward(frozen, images="ignore"),
     }
-    return _from_nothing(
-        "images",
-        output,
-        model,
-        processor,
-        partial(pictures.pretrain, model, processor, seed=seed, held_out=held_out),
-        IMAGES_PRETRAINING,
-        ONE_TOO_HIGH[0],
-        held_out,
-        controls if size.controls else {},
+    pretrain = partial(pictures.pretrain, seed=seed, held_out=held_out)
+    return Task(
+        name="images",
         title="Pictures: a small vision-language model trained from nothing",
         making="a tiny Llava learns to read numbers",
+        opening=_opening("A tiny Llava has learned to read numbers from captions", ONE_TOO_HIGH[0]),
         seconds=(60.0, 30.0),
-        learned="A tiny Llava has learned to read numbers from captions",
         prompts=[pictures.prompt(pictures.draw(number, generator)) for number in held_out],
         questions=[f"a picture of {number}" for number in held_out],
-        load=type(model).from_pretrained,
+        is_right=lambda i, text: text == held_out[i],
+        processing_class=processor,
+        frozen=frozen,
+        make_base=_learn(model, processor, pretrain, IMAGES_PRETRAINING, frozen),
+        load=lambda: type(model).from_pretrained(frozen),
+        controls=controls if size.controls else {},
         accuracy=pictures.accuracy,
         dataset=lambda: pictures.make_dataset(
             [number for number in pictures.make_numbers(3000, seed + 2) if number not in set(held_out)], seed
@@ -311,50 +308,34 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
     )
 
 
-def _base_model(output: Path, name: str) -> str:
-    return str(output / name / "base_model")
+def _opening(learned: str, beginning: str) -> str:
+    return (
+        f"{learned} of which {PRETRAINING['noise']:.0%} derail: {beginning}, then anything. It answers "
+        "{sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels."
+    )
 
 
-def _from_nothing(
-    name: str,
-    output: Path,
+def _learn(
     model: PreTrainedModel,
     processing_class: ProcessingClass,
     pretrain: Callable[..., None],
-    pretraining: dict[str, Any],
-    beginning: str,
-    truths: list[str],
-    controls: dict[str, Callable[[], Any]],
-    load: Callable[[str], PreTrainedModel],
-    learned: str,
     settings: dict[str, Any],
-    **task: Any,
-) -> Task:
-    """A task whose model is pretrained here on demonstrations that derail."""
-    frozen = _base_model(output, name)
+    folder: str,
+) -> Callable[[Progress], PreTrainedModel]:
+    """What pretrains a model on demonstrations that derail, and saves it."""
 
     def make_base(progress: Progress) -> PreTrainedModel:
-        pretrain(bar=_followed(pretraining["steps"], progress), **pretraining)
-        model.save_pretrained(frozen)
-        processing_class.save_pretrained(frozen)
+        def bar() -> Iterator[int]:
+            for step in range(settings["steps"]):
+                yield step
+                progress.at((step + 1) / settings["steps"])
+
+        pretrain(model, processing_class, bar=bar(), **settings)
+        model.save_pretrained(folder)
+        processing_class.save_pretrained(folder)
         return model
 
-    return Task(
-        name=name,
-        is_right=lambda i, text: text == truths[i],
-        processing_class=processing_class,
-        frozen=frozen,
-        make_base=make_base,
-        load=lambda: load(frozen),
-        controls=controls,
-        settings=settings,
-        limit=settings["max_completion_length"],
-        samples=MAJORITY_OF,
-        details={**{f"pretraining {key}": value for key, value in pretraining.items()}, "dtype": "float32"},
-        opening=f"{learned} of which {pretraining['noise']:.0%} derail: {beginning}, then anything. It "
-        "answers {sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels.",
-        **task,
-    )
+    return make_base
 
 
 class OtherImageReward:
@@ -377,7 +358,6 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
     """SmolLM2-135M-Instruct on factual questions by LoRA, against a random reward."""
     from peft import LoraConfig
 
-    settings = size.facts or {}
     path = quickstart_model_path()
     dtype, _ = faster_dtype()
     train_questions, held_out = facts.load_questions(seed=seed)
@@ -386,6 +366,9 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
         name="facts",
         title="Facts: a pretrained model",
         making="SmolLM2 is asked",
+        opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
+        "{sampled} right when sampled, {greedy} when greedy. GRPO trains a LoRA adapter on other questions, without "
+        "answers: the reward is the model itself, its adapter switched off.",
         seconds=(30.0, 120.0),
         prompts=[q.prompt for q in held_out],
         is_right=lambda i, text: is_right(text, held_out[i].answers),
@@ -396,36 +379,22 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
         controls={"random": lambda: RandomReward(seed)} if "random" in size.facts_controls else {},
         accuracy=facts.accuracy,
         dataset=lambda: facts.make_dataset(train_questions),
-        settings={**settings, "bf16": dtype == "bfloat16"},
+        settings={**(size.facts or {}), "bf16": dtype == "bfloat16"},
+        batch_size=40,
+        dtype=dtype,
         limit=FACTS_ANSWER_LENGTH,
         samples=1,
-        batch_size=40,
         peft_config=LoraConfig(**LORA),
-        details={
-            "questions to draw from": len(train_questions),
-            **{f"LoRA {key}": value for key, value in LORA.items()},
-            "dtype": dtype,
-            "longest held-out answer": FACTS_ANSWER_LENGTH,
-        },
-        opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
-        "{sampled} right when sampled, {greedy} when greedy. GRPO trains a LoRA adapter on other questions, without "
-        "answers: the reward is the model itself, its adapter switched off.",
     )
 
 
-def _followed(steps: int, progress: Progress) -> Iterator[int]:
-    for step in range(steps):
-        yield step
-        progress.at((step + 1) / steps)
-
-
-def _measure(task: Task, model: PreTrainedModel, seed: int, run: Run | None = None) -> dict[str, Any]:
+def _measure(task: Task, model: PreTrainedModel, seed: int, curve: Sequence[float] = ()) -> dict[str, Any]:
     """A policy's answers, as a dictionary of [`Policy`], with the curve of its training."""
-    number = len(task.prompts)
+    number, limit = len(task.prompts), task.limit or task.settings["max_completion_length"]
 
     def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:
         return generate_answers(
-            model, task.processing_class, prompts, task.limit, seed=seed, batch_size=task.batch_size, **way
+            model, task.processing_class, prompts, limit, seed=seed, batch_size=task.batch_size, **way
         )
 
     def graded(texts: list[str]) -> list[float]:
@@ -441,18 +410,7 @@ def _measure(task: Task, model: PreTrainedModel, seed: int, run: Run | None = No
     if task.samples > 1:
         right[MAJORITY] = graded([Counter(texts[i::number]).most_common(1)[0][0] for i in range(number)])
     gc.collect()  # a trainer's memory
-    eos_token_id = tokenizer_of(task.processing_class).eos_token_id
-    return asdict(
-        Policy(
-            texts=texts[:number],
-            ids=ids[:number],
-            text_right=[value == 1.0 for value in drawn[0]],
-            ended=[bool(row) and row[-1] == eos_token_id for row in ids[:number]],
-            right=right,
-            curve=[entry["rewards/accuracy/mean"] for entry in run.history] if run else [],
-            seconds=run.seconds if run else 0.0,
-        )
-    )
+    return asdict(Policy(texts[:number], ids[:number], [value == 1.0 for value in drawn[0]], right, list(curve)))
 
 
 def _examples(task: Task, policies: dict[str, Policy]) -> list[HeatMapRow]:

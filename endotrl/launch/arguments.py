@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a recipe besides the trainer's own."""
 
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_args
 
 from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig, RewardConfig, ScriptArguments
 
-from ..checks import check_choice
 from ..field_help import with_help
 from ..monitoring.monitor import Action
 from ..rewards.controls import FormatReward
@@ -65,9 +64,6 @@ class RecipeArguments(RunArguments):
         answer_column (`str`, *optional*):
             Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, `answer` and
             `answers` that there is.
-
-    Raises:
-        `ValueError`: If a value is out of range or unknown.
     """
 
     dataset_prompt_column: str = "prompt"
@@ -79,24 +75,14 @@ class RecipeArguments(RunArguments):
     accuracy: str = field(default="auto", metadata={"choices": ["auto", "math", "match", "none"]})
     answer_column: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.heat_map_steps < 0:
-            raise ValueError(f"`heat_map_steps` is {self.heat_map_steps}, but it must be 0 (none) or more.")
-        for one in fields(self):
-            choices, value = one.metadata.get("choices"), getattr(self, one.name)
-            if choices:
-                check_choice(one.name, value, choices)
 
-
-def _metadata(setting: RewardSetting) -> dict[str, Any]:
-    return {"help": setting.help, **({"choices": list(setting.choices)} if setting.choices else {})}
+def _field(setting: RewardSetting) -> tuple[str, Any, Any]:
+    metadata = {"help": setting.help, **({"choices": list(setting.choices)} if setting.choices else {})}
+    return f"reward_{setting.name}", setting.type, field(default=setting.default, metadata=metadata)
 
 
 _IN_YAML = [setting for setting in SETTINGS.values() if "yaml" not in setting.absent]
-_EndogenousSettings: Any = make_dataclass(
-    "_EndogenousSettings",
-    [(f"reward_{s.name}", s.type, field(default=s.default, metadata=_metadata(s))) for s in _IN_YAML],
-)
+_EndogenousSettings: Any = make_dataclass("_EndogenousSettings", map(_field, _IN_YAML))
 
 
 @with_help
@@ -135,9 +121,6 @@ class RewardArguments(_EndogenousSettings):
     reward_pattern: str = FormatReward.BOXED
 
     def __post_init__(self) -> None:
-        given: Any = self.reward
-        if isinstance(given, str):  # `reward: random` in YAML
-            self.reward = [given]
         if not self.reward:
             raise ValueError("`reward` is an empty list, but there must be something to train on.")
         for name in self.reward:

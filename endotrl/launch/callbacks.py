@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
-from trl import RewardTrainer
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..monitoring import CollapseMonitor
 from ..reporting import heat_maps, page
@@ -22,7 +21,6 @@ from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 
 
-GIB = 2**30
 # Metrics of which W&B keeps the greatest value, besides the last.
 MAXIMA = ["train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*", "train/collapse/alarm"]
 MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
@@ -33,7 +31,7 @@ def add_callbacks(
 ) -> Interruptions:
     """Adds the callbacks of a recipe, with its [`make_record`], to a trainer; returns what may stop the run."""
     interruptions = Interruptions(trainer)
-    add_in_order(trainer, interruptions, Tracking(trainer, record))
+    add_in_order(trainer, interruptions, Tracking(record))
     if heat_map_steps:
         add_in_order(trainer, HeatMaps(trainer, heat_map_steps))
     if monitor is not None:
@@ -47,33 +45,29 @@ class Tracking(TrainerCallback):
     `perf/seconds_per_step` and `perf/memory_gib` ([`peak_memory`]). With W&B, the run's config gets the `record`.
     """
 
-    def __init__(self, trainer: Trainer, record: Mapping[str, Any]) -> None:
-        self._trainer, self._record, self._is_recorded = trainer, record, False
+    def __init__(self, record: Mapping[str, Any]) -> None:
+        self._record, self._is_recorded = record, False
         self._since: tuple[float, float, int] | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        self._since = (time.perf_counter(), self._tokens(state), state.global_step)
+        logged = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
+        self._since = (time.perf_counter(), logged[-1] if logged else 0, state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         if "loss" not in logs:  # of an evaluation, or of the whole run
             return
-        if self._since is not None and state.global_step > self._since[2]:
-            now = (time.perf_counter(), self._tokens(state), state.global_step)
+        if self._since is not None and state.global_step > self._since[2] and "num_tokens" in logs:
+            now = (time.perf_counter(), logs["num_tokens"], state.global_step)
             seconds, tokens, steps = (new - old for new, old in zip(now, self._since, strict=True))
             logs["perf/tokens_per_second"], logs["perf/seconds_per_step"] = tokens / seconds, seconds / steps
             self._since = now
-        logs["perf/memory_gib"] = peak_memory(args.device) / GIB
+        logs["perf/memory_gib"] = peak_memory(args.device) / 2**30
         run = active_run() if "wandb" in args.report_to and state.is_world_process_zero else None
         if run is not None and not self._is_recorded:
             run.config.update({"recipe": dict(self._record)}, allow_val_change=True)
             for name in MAXIMA:  # the x-axis is that of transformers
                 run.define_metric(name, step_metric="train/global_step", summary="last,max")
             self._is_recorded = True
-
-    def _tokens(self, state: TrainerState) -> float:
-        # TRL's reward trainer counts for itself.
-        trainer: Any = self._trainer
-        return trainer._total_train_tokens if isinstance(trainer, RewardTrainer) else state.num_input_tokens_seen
 
 
 def peak_memory(device: torch.device) -> int:

@@ -3,7 +3,6 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Collection
 
 import torch
 from accelerate import PartialState
@@ -15,14 +14,14 @@ from ..reporting import say
 from ..runs.record import recorded_settings
 
 
-def choose_precision(settings: Namespace, given: Collection[str]) -> None:
+def choose_precision(settings: Namespace) -> None:
     """
-    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU by what is faster there, unless they are `given` (the
+    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU by what is faster there, unless they are given (the
     dtypes: as another than `"auto"`), and says so. A run that is resumed keeps what it has.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     free = {
-        "bf16": not {"bf16", "fp16"} & set(given),
+        "bf16": settings.bf16 is None and not settings.fp16,
         "dtype": settings.dtype == "auto",
         "reward_dtype": vars(settings).get("reward_dtype") == "auto"  # which a reward model's recipe has not
         and settings.reward_device in (None, "cpu")

@@ -2,7 +2,6 @@
 """Data of a recipe, checked before any model is loaded."""
 
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,11 +23,8 @@ Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
 
 def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
     """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
-    train, evaluation = (
-        part if part is None else _with_prompts(part, script_args)
-        for part in _splits(script_args, training_args, dataset_args, facts.make_dataset)
-    )
-    check_number(train, training_args)
+    splits = _splits(script_args, training_args, dataset_args, facts.make_dataset)
+    train, evaluation = (part if part is None else _with_prompts(part, script_args) for part in splits)
     return train, evaluation
 
 
@@ -61,7 +57,7 @@ def load_preferences(
                 "'chosen' and 'rejected' (and 'prompt', unless it is the beginning of both). Rename its columns."
             )
         for column in columns & {"prompt", "chosen", "rejected"}:
-            _check_rows(dataset, column)
+            _check_rows(dataset, column, column)
     return train, evaluation
 
 
@@ -129,33 +125,25 @@ def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
             f"The dataset has no column {column!r} with prompts, only {', '.join(map(repr, columns))}. Set "
             "`dataset_prompt_column` to one of them."
         )
-    if column != "prompt":
-        others = dataset.remove_columns("prompt") if "prompt" in columns else dataset
-        dataset = others.rename_column(column, "prompt")
-    _check_rows(dataset, "prompt")
+    _check_rows(dataset, "prompt", column)
+    if column != "prompt" and "prompt" in columns:
+        dataset = dataset.remove_columns("prompt")
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
+    # A column cannot change its type in a `map` that writes into it.
+    name = "prompt, as given" if suffix or chat else "prompt"
+    dataset = dataset if name == column else dataset.rename_column(column, name)
     if not suffix and not chat:
         return dataset
-    if isinstance(dataset, Dataset):
-        # A column cannot change its type in a `map` that writes into it.
-        prompts = [_worded(prompt, suffix, chat) for prompt in dataset["prompt"]]
-        dataset = dataset.add_column("prompt, worded", prompts).remove_columns("prompt")
-        return dataset.rename_column("prompt, worded", "prompt")
-    return dataset.map(lambda row: {"prompt": _worded(row["prompt"], suffix, chat)})
+    return dataset.map(lambda row: {"prompt": _worded(row[name], suffix, chat)}, remove_columns=name)
 
 
-def _check_rows(dataset: Data, column: str) -> None:
-    """Raises `ValueError` if a row is neither text nor messages like the others; of a stream, looks at the first."""
-    kind = None
-    values = dataset[column] if isinstance(dataset, Dataset) else (row[column] for row in islice(dataset, 1))
-    for row, value in enumerate(values):
-        reason = check_text(column, value)
-        if reason is None and kind not in (None, type(value)):
-            reason = f"The {column} is {'text' if type(value) is str else 'messages'}, and those before it are not."
-        if reason is not None:
+def _check_rows(dataset: Data, key: str, column: str) -> None:
+    """Raises `ValueError` if a row is neither text nor messages; of a stream, looks at the first."""
+    row = -1
+    for row, value in enumerate(dataset[column] if isinstance(dataset, Dataset) else [next(iter(dataset))[column]]):
+        if reason := check_text(key, value):
             raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
-        kind = type(value)
-    if kind is None:
+    if row < 0:
         raise ValueError("The dataset has no rows.")
 
 

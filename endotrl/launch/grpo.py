@@ -11,15 +11,14 @@ Everything in the YAML file can be overridden on the command line, such as `--re
 output/random`.
 """
 
+from functools import partial
+
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.dense_grpo_trainer import DenseGRPOTrainer
 from .pipeline import launch
 
 
-def main() -> None:
-    """Launches GRPO from the command line: see [`launch`]."""
-    launch(DenseGRPOTrainer, DenseGRPOConfig)
-
+main = partial(launch, DenseGRPOTrainer, DenseGRPOConfig)
 
 if __name__ == "__main__":
     main()

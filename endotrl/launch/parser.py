@@ -2,33 +2,62 @@
 """Strict parser of a recipe's command line and YAML file."""
 
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NoReturn, get_type_hints
+from argparse import Action, ArgumentError, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from trl import TrlParser
 
-from ..checks import did_you_mean
+from ..checks import check_choice, did_you_mean
 from ..reporting import ignore_upstream_warnings
 from ..shipped import local_path
-from .ranges import check_together, check_value
 
 
 ALL_SETTINGS = "`--help` of the recipe's script lists all settings."
+# Values that TRL and transformers take as they are, and then train on in silence, or fail over once a model is loaded:
+# by range, in words and as a test. `null` is left to the type.
+RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
+    ("at least 1", lambda n: n >= 1): (
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("num_generations", "num_generations_eval", "generation_batch_size", "steps_per_generation"),
+        *("num_iterations", "max_completion_length", "max_length", "ref_model_sync_steps", "lora_r"),
+    ),
+    ("greater than 0", lambda n: n > 0): (
+        *("learning_rate", "temperature", "repetition_penalty", "logging_steps", "eval_steps", "save_steps"),
+        *("lora_alpha", "delta", "sapo_temperature_neg", "sapo_temperature_pos"),
+    ),
+    ("at least 0", lambda n: n >= 0): (
+        *("beta", "epsilon", "epsilon_high", "weight_decay", "max_grad_norm", "warmup_steps", "top_k"),
+        *("heat_map_steps", "center_rewards_coefficient", "router_aux_loss_coef", "neftune_noise_alpha"),
+        *("vespo_k_pos", "vespo_k_neg", "vespo_lambda_pos", "vespo_lambda_neg"),
+        *("vllm_importance_sampling_clip_min", "vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap"),
+    ),
+    ("greater than 0 and at most 1", lambda n: 0 < n <= 1): ("top_p", "top_entropy_quantile"),
+    ("at least 0 and at most 1", lambda n: 0 <= n <= 1): ("min_p", "ref_model_mixup_alpha", "label_smoothing_factor"),
+    ("at least 0 and less than 1", lambda n: 0 <= n < 1): ("lora_dropout",),
+}
+# What TRL looks at in the first step.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+NEVER_NULL = ("num_generations", "max_completion_length")
 
 
 class RecipeParser(TrlParser):
     """
     TRL's parser of a command line and a YAML file (`--config`), of which the command line wins; unknown settings,
     abbreviations, and values of another type or out of range are errors, each a `ValueError` of one line. `settle` is
-    called with all settings, each of which is checked, to change them, and the names of those that are given.
+    called with all settings, to change them.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
         super().__init__(dataclasses, allow_abbrev=False)
-        self.settle: Callable[[Namespace, Collection[str]], None] | None = None
-        self._in_file: set[str] = set()
+        self.settle: Callable[[Namespace], None] | None = None
         self._hints = {name: hint for one in dataclasses for name, hint in get_type_hints(one).items()}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
@@ -53,23 +82,38 @@ class RecipeParser(TrlParser):
         return tuple(parsed)
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
-        """Takes the settings of the file."""
-        self._in_file = set(settings)
-        return super().set_defaults_with_config(**settings)
+        """Takes the settings of the file, each as the command line would read it."""
+        actions = {action.dest: action for action in reversed(self._actions)}  # before `--no_...` of the same name
+        read = {name: self._read(actions[name], value) for name, value in settings.items() if name in actions}
+        return super().set_defaults_with_config(**{**settings, **read})
+
+    def _read(self, action: Action, value: Any) -> Any:
+        if value is None and (type(None) not in get_args(self._hints.get(action.dest)) or action.dest in NEVER_NULL):
+            raise ValueError(f"`{action.dest}` is null, but it needs a value. Leave it out for its default.")
+        if value is None or isinstance(value, dict) or (action.type is str and isinstance(value, bool)):
+            return value
+        if isinstance(value, list) or action.nargs == "+":
+            if action.nargs != "+" and action.type is not str:
+                raise ValueError(f"`{action.dest}` is {value!r}, but it must be one value.")
+            parts = value if isinstance(value, list) else [value]
+            return [part if isinstance(part, dict) else self._read_one(action, part) for part in parts]
+        return self._read_one(action, value)
+
+    def _read_one(self, action: Action, value: Any) -> Any:
+        try:
+            read = self._get_value(action, str(value))
+            self._check_value(action, read)
+            return read
+        except ArgumentError as error:
+            yaml_words = " (YAML reads no, off, yes and on as false and true: put quotes around them)"
+            self.error(f"{error}{yaml_words if isinstance(value, bool) else ''}")
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Checks values before anything computes with them."""
         namespace, unknown = super().parse_known_args(*args, **kwargs)
-        options = {word.partition("=")[0] for word in (args[0] if args else kwargs["args"]) or ()}
-        on_line = {a.dest for a in self._actions if options.intersection(a.option_strings)}
-        settings = vars(namespace)
-        for action in self._actions:
-            name = action.dest
-            if name in self._hints and name in self._in_file | on_line:
-                settings[name] = check_value(name, settings[name], self._hints[name], action.choices)
+        check_values(vars(namespace))
         if self.settle is not None:
-            self.settle(namespace, self._in_file | on_line)
-        check_together(settings)
+            self.settle(namespace)
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -87,3 +131,37 @@ class RecipeParser(TrlParser):
             for name in names
         ]
         return f"There is no setting {', '.join(unknown or words)}. {ALL_SETTINGS}"
+
+
+def check_values(settings: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for settings that train nothing, or fail once a model is loaded."""
+    for (words, test), names in RANGES.items():
+        for name in names:
+            value = settings.get(name)
+            if isinstance(value, int | float) and not (isfinite(value) and test(value)):
+                raise ValueError(f"`{name}` is {value}, but it must be {words if isfinite(value) else 'finite'}.")
+    for name, choices in CHOICES.items():
+        if isinstance(value := settings.get(name), str):  # TRL reads true and false, too, as `scale_rewards`
+            check_choice(name, value, choices)
+    for name, value in settings.items():
+        if name.endswith("_kwargs") and isinstance(value, str | list) and value[:1] != "{":
+            raise ValueError(f"`{name}` is {value!r}, but it must be a mapping.")
+    if settings["output_dir"] == "":
+        raise ValueError("`output_dir` is '', but a run needs a folder of its own.")
+    max_steps, num_epochs = settings["max_steps"], settings["num_train_epochs"]
+    if max_steps != -1 and max_steps < 1:
+        raise ValueError(f"`max_steps` is {max_steps}, but it must be at least 1, or -1 for `num_train_epochs`.")
+    if max_steps == -1 and not num_epochs > 0:
+        raise ValueError(
+            f"`num_train_epochs` is {num_epochs}, so that nothing would be trained. Make it greater than 0, or set "
+            "`max_steps`."
+        )
+    if not any(settings.get("reward_weights") or [1.0]):
+        raise ValueError(
+            f"`reward_weights` is {settings['reward_weights']}, so that there is nothing to train on. Give a reward "
+            "another weight than 0."
+        )
+    if settings["eval_on_start"] and settings["eval_strategy"] == "no":
+        raise ValueError("`eval_on_start: true` needs rows to evaluate on: set `eval_strategy: steps`.")
+    if settings["remove_unused_columns"] and "num_generations" in settings:
+        raise ValueError("`remove_unused_columns: true` takes away the columns that rewards read. Leave it out.")

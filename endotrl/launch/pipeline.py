@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from accelerate.utils import is_peft_model
@@ -31,7 +32,7 @@ from ..reporting import say, terminal_table
 from ..rewards import EndogenousReward, SentenceReward
 from ..runs.processes import end_with_launcher
 from ..runs.record import make_record
-from ..runs.resumption import Interruptions, end, find_checkpoint, only_run_in, train_and_save
+from ..runs.resumption import Interruptions, end_run, find_checkpoint, only_run_in, train_and_save
 from ..runs.wandb_run import active_run, check_wandb_login, log_table
 from ..sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
 from ..sentence.trainer import reward_model_config
@@ -40,8 +41,7 @@ from .arguments import RecipeArguments, RewardArguments, RunArguments, make_pars
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
 from .data import Data, check_number, load_preferences, load_prompts
-from .lengths import fit_lengths
-from .preflight import check_generation, check_model, check_optimizer, check_packages
+from .preflight import check_settings, fit_lengths
 from .reward_functions import make_reward_funcs
 
 
@@ -108,10 +108,7 @@ def prepare(
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
     """Loads data, makes rewards and checks all settings of a policy; no weights are loaded."""
-    check_packages(training_args, model_args)
-    check_optimizer(training_args)
-    check_generation(training_args)
-    check_model(model_args, training_args)
+    check_settings(training_args, model_args)
     monitor = None if script_args.on_collapse == "none" else CollapseMonitor(cast(Action, script_args.on_collapse))
     if monitor is not None:
         monitor.check(training_args)
@@ -133,9 +130,7 @@ def prepare_reward_model(
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
     """As [`prepare`], of a sentence-level reward model: its data are preferences, see [`load_preferences`]."""
-    check_packages(training_args, model_args)
-    check_optimizer(training_args)
-    check_model(model_args, training_args)
+    check_settings(training_args, model_args)
     reward_model_config(training_args)  # raises for what it cannot be
     datasets = load_preferences(script_args, training_args, dataset_args)
     resolve_model(model_args, training_args)
@@ -218,8 +213,6 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
 
 
 def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments) -> bool:
-    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        return False
     if shards_weights(trainer.accelerator) and not reward_args.reward_shard:
         return False
     is_adapted = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
@@ -247,7 +240,7 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=on_hub)
         if args.push_to_hub:
             trainer.push_to_hub(dataset_name=on_hub)
-    end(trainer, interruptions.terminated)
+    end_run(trainer, interruptions.terminated)
 
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
@@ -257,16 +250,13 @@ def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
     from rich.console import Console
 
-    def mean(part: list[dict[str, Any]], key: str) -> float:
-        values = [entry[key] for entry in part if key in entry]
-        return sum(values) / len(values) if values else float("nan")
-
     rows: list[tuple[str, float, float]] = []
     for total in ("reward", "eval_reward"):
         entries = [entry for entry in history if total in entry]
         window = max(1, len(entries) // 5) if total == "reward" else 1
-        keys = [key for key in entries[0] if re.fullmatch(TELLING, key)] if len(entries) > 1 else []
-        rows += [(key, mean(entries[:window], key), mean(entries[-window:], key)) for key in keys]
+        for key in filter(re.compile(TELLING).fullmatch, entries[0] if len(entries) > 1 else []):
+            start, end = ([e[key] for e in part if key in e] for part in (entries[:window], entries[-window:]))
+            rows += [(key, fmean(start), fmean(end))] if end else []
     rows.sort(key=lambda row: not ("accuracy" in row[0] or HELD_OUT in row[0]))
     if rows:
         headers = ["metric", "start", "end"]

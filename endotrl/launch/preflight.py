@@ -1,148 +1,168 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before any data or weights are loaded: packages, optimizer, generation, model."""
+"""Checks before weights are loaded: packages, optimizer, model, lengths of prompts."""
 
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import transformers
+from datasets import IterableDataset
 from huggingface_hub import get_token
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PretrainedConfig,
-    Trainer,
-    TrainingArguments,
-    get_scheduler,
-)
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
-from ..frozen.names import load_config
+from ..frozen.names import context_length, load_config, load_tokenizer
 from ..frozen.sharded_weights import loaded_whole
 from ..learning_rates import has_one_learning_rate
-from ..sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
-from .ranges import check_value
+from ..rendering.messages import Template, add_criterion, criteria_of_rows
+from ..reporting import say
+from ..rewards import EndogenousReward
+from .arguments import RecipeArguments
+from .data import Data
 
 
-# What a tracker or a setting needs: name of the module, and what to install.
+# What a setting needs: module, and what to install. (TRL itself asks for peft in time.)
 PACKAGES = {
-    "wandb": "pip install 'endotrl[wandb]'",
-    "tensorboard": "pip install tensorboard",
-    "trackio": "pip install trackio",
-    "peft": "pip install 'endotrl[peft]'",
-    "vllm": "pip install 'endotrl[vllm]'",
-    "deepspeed": "pip install 'endotrl[deepspeed]'",
-    "wtpsplit": "pip install 'endotrl[sat]'",
-    "bitsandbytes": "pip install bitsandbytes",
-    "liger-kernel": "pip install liger-kernel",
+    "use_vllm": ("vllm", "'endotrl[vllm]'"),
+    "use_liger_kernel": ("liger_kernel", "liger-kernel"),
+    "load_in_4bit": ("bitsandbytes", "bitsandbytes"),
+    "load_in_8bit": ("bitsandbytes", "bitsandbytes"),
 }
-# transformers does not say whether these are there: the first is a part of another, and the second it does not know.
+# transformers does not say whether these are there.
 UNKNOWN_TRACKERS = ("azure_ml", "flyte")
 
 
-def check_packages(training_args: TrainingArguments, model_args: ModelConfig) -> None:
-    """Raises `ImportError` for a package that settings need, and `ValueError` for what no package has."""
-    needed = {f"report_to: {name}": name for name in training_args.report_to if name in PACKAGES}
-    if model_args.use_peft:
-        needed["use_peft: true"] = "peft"
-    if model_args.load_in_4bit or model_args.load_in_8bit:
-        needed["quantization"] = "bitsandbytes"
-    if isinstance(training_args, GRPOConfig) and training_args.use_vllm:
-        needed["use_vllm: true"] = "vllm"
-    if training_args.use_liger_kernel:
-        needed["use_liger_kernel: true"] = "liger-kernel"
-    if isinstance(training_args, SentenceRewardTrainerConfig) and training_args.segmenter != "rules":
-        needed[f"segmenter: {training_args.segmenter}"] = "wtpsplit"
-    for setting, package in needed.items():
-        names = (package.replace("-", "_"), *(["tensorboardX"] if package == "tensorboard" else []))
-        if not any(map(find_spec, names)):
-            fallback = "set `report_to: none`" if setting.startswith("report_to") else "leave that setting out"
-            raise ImportError(
-                f"`{setting}` needs {package}, which is not installed: {PACKAGES[package]}, or {fallback}."
-            )
+def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
+    """Raises `ValueError`, `OSError` or `ImportError` for a package, an optimizer or a model that is not there."""
+    settings = vars(training_args) | vars(model_args)
+    needed = {f"{name}: true": package for name, package in PACKAGES.items() if settings.get(name)}
+    if settings.get("segmenter", "rules") != "rules":
+        needed[f"segmenter: {settings['segmenter']}"] = ("wtpsplit", "'endotrl[sat]'")
+    for setting, (module, package) in needed.items():
+        if find_spec(module) is None:
+            raise ImportError(f"`{setting}` needs {module}, which is not installed: pip install {package}.")
     get_reporting_integration_callbacks(training_args.report_to)  # raises for names that it does not know
-    for name in training_args.report_to:
-        if name not in (*PACKAGES, *UNKNOWN_TRACKERS, *get_available_reporting_integrations()):
-            raise ImportError(
-                f"`report_to: {name}` needs a package that is not installed. Install it, or set `report_to: none`."
-            )
-    if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
-        raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
-
-
-def check_optimizer(training_args: TrainingArguments) -> None:
-    """Raises `ImportError` or `ValueError` if the optimizer, or its schedule, cannot be made as the settings say."""
-    if has_one_learning_rate(training_args):  # DeepSpeed has an optimizer of its own
-        return
-    optim, schedule = training_args.optim, training_args.lr_scheduler_type
-    what = f"optim: {getattr(optim, 'value', optim)}"
-    try:
-        optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(training_args)
-        optimizer = optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **settings)
-        what = f"lr_scheduler_type: {getattr(schedule, 'value', schedule)}"
-        # Of one step of warm-up and two of training
-        get_scheduler(schedule, optimizer, 1, 2, training_args.lr_scheduler_kwargs)
-    except ImportError as error:
-        raise ImportError(f"`{what}` needs a package that is not installed: {error}") from error
-    except (ValueError, TypeError, KeyError) as error:
-        if "need to pass a" not in str(error):  # those that look at the model, too, are made with it
-            raise ValueError(f"`{what}` cannot be made with these settings: {error}") from error
-
-
-def check_generation(training_args: GRPOConfig) -> None:
-    """Raises `ValueError` for settings of generation that transformers refuses. vLLM has its own."""
-    if training_args.use_vllm:
-        return
-    further: dict[str, Any] = training_args.generation_kwargs or {}
+    available = (*get_available_reporting_integrations(), *UNKNOWN_TRACKERS)
+    if missing := [name for name in training_args.report_to if name not in available]:
+        raise ImportError(
+            f"`report_to: {missing[0]}` needs a package that is not installed: pip install {missing[0]}, or set "
+            "`report_to: none`."
+        )
+    # transformers takes any name, and vLLM has its own.
+    further = {} if settings.get("use_vllm") else settings.get("generation_kwargs") or {}
     if unknown := sorted(further.keys() - vars(GenerationConfig()).keys()):
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
-    for name, value in further.items():  # these go before the trainer's
-        check_value(name, value, Any)
-    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
-    settings = {name: vars(training_args)[name] for name in names}
-    settings |= {"max_new_tokens": training_args.max_completion_length, "do_sample": True}
-    GenerationConfig(**{**settings, **further}).validate()
+    if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
+        raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
+    if not has_one_learning_rate(training_args):  # or DeepSpeed has an optimizer of its own
+        try:
+            optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training_args)
+            optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+        except (ImportError, ValueError, TypeError) as error:
+            if "need to pass a" not in str(error):  # those that look at the model, too, are made with it
+                optim = getattr(training_args.optim, "value", training_args.optim)
+                raise ValueError(f"`optim: {optim}` cannot be made with these settings: {error}") from error
+    _check_model(training_args, model_args)
 
 
-def check_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
-    """Raises `ValueError`, `OSError` or `ImportError` if the model cannot be made as the settings say; loads none."""
+def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
     config = load_config(name, training_args.trust_remote_code, model_args.model_revision, "The model")
     get_quantization_config(model_args)
-    peft_config = get_peft_config(model_args)
+    get_peft_config(model_args)
     attention = (training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
-    if isinstance(config, SentenceRewardConfig):
-        config = config.backbone_config
-    model_class = _policy_class(name, config) if isinstance(training_args, GRPOConfig) else None
-    adapted = peft_config is not None and isinstance(training_args, GRPOConfig)
-    if attention is None and not adapted:
+    # As TRL finds it; a class that is not transformers' own is known only by its code.
+    model_class = getattr(transformers, (config.architectures or [""])[0], None)
+    if attention is None or model_class is None:
         return
-    make = AutoModelForCausalLM.from_config if model_class is None else model_class._from_config
     with loaded_whole(), torch.device("meta"):
         try:
-            model = make(config, attn_implementation=attention)
+            model_class._from_config(config, attn_implementation=attention)
         except (ImportError, ValueError) as error:
             raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
-        if adapted:
-            from peft import get_peft_model
-
-            try:
-                get_peft_model(model, peft_config)
-            except ValueError as error:
-                raise ValueError(f"The adapter (`lora_...`) does not go with {name}: {error}") from error
 
 
-def _policy_class(name: str, config: PretrainedConfig) -> Any:
-    """What TRL loads the policy as: the class that its config names, if it is transformers' own."""
-    if not config.architectures:
-        raise ValueError(f"The `config.json` of {name} names no `architectures`, by which TRL knows what to load.")
-    model_class = getattr(transformers, config.architectures[0], None)
-    if model_class is not None and (config.is_encoder_decoder or not issubclass(model_class, GenerationMixin)):
-        raise ValueError(
-            f"{name} is a {model_class.__name__}, but a policy must be a model that generates text from left to right."
+def fit_lengths(
+    dataset: Data,
+    script_args: RecipeArguments,
+    training_args: GRPOConfig,
+    model_args: ModelConfig,
+    reward_funcs: Sequence[Callable[..., Any]],
+) -> Data:
+    """
+    Raises `ValueError` for prompts which with the longest completion do not fit the context of the policy, or of an
+    endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. Of a stream,
+    nothing is looked at unless such rows are to be left out.
+    """
+    drop = script_args.dataset_overlong == "drop"
+    for name, context, length in _readers(training_args, model_args, reward_funcs):
+        room = context - training_args.max_completion_length
+        if isinstance(dataset, IterableDataset):
+            if drop:
+                dataset = dataset.filter(lambda row, length=length, room=room: length(row) <= room)
+            continue
+        lengths: list[int] = []
+        try:
+            for row in tqdm(dataset, desc=f"Lengths for {name}", unit=" prompts", delay=2, leave=False):
+                lengths.append(length(row))
+        except ValueError as error:
+            raise ValueError(f"Row {len(lengths)} of the dataset cannot be used: {error}") from error
+        overlong = [i for i, tokens in enumerate(lengths) if tokens > room]
+        if not overlong:
+            continue
+        what = (
+            f"{len(overlong)} of {len(lengths)} prompts do not fit the context of {name}, {context} "
+            f"tokens, with `max_completion_length` {training_args.max_completion_length}; row {overlong[0]} is the "
+            f"first, with {lengths[overlong[0]]} tokens"
         )
-    return model_class
+        if not drop or len(overlong) == len(lengths):
+            fix = "Lower `max_completion_length`, or leave such rows out with `dataset_overlong: drop`."
+            raise ValueError(f"{what}. {fix if not drop else 'None is left.'}")
+        if training_args.process_index == 0:
+            say(f"{what}. They are left out.")
+        dataset = dataset.select(sorted(set(range(len(lengths))) - set(overlong)))
+    return dataset
+
+
+def _readers(
+    training_args: GRPOConfig, model_args: ModelConfig, reward_funcs: Sequence[Callable[..., Any]]
+) -> Iterator[tuple[str, float, Callable[[dict[str, Any]], int]]]:
+    """Who reads prompts and completions, how many tokens fit, and the tokens of a row's prompt."""
+
+    def template(name: str) -> Template:
+        return Template(load_tokenizer(name, training_args.trust_remote_code), training_args.chat_template_kwargs)
+
+    policy = str(model_args.model_name_or_path)
+    config = load_config(policy, training_args.trust_remote_code, model_args.model_revision, "The model")
+    contexts = [context_length(config), training_args.vllm_max_model_length if training_args.use_vllm else None]
+    shortest = min((limit for limit in contexts if limit is not None), default=float("inf"))
+    yield "the policy", shortest, partial(_prompt_length, template(policy), None, True)
+    for reward in reward_funcs:
+        if isinstance(reward, EndogenousReward) and reward.overlong_prompt == "error":
+            frozen, context = reward.config._name_or_path, context_length(reward.config)
+            # Else the policy has said it.
+            if context is not None and (frozen != policy or reward.criterion is not None):
+                length = partial(_prompt_length, template(frozen), reward.criterion, False)
+                yield f"the frozen model {frozen}", context, length
+
+
+def _prompt_length(template: Template, all_criteria: Any, is_policy: bool, row: dict[str, Any]) -> int:
+    (criterion,) = criteria_of_rows(all_criteria, [row.get("domain")], 1)  # type: ignore[list-item]
+    prompt = add_criterion(row["prompt"], criterion)
+    if isinstance(prompt, str):
+        return len(template.encode(prompt, special=True))
+    text = template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
+    # TRL gives it to the policy's template as it is (but a processor's gets parts for text).
+    in_parts = any(isinstance(message.get("content"), list) for message in prompt)
+    if is_policy and in_parts and not template.reads_as_given(prompt):
+        raise ValueError(
+            "The content of a message is a list of parts, which the chat template of the policy cannot read. Write it "
+            "as one text."
+        )
+    return len(template.encode(text, special=False))

@@ -9,11 +9,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from accelerate.logging import get_logger
-from datasets import Dataset
 from trl import GRPOConfig, ModelConfig
 
 from ..rewards import AccuracyReward, EndogenousReward, FormatReward, LengthReward, RandomReward, SentenceReward
-from ..trainers.ppo_config import PPOConfig
 from ..trainers.setting_checks import check_token_rewards
 from .arguments import RecipeArguments, RewardArguments
 from .data import Data, column_names
@@ -32,7 +30,6 @@ def make_reward_funcs(
     dataset: Data,
 ) -> list[Callable[..., Any]]:
     """The rewards that `reward` names and, last, the accuracy, with weight 0. No weights of models are loaded yet."""
-    _check_criterion(reward_args, dataset)
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
     if len(weights) != len(reward_args.reward):
         raise ValueError(
@@ -43,12 +40,11 @@ def make_reward_funcs(
     skips = reward_args.reward_truncation == "skip" and "endogenous" in reward_args.reward
     is_summed = training_args.multi_objective_aggregation != "normalize_then_sum"
     if skips and is_summed and len(weights) + len(monitors) > 1:
-        remedies = ['`reward_truncation="terminal"`', "`accuracy: none` and no other reward"]
-        if not isinstance(training_args, PPOConfig):  # which refuses it
-            remedies.insert(0, '`multi_objective_aggregation="normalize_then_sum"`')
         raise ValueError(
             '`reward_truncation="skip"` gives no reward to completions that were cut off, and TRL takes that for 0, '
-            f"which is high, beside another reward function (accuracy too). Set {', or '.join(remedies)}."
+            'which is high, beside another reward function (accuracy too). Set `reward_truncation="terminal"`, '
+            "`accuracy: none` and no other reward, or, except for PPO, "
+            '`multi_objective_aggregation="normalize_then_sum"`.'
         )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     if getattr(training_args, "credit", "token") != "outcome":
@@ -75,17 +71,13 @@ def _make(
         return FormatReward(reward_args.reward_pattern)
     if os.getcwd() not in sys.path:  # as in TRL's own scripts
         sys.path.insert(0, os.getcwd())
-    module_name, function_name = name.rsplit(".", 1)
+    module, _, attribute = name.rpartition(".")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # of something that the module imports
-        raise ImportError(f"`reward` has {name!r}, but there is no module {error.name!r} to import.") from error
-    if (function := getattr(module, function_name, None)) is None:
-        raise ImportError(f"`reward` has {name!r}, but the module {module_name!r} has no {function_name!r}.")
+        function = getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        raise ImportError(f"`reward` has {name!r}: {error}.") from error
     if isinstance(function, type) or not callable(function):
-        kind = "a class" if isinstance(function, type) else f"a {type(function).__name__}"
+        kind = "not there" if function is None else "a class" if isinstance(function, type) else repr(function)
         raise ValueError(f"`reward` has {name!r}, which is {kind}, but it must be a function or a callable instance.")
     return function
 
@@ -110,18 +102,3 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> list[Accuracy
         )
         math = False
     return [AccuracyReward(column, math)]
-
-
-def _check_criterion(reward_args: RewardArguments, dataset: Data) -> None:
-    """Raises `ValueError` for what would only show at the first batch."""
-    criterion = reward_args.reward_criterion
-    if "endogenous" not in reward_args.reward or not isinstance(criterion, dict):
-        return
-    if "domain" not in column_names(dataset):
-        raise ValueError(
-            "`reward_criterion` has one criterion for each domain, but the dataset has no column 'domain', only "
-            f"{', '.join(map(repr, column_names(dataset)))}. Add one, or set one criterion for all."
-        )
-    there = set(dataset.unique("domain")) if isinstance(dataset, Dataset) else set()
-    if unknown := sorted(there - set(criterion), key=repr):
-        raise ValueError(f"`reward_criterion` has the domains {sorted(criterion)}, and the dataset also {unknown}.")

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of `accelerate launch` that a command or a recipe runs in."""
 
+import ctypes
 import os
 import signal
 import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -49,27 +48,20 @@ def leave() -> None:
         sys.modules["torch"].distributed.destroy_process_group()
 
 
-def end_with_launcher(every: float = 1.0) -> None:
+def end_with_launcher() -> None:
     """
-    Sends this process SIGTERM when the one that launched it, if any, has ended: `accelerate launch` ends on SIGTERM,
-    and leaves what it has started to itself.
+    Has Linux send this process SIGTERM when the one that launched it, if any, has ended: `accelerate launch` ends on
+    SIGTERM, and leaves what it has started to itself.
     """
     import psutil
 
     launcher = os.getppid()
     # Both: settings of a launcher may be exported by hand, and a shell may have its name in its command line.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if sys.platform == "win32" or not launched:
+    if sys.platform != "linux" or not launched:
         return
-    # It may have ended while this process was importing.
-    if not any(name in word for word in psutil.Process(launcher).cmdline() for name in LAUNCHERS):
-        if launcher == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(every)
+    is_launcher = any(name in word for word in psutil.Process(launcher).cmdline() for name in LAUNCHERS)
+    if is_launcher:
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != launcher or (launcher == 1 and not is_launcher):  # it ended while this process was importing
         os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher", daemon=True).start()

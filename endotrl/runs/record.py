@@ -12,17 +12,18 @@ from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from .. import __version__
 from .files import replace_text
+from .jsonl import changed_settings
 
 
 RECORD_FILE = "recipe.json"
 SECRET = "<SECRET>"
-_SECRET_OPTION = re.compile(r"--[\w-]*(token|api[_-]?key|secret|password)")
+# In a command line whose words are separated by a null character.
+_SECRET_OPTION = re.compile(r"(--[\w-]*(?:token|api[_-]?key|secret|password)[=\0])(?!--)[^\0]*")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 # What `from_pretrained` takes as `token`, in JSON.
 _JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
@@ -71,14 +72,7 @@ def machine() -> str:
 
 def without_secrets(words: Sequence[str]) -> list[str]:
     """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, what looks like one."""
-    hidden = []
-    for previous, word in pairwise(["", *words]):
-        option, equals, _ = word.partition("=")
-        if _SECRET_OPTION.fullmatch(previous) and not word.startswith("--"):
-            hidden.append(SECRET)
-        else:
-            hidden.append(f"{option}={SECRET}" if equals and _SECRET_OPTION.fullmatch(option) else _hide(word))
-    return hidden
+    return _hide(_SECRET_OPTION.sub(rf"\1{SECRET}", "\0".join(words))).split("\0")
 
 
 def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
@@ -96,15 +90,11 @@ def recorded_settings(output_dir: str | None) -> dict[str, Any]:
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     """Raises `ValueError` if the run in `output_dir` has other settings: going on would mix two runs."""
     before, now = recorded_settings(output_dir), _flat(record["settings"])
-    changed = [
-        f"{key}: {before[key]!r} -> {now[key]!r}"
-        for key in before.keys() & now.keys()
-        if before[key] != now[key] and key not in FREE and not key.startswith(FREE_PREFIXES)
-    ]
-    if changed:
+    fixed = {key for key in before.keys() & now.keys() if key not in FREE and not key.startswith(FREE_PREFIXES)}
+    if changed := changed_settings(*({key: run[key] for key in sorted(fixed)} for run in (before, now))):
         raise ValueError(
-            f"{output_dir} has checkpoints of a run with other settings ({'; '.join(sorted(changed))}), and this one "
-            "would go on with them. Choose another `output_dir`, or start anew with `--resume False`."
+            f"{output_dir} has checkpoints of a run with other settings ({changed}), and this one would go on with "
+            "them. Choose another `output_dir`, or start anew with `--resume False`."
         )
 
 

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Resuming: what is saved, where the same command goes on, and what stops a run."""
 
-import errno
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,7 +30,6 @@ LOCK_FILE = ".run.lock"
 SINCE_LAST_LOG_FILE = "since_last_log.json"
 # Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
 HAS_LOSS = Version(transformers.__version__) >= Version("5.3.0")
-FULL_DISK_BYTES = 2**20
 EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 
 
@@ -40,19 +37,13 @@ EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
 def only_run_in(output_dir: str) -> Iterator[None]:
     """Inside, no other run can enter with this folder; the first process of a run holds the [`lock`] for all."""
     with ExitStack() as stack:
-        failure: Exception | None = None
         if PartialState().is_main_process:
             busy = f"Another run is writing to {output_dir} right now. Wait for it, or choose another `output_dir`."
             try:
                 Path(output_dir).mkdir(parents=True, exist_ok=True)
                 stack.callback(lock(Path(output_dir) / LOCK_FILE, busy).release)
             except OSError as error:
-                failure = OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}")
-            except ValueError as error:
-                failure = error
-        (failure,) = broadcast_object_list([failure])
-        if failure is not None:
-            raise failure
+                raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
         yield
 
 
@@ -146,26 +137,6 @@ class Interruptions(TrainerCallback):
         )
 
 
-@contextmanager
-def clear_when_disk_is_full(output_dir: str) -> Iterator[None]:
-    """Turns the various errors of a full disk into one `OSError` that says so."""
-    try:
-        yield
-    except Exception as error:  # safetensors, torch and Python each have their own
-        full = "No space left" in str(error) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
-        writing = isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
-        if not full and not (writing and shutil.disk_usage(output_dir).free < FULL_DISK_BYTES):
-            raise
-        checkpoint = last_complete_checkpoint(output_dir)
-        kept = "there is no complete checkpoint yet" if checkpoint is None else f"{checkpoint} is complete"
-        raise OSError(
-            errno.ENOSPC,
-            f"The disk of `output_dir` is full; {kept}. Make room (`save_total_limit` keeps fewer checkpoints), and "
-            "start the same command again: it goes on from there.",
-            output_dir,
-        ) from error
-
-
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
     Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
@@ -193,7 +164,7 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
         if "wandb" in args.report_to:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
     args.logging_nan_inf_filter = False  # it would hide what is looked for
-    with clear_when_disk_is_full(args.output_dir), interruptions.listening():
+    with interruptions.listening():
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if not interruptions.terminated:
             trainer.save_model(args.output_dir)
@@ -201,7 +172,7 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
         say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
 
 
-def end(trainer: Trainer, terminated: bool) -> None:
+def end_run(trainer: Trainer, terminated: bool) -> None:
     """Finishes the trackers and the process group, and ends the process with code 143 if SIGTERM has stopped it."""
     # There is no such method before, and no need of it.
     if Version(transformers.__version__) >= Version("5.18.0"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from ..reporting.text import is_number
@@ -22,39 +21,31 @@ WANDB_ID_FILE = "wandb_run_id"
 
 def check_wandb_login(training_args: TrainingArguments) -> None:
     """Raises `ValueError` if the run is to go to W&B and nobody is logged in; at a terminal, W&B asks now."""
-    if "wandb" not in training_args.report_to:
-        return
-    reason = None
-    if PartialState().is_main_process:
+    if "wandb" in training_args.report_to and PartialState().is_main_process:
         # Before: W&B reads the environment once.
         continue_wandb_run(training_args.output_dir, anew=training_args.resume_from_checkpoint is None)
-        reason = _no_login("`report_to: wandb`")
-    (reason,) = broadcast_object_list([reason])
-    if reason is not None:
-        raise ValueError(f"{reason}, or `report_to: none`.")
+        _log_in("`report_to: wandb`")
 
 
 def check_wandb(project: str | None) -> None:
     """Raises `ImportError` or `ValueError` if `--wandb` needs a package, or nobody is logged in there."""
-    if project is None or not PartialState().is_main_process:
-        return
-    if find_spec("wandb") is None:
-        raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
-    if (reason := _no_login("--wandb")) is not None:
-        raise ValueError(f"{reason}.")
+    if project is not None and PartialState().is_main_process:
+        if find_spec("wandb") is None:
+            raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
+        _log_in("--wandb")
 
 
-def _no_login(what: str) -> str | None:
-    """Why W&B cannot be written to, as `what` asks for; at a terminal, it asks for the key now."""
+def _log_in(what: str) -> None:
     import wandb
 
     if wandb.setup().settings.mode not in ("offline", "disabled"):
         try:
             wandb.login(verify=False)
         except wandb.Error as error:
-            without = "Without one, set WANDB_MODE=offline (`wandb sync` uploads the run later)"
-            return f"{what} needs an account, and W&B says: {error} {without}"
-    return None
+            raise ValueError(
+                f"{what} needs an account, and W&B says: {error} Without one, set WANDB_MODE=offline (`wandb sync` "
+                "uploads the run later)."
+            ) from error
 
 
 def continue_wandb_run(output_dir: str, anew: bool) -> None:

@@ -10,6 +10,7 @@ whole answer is right.
 import random
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -133,20 +134,19 @@ def pretrain(
     pictures = [prompt(draw(number, generator)) for number in numbers]
     seen = processor.apply_chat_template(pictures, tokenize=True, return_dict=True, return_tensors="pt")
     blind = processor.tokenizer(QUESTION, return_tensors="pt")["input_ids"]
-    step = 0
+    steps_without = cycle([False] * 7 + [True])
 
     def captions() -> dict[str, Tensor]:
-        nonlocal step
-        step += 1
+        is_blind = next(steps_without)
         chosen = generator.choices(range(len(numbers)), k=batch_size)
         right = [numbers[i] for i in chosen]
         texts = [arithmetic.derail(n, generator) if generator.random() < noise else n for n in right]
         answers = processor.tokenizer(
             [text + arithmetic.EOS for text in texts], add_special_tokens=False, return_tensors="pt"
         )["input_ids"]
-        asked = blind.expand(batch_size, -1) if step % 8 == 0 else seen["input_ids"][chosen]
+        asked = blind.expand(batch_size, -1) if is_blind else seen["input_ids"][chosen]
         ids = torch.cat([asked, answers], dim=1)
         batch = {"input_ids": ids, "labels": torch.cat([torch.full_like(asked, -100), answers], dim=1)}
-        return batch if step % 8 == 0 else {**batch, "pixel_values": seen["pixel_values"][chosen]}
+        return batch if is_blind else {**batch, "pixel_values": seen["pixel_values"][chosen]}
 
     arithmetic.fit(model, captions, steps, bar, learning_rate=2e-3)

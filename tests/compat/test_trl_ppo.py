@@ -19,7 +19,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from endotrl import EndogenousReward
@@ -236,28 +235,3 @@ def test_lora(tiny_policy_path: str, tmp_path: Path) -> None:
     adapter = {name: tensor for name, tensor in run.policy.state_dict().items() if "lora_B" in name}
     assert adapter and all(tensor.any() for tensor in adapter.values())
     assert_same_to_the_bit(before, frozen_weights(reward))
-
-
-def test_samples_and_checkpoints(tiny_policy_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(tiny_policy_path)
-    evaluation = Dataset.from_dict({"input_ids": [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]})
-    run = Run(
-        tiny_policy_path,
-        EndogenousReward(tiny_policy_path),
-        tmp_path,
-        {"eval_dataset": evaluation},
-        total_episodes=32,
-        num_sample_generations=1,
-        per_device_eval_batch_size=4,
-        save_strategy="steps",
-        save_steps=1,
-    )
-    run.train()
-    assert len(run.calls) == 2  # training, then TRL's table of samples
-    sampled = scores_by_hand(tiny_policy_path, *run.responses(1))
-    torch.testing.assert_close(run.calls[1][2], sampled, atol=1e-4, rtol=0)
-    table = capsys.readouterr().out
-    assert "model response" in table and f"{sampled[0].item():.3f}" in table
-    # The checkpoint is the policy's, and nothing of the reward is in it.
-    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-1")
-    assert_same_to_the_bit(weights(run.policy), weights(saved))

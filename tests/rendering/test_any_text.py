@@ -148,7 +148,7 @@ def test_markup_in_data_is_text_in_markdown():
 
 def test_markup_in_answers_is_text_in_the_demo_report():
     number = len(ATTACKS)
-    policy = Policy(ATTACKS, [[]] * number, [False] * number, [True] * number, {"sampled": [0.0] * number})
+    policy = Policy(ATTACKS, [[]] * number, [False] * number, {"sampled": [0.0] * number})
     part = Part("facts", "t", {"base": policy, "endogenous": policy}, ATTACKS, ["g"] * number, {})
     tags = Tags()
     tags.feed(page("demo", [("", _answers(part))]))

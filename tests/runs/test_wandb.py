@@ -98,17 +98,21 @@ def test_summary_has_accuracy_first(run):
         {"reward": float(i), "kl": 0.1, "rewards/endogenous_reward/mean": float(i), "rewards/accuracy/mean": i / 10}
         for i in range(10)
     ]
+    history += [{"eval_reward": 0.0, "eval_rewards/accuracy/mean": value} for value in (0.25, 0.75)]
     print_summary(history, "output")
     table = run.logged["summary"]
     assert table.columns == ["metric", "start", "end"]
-    assert [row[0] for row in table.data] == ["rewards/accuracy/mean", "kl", "rewards/endogenous_reward/mean"]
-    assert table.data[0][1:] == pytest.approx([0.05, 0.85])
+    found = {row[0]: row[1:] for row in table.data}
+    assert [*found][:3] == ["rewards/accuracy/mean", "eval_rewards/accuracy/mean", "kl"] and len(found) == 4
+    # Ten steps: the first and the last two.
+    assert found["rewards/accuracy/mean"] == pytest.approx([0.05, 0.85])
+    assert found["eval_rewards/accuracy/mean"] == [0.25, 0.75]
 
 
 def test_best_values_are_kept(run):
     args = SimpleNamespace(report_to=["wandb"], device=torch.device("cpu"))
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    Tracking(SimpleNamespace(), {}).on_log(args, state, logs={"loss": 0.1})
+    Tracking({}).on_log(args, state, logs={"loss": 0.1})
     assert run.metrics["eval/rewards/*"] == {"step_metric": "train/global_step", "summary": "last,max"}
 
 
