@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from tqdm.auto import tqdm
 
 from ..evaluation.engine import Engine
@@ -23,13 +24,14 @@ from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import counted, number
+from ..reporting import counted, number, table
 from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
 from .common import counted_items
 from .evaluate import LOADING, check_processes, open_answering_model, open_model, open_vllm, publish
 
 
+SHOWN_CHOICES = 8
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
 GREEDY = "greedy"
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
@@ -92,7 +94,7 @@ class AnswerRun:
             for question, row in zip(block, samples, strict=True)
         ]
 
-    def publish(self, results: dict[str, Any], scores: Scores) -> None:
+    def publish(self, results: dict[str, Any], scores: Scores, sections: Sequence[tuple[str, Markup]] = ()) -> None:
         """Writes and shows the results, with the `scores` by which scorers choose."""
         keys = {question.key for question in self.questions}
         used = [answer for (key, _), answer in self.answers.items() if key in keys]
@@ -108,7 +110,7 @@ class AnswerRun:
         settings = {**self.settings, "seeds": self.args.seeds}
         results = {"num_items": len(self.questions), "num_distinct": len(keys), "length": {}, **results}
         names = list(next(iter(scores.values()))) if scores else list(results["metrics"])
-        publish(self.args, self.folder, settings, used, results, names, examples, about)
+        publish(self.args, self.folder, settings, used, results, names, examples, about, sections)
 
 
 def run_generation(args: argparse.Namespace) -> None:
@@ -194,4 +196,36 @@ def run_best_of_n(args: argparse.Namespace) -> None:
         {"key": key, "seed": seed, "right": run.answers[key, seed]["right"], "scores": found}
         for (key, seed), found in scores.items()
     ]
-    run.publish(results, scores)
+    run.publish(results, scores, [_choices(run, scores)])
+
+
+def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
+    """What each scorer chose, of questions in which that made a difference."""
+    rows: list[list[object]] = []
+    differing = 0
+    for question in run.questions:
+        row, found = run.answers[question.key, run.seeds[0]], scores[question.key, run.seeds[0]]
+        by_sample: dict[int, list[str]] = {}
+        for name, values in found.items():
+            by_sample.setdefault(list(values).index(max(values)), []).append(name)
+        if len({row["right"][i] for i in by_sample}) == 1:
+            continue
+        differing += 1
+        if differing <= SHOWN_CHOICES:
+            asked = [str(question.prompt), *[""] * (len(by_sample) - 1)]
+            rows += [
+                [prompt, ", ".join(names), _marked(row, i), question.answer]
+                for prompt, (i, names) in zip(asked, by_sample.items(), strict=True)
+            ]
+    if not rows:
+        text = "Whatever chooses, the same questions get a right answer: on no question do the choices differ in that."
+        return "What each scorer chose", Markup("<p>{}</p>").format(text)
+    caption = (
+        f"Questions in which choosing made a difference, {min(differing, SHOWN_CHOICES)} of {differing}; all are in "
+        "examples.html. ✓ is right, ✗ wrong."
+    )
+    return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
+
+
+def _marked(row: Mapping[str, Any], i: int) -> str:
+    return f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"

@@ -15,16 +15,18 @@ from ..reporting import counted, number, terminal_table, terminal_text, working
 from .common import counted_items
 
 
+MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
+
+
 def run(args: argparse.Namespace) -> None:
     """Reads runs and shows their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
         raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
-    folders = map(Path, args.runs)
-    files = [(path / "results.json" if path.is_dir() else path).resolve() for path in folders]
+    files = [results_file(path).resolve() for path in args.runs]
     if same := next((path for i, path in enumerate(args.runs) if files[i] in files[:i]), None):
         raise ValueError(f"{same} is a run that is named twice. Name runs that differ.")
     with working("Intervals"):
-        runs = list(map(read_results, files))
+        runs = [read_results(path) for path in args.runs]
         found = compare(runs)
     console = Console(highlight=False)
     console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
@@ -32,17 +34,33 @@ def run(args: argparse.Namespace) -> None:
     # Of benchmarks, several items may make a cluster and still differ.
     distinct = found["num_clusters"] if "num_distinct" in runs[0] else found["num_units"]
     title = f"{found['benchmark']}: {', '.join(letters)} on {counted_items(found['num_units'], distinct)}"
-    headers, rows = comparison_rows(found)
-    short = [[*row[2:], f"{row[1]}, {row[0]}"] for row in rows]
-    console.print(terminal_table([*headers[2:], "metric, scorer"], short, title, fold=True))
+    short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
+    short = ([*short[0][2:], "metric, scorer"], [[*row[2:], f"{row[1]}, {row[0]}"] for row in short[1]])
+    console.print(terminal_table(*short, title, fold=True))
+    if len(runs) > 2:
+        console.print("▲ better than A, ▼ worse, beyond noise (95%).")
     for name, path, results in zip(letters, args.runs, runs, strict=True):
         console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
     if found["left_out"]:
         console.print(f"Left out, as not all runs have them: {counted(found['left_out'], 'item')}.")
     if args.markdown:
         models = "; ".join(f"{name}: {results['model']}" for name, results in zip(letters, runs, strict=True))
-        about = markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")
-        Path(args.markdown).write_text(f"{about}\n\n{markdown_table(headers, rows)}\n", encoding="utf-8")
+        blocks = [markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")]
+        tables = [table_of_runs] if len(runs) > 2 else []
+        blocks += [markdown_table(*rows(found)) for rows in (*tables, comparison_rows)]
+        Path(args.markdown).write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def table_of_runs(found: Mapping[str, Any]) -> Table:
+    """All runs beside each other, marked where they differ from the first."""
+    rows: list[list[object]] = []
+    for row in found["rows"]:
+        first, *others = map(number, row["values"])
+        marks = [MARKS[gap["verdict"]] for gap in row["differences"]]
+        rows.append(
+            [row["scorer"], row["metric"], first, *(value + mark for value, mark in zip(others, marks, strict=True))]
+        )
+    return ["scorer", "metric", *LETTERS[: len(rows[0]) - 2]], rows
 
 
 def comparison_rows(found: Mapping[str, Any]) -> Table:
@@ -58,11 +76,17 @@ def comparison_rows(found: Mapping[str, Any]) -> Table:
     return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 
 
-def read_results(file: Path) -> dict[str, Any]:
-    """Contents of a `results.json`."""
+def results_file(path: str) -> Path:
+    """The `results.json` that is meant by a file or its folder."""
+    return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """Contents of a `results.json`, given as the file or its folder."""
+    file = results_file(path)
     try:
         results = json.loads(file.read_text(encoding="utf-8"))
         _ = results["units"], results["metrics"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is no run of endotrl eval: it has no results ({error}).") from error
+        raise ValueError(f"{path} is no run of endotrl eval: {file} has no results ({error}).") from error
     return results

@@ -260,13 +260,17 @@ def _add_plan(commands: Any) -> None:
         "plan",
         "plan:run",
         help="check whether a recipe fits on given GPUs",
-        description="Memory of each GPU under each way to split a recipe over GPUs, and what to change if it does not "
-        "fit. From configs alone: no weights are loaded, and no GPU is needed.",
+        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
+        "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
     )
     add = parser.add_argument
     add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one that comes with endotrl")
     add("--gpus", **COUNT, default=8, help="GPUs of all machines together")
-    add("--gpu-memory", metavar="GIB", type=positive_number, default=80.0, help="memory of each, in GiB")
+    number: dict[str, Any] = {"metavar": "N", "type": positive_number}
+    add("--gpu-memory", **number | {"metavar": "GIB"}, default=80.0, help="memory of each, in GiB")
+    add("--rows", **COUNT, help="rows of the dataset, for the time of a recipe with epochs")
+    add("--gpu-tflops", **number, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
+    add("--gpu-bandwidth", **number, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)")
     add(
         "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
     )

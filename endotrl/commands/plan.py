@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `endotrl plan`: from a recipe's YAML file to a table of memory and what to change."""
+"""The command `endotrl plan`: from a recipe's YAML file to a table of memory, what to change, and a rough time."""
 
 import argparse
 from collections.abc import Callable
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from trl import GRPOConfig, get_peft_config
+from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
 from ..launch import RewardArguments, make_parser
+from ..launch.data import count_rows
 from ..planning.memory import (
+    DECODING,
     ENGINES,
     GIB,
     SHARDING,
+    TRAINING,
     FrozenModel,
     Hardware,
     ModelSize,
@@ -24,6 +27,7 @@ from ..planning.memory import (
     Workload,
     model_size,
     plan_memory,
+    plan_time,
 )
 from ..reporting import counted, terminal_table, working
 from ..sentence import SentenceRewardTrainerConfig
@@ -43,6 +47,7 @@ class Recipe:
     size: ModelSize
     work: Workload
     training_args: Any
+    data: tuple[ScriptArguments, DatasetMixtureConfig]
     uses_peft: bool
     attached: bool = False  # the reward reads frozen weights that the trainer has anyway
 
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
         fits = any(plan.total <= hardware.gpu_memory for plan in plans)
         changes = [] if fits else advice(recipe, read, hardware)
     _show(recipe, hardware, plans, changes)
+    for line in time_lines(recipe, args):
+        Console(highlight=False).print(line, markup=False)
 
 
 def read_recipe(
@@ -77,6 +84,7 @@ def read_recipe(
     words = ["--config", path, "--use_cpu", "True", *overrides, *changes.split()]
     parsed = make_parser(CONFIGS[kind]).parse_args_and_config(words)
     training_args, reward_args, model_args = parsed[1], parsed[2], parsed[-2]
+    data = parsed[0], parsed[-1]
     name, peft = model or model_args.model_name_or_path, model_args.use_peft
     if name is None:
         raise ValueError(f"{path} names no model. Pass --model.")
@@ -93,7 +101,7 @@ def read_recipe(
     )
     if kind == "sentence_reward":
         work = replace(work, prompt_tokens=training_args.max_length or prompt_tokens, sequences=2)
-        return Recipe(name, size, work, training_args, peft)
+        return Recipe(name, size, work, training_args, data, peft)
     completion_tokens = training_args.max_completion_length
     if training_args.vllm_max_model_length:
         prompt_tokens = training_args.vllm_max_model_length - completion_tokens
@@ -113,7 +121,7 @@ def read_recipe(
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
     )
-    return Recipe(name, size, work, training_args, peft, "endogenous" in reward_args.reward and not own_copy)
+    return Recipe(name, size, work, training_args, data, peft, "endogenous" in reward_args.reward and not own_copy)
 
 
 def frozen_models(
@@ -210,3 +218,36 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], changes: list[t
     for line in lines:
         # A command stays in one line, to be copied.
         console.print(line, markup=False, soft_wrap=line.startswith("  "))
+
+
+def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:
+    """The time of a generation batch and of the run, with what is assumed."""
+    training_args, work = recipe.training_args, recipe.work
+    is_policy = isinstance(training_args, GRPOConfig)
+    batches = training_args.steps_per_generation if is_policy else training_args.gradient_accumulation_steps
+    iterations = training_args.num_iterations if is_policy else 1
+    peak = args.gpu_tflops * 1e12, args.gpu_bandwidth * 1e9
+    seconds = plan_time(recipe.size, work, batches, iterations, *peak)
+    total, sequences = sum(seconds.values()), batches * work.micro_batch * args.gpus
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    lines = [
+        f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), if a GPU has "
+        f"{args.gpu_tflops:g} TFLOPS and {args.gpu_bandwidth:g} GB/s, of which {TRAINING:.0%} are reached in training "
+        f"and {DECODING:.0%} in decoding, all sequences are of full length, and communication is free."
+    ]
+    if training_args.max_steps > 0:
+        steps = counted(training_args.max_steps, "step")
+        return [*lines, f"{steps}: about {_duration(training_args.max_steps * total / iterations)}."]
+    try:
+        rows = args.rows or count_rows(*recipe.data)
+    except ValueError as error:
+        return [*lines, f"{error} Pass --rows, the number of rows of the dataset, for the time in all."]
+    # Rows of the dataset are prompts, each of which is a group of sequences.
+    epochs = training_args.num_train_epochs * (training_args.num_generations if is_policy else 1)
+    return [*lines, f"All epochs over {counted(rows, 'row')}: about {_duration(epochs * rows / sequences * total)}."]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -17,6 +17,7 @@ Engine = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
 ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
+TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are reached
 # The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
@@ -244,3 +245,36 @@ def _numbers(value: Any) -> list[int]:
 
 def _count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in {id(p): p for p in parameters}.values())
+
+
+def plan_time(
+    size: ModelSize,
+    work: Workload,
+    accumulation: int,
+    iterations: int = 1,
+    flops: float = 312e12,  # peak of dense bfloat16 products, operations per second
+    bandwidth: float = 2e12,  # of the memory, bytes per second
+) -> dict[str, float]:
+    """
+    Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
+    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
+    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
+    Communication is not counted.
+    """
+    length = work.prompt_tokens + work.completion_tokens
+    tokens = work.micro_batch * work.sequences * length * accumulation
+    backward = 2 if size.trainable < size.parameters else 4
+    again = 2 if work.gradient_checkpointing else 0
+    training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
+    # The frozen models; without one, the policy without its adapter is.
+    scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
+    generation = 0.0
+    if work.generation_batch:
+        cache = 4 * size.layers * size.key_value * (work.prompt_tokens + work.completion_tokens / 2)
+        read = 2 * size.parameters + work.generation_batch * cache
+        generation = work.completion_tokens * read / (bandwidth * DECODING)
+    return {
+        "generation": generation,
+        "scoring": 2 * scored * tokens / (flops * SCORING),
+        "training": training / (flops * TRAINING),
+    }

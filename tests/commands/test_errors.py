@@ -49,7 +49,7 @@ MISTAKES = {
     "eval rmbench": "(did you mean rm-bench?)",
     "plan other.yaml --gpus 1 --gpu-memory 0": "is not a number above 0",
     "plan other.yaml --gpus 1 --gpu-memory nan": "is not a number above 0",
-    f"{PLAN} --gpu-memory 0": "is not a number above 0",
+    f"{PLAN} --gpu-tflops 0": "is not a number above 0",
     # What the commands say
     "score rows.jsonl --model no/such-model": "The frozen model 'no/such-model' cannot be loaded",
     "score no.jsonl --model MODEL": "no.jsonl: there is no such file or folder",

@@ -273,6 +273,9 @@ class TestCompare:
         out = capsys.readouterr().out
         verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
         assert " ".join(out.split()).startswith(verdict)
+        lines = list(map(str.strip, out.splitlines()))
+        row = next(line for line in lines if line.endswith("accuracy, length"))
+        assert row.split() == ["0.000", "1.000", "▲", "0.000", "accuracy,", "length"]
         assert max(map(len, out.splitlines()[:10])) <= 80
         table = (tmp_path / "c.md").read_text()
         assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
@@ -355,6 +358,8 @@ class TestGeneration:
         for shown, line in zip(data["examples"], lines, strict=True):
             assert shown["scores"][1] == line["tokens"]
             assert shown["choice"][1] == line["tokens"].index(max(line["tokens"]))
+        table = (tmp_path / "out" / "report.html").read_text().partition("What each scorer chose")[2]
+        assert all(table.count(f">{i}+{i}?</td>") <= 1 for i in range(4)) and "</table>" in table
 
     def test_one_engine_of_vllm(self, evaluate, tmp_path, fake_vllm):
         options = ["--samples", "2", "--seeds", "0", "1", "--backend", "vllm", "--trust-remote-code"]

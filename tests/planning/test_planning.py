@@ -4,6 +4,7 @@
 import functools
 import importlib
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from endotrl.planning.memory import (
     activation_numbers,
     model_size,
     plan_memory,
+    plan_time,
 )
 
 
@@ -251,6 +253,13 @@ class TestProperties:
         assert asleep.vllm == 0 and asleep.generation == 0.3 * 80 * GIB
         assert asleep.total < resident.total
 
+    def test_time(self, seven_b):
+        seconds = plan_time(seven_b, WORK, accumulation=8)
+        # 4 * 8 sequences of 1024 tokens, 8 operations a parameter with checkpointing, 35% of 312 TFLOPS.
+        assert seconds["training"] == pytest.approx(8 * 6.738e9 * 32 * 1024 / (0.35 * 312e12), rel=1e-3)
+        assert plan_time(seven_b, WORK, 8, iterations=2)["training"] == 2 * seconds["training"]
+        assert all(value > 0 and math.isfinite(value) for value in seconds.values())
+
 
 class TestCommand:
     @pytest.fixture
@@ -357,3 +366,20 @@ class TestCommand:
         assert max(map(len, shown.splitlines())) <= 80
         printed = " ".join(shown.split())
         assert "; 8 GPUs of 80 GiB" in printed and "which the reward reads too (`attach`: 0 GiB more)" in printed
+
+    def test_time_of_all_epochs(self, config_only, tmp_path, monkeypatch, capsys):
+        """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
+        monkeypatch.setenv("COLUMNS", "80")
+        (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1="}\n' * 3200)
+        words = [f"dataset_name={tmp_path / 'rows.jsonl'}", "num_train_epochs=2", "num_generations=8"]
+        assert main(["plan", GRPO, "--model", config_only, "--set", *words]) == 0
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= 80
+        printed = " ".join(shown.split())
+        assert "; 8 GPUs of 80 GiB" in printed
+        seconds, sequences = (float(n) for n in re.search(r"about ([\d.]+) s for (\d+) sequences", printed).groups())
+        told = r"All epochs over 3,200 rows: about ([\d.]+) (seconds|minutes|hours)\."
+        number, unit = re.search(told, printed).groups()
+        told = float(number) * {"seconds": 1, "minutes": 60, "hours": 3600}[unit]
+        assert told == pytest.approx(2 * 3200 * 8 / sequences * seconds, rel=0.1)
+        assert "which the reward reads too (`attach`: 0 GiB more)" in printed
