@@ -13,7 +13,9 @@ telling pairs apart. Arms:
 - `equal`: the same from equal weights.
 - `own`: every sentence has a value of its own, weighted by attention from equal weights.
 - `own-sum`: the sum of values of their own, `differences=False, aggregator="sum"`.
-- `told`: the same, told which sentences of the training pairs are right: a bound.
+- `told`: the same, told which sentences of the training pairs are right: a bound for heads.
+- `response-layers`, `own-sum-layers`: models of which the five layers below the head are trained, too, on the same pairs
+  (of `facts`), from the head of `response` and `own-sum` on.
 
 Depth, shrinkage and penalty are chosen on pairs that are in no final figure. Data:
 
@@ -44,6 +46,7 @@ from benchmarks.measure import describe_run, machine_line, markdown_table, read_
 from endotrl.reporting import terminal_table
 from endotrl.sentence.head import attention_weights, sentence_rewards
 
+from .sentence_layers import CENTERING, TRAINING, as_model, judge_pairs, train_layers
 from .sentence_states import DATASETS, DEPTHS, States
 
 
@@ -54,9 +57,13 @@ LABELS = {
     "equal": "sentences: differences, attention from equal weights",
     "paper": "sentences: differences, attention, as in the paper",
     "endogenous": "endogenous reward by sentence, untrained",
-    "told": "own values, told which sentences are right (a bound)",
+    "told": "own values, told which sentences are right (a bound for heads)",
+    "response-layers": "response-level, layers trained",
+    "own-sum-layers": "sentences: own values, sum, layers trained",
 }
-ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told"))
+LAYERS = {"response-layers": "response", "own-sum-layers": "own-sum"}  # the arms that they start from
+OWN = "own-sum", "own-sum-layers"  # that the verdict is about
+ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told", *LAYERS))
 # Arms with attention, which take longer, have the depth of the one without and two shrinkages to choose from; `told`
 # has all settings of the one that is not told.
 DEPTH_OF = {"paper": "response", "equal": "response", "own": "own-sum"}
@@ -232,27 +239,33 @@ def run(arm: str, seed: int, rows: list[dict[str, Any]], setting: dict[str, Any]
     """One cell: margins and worth of sentences of all test pairs, by their number."""
     states, lengths = stack(rows, setting["depth"])
     if by_part:
-        training = [i for i, row in enumerate(rows) if row["part"] == "train"]
-        # Each seed has nine tenths of the pairs, so that seeds differ in data as well.
-        training = random.Random(seed).sample(training, len(training) * 9 // 10)
-        splits = [(training, [i for i, row in enumerate(rows) if row["part"] == "test"])]
+        splits = [(training_pairs(rows, seed), [i for i, row in enumerate(rows) if row["part"] == "test"])]
     else:
         splits = folds(len(rows), seed)
-    margins: dict[int, float] = {}
-    worth: dict[int, list[list[float]]] = {}
+    judged: dict[int, tuple[float, list[list[float]]]] = {}
     for training, held_out in splits:
         if arm == "told":
             trained = told(states, lengths, training, rows, setting)
         else:
             trained = train(arm, states, lengths, training, setting, seed)
         found, terms = judge(trained, states, lengths, held_out)
-        margins.update(zip(held_out, found, strict=True))
-        worth.update({pair: terms[2 * i : 2 * i + 2] for i, pair in enumerate(held_out)})
-    result: dict[str, Any] = {"arm": arm, "seed": seed, "pairs": sorted(margins)}
-    result["margins"] = [round(margins[i], 6) for i in result["pairs"]]
-    if "right" in rows[result["pairs"][0]]:
-        result["worth"] = [[[round(v, 4) for v in row] for row in worth[i]] for i in result["pairs"]]
-    return result
+        judged.update({pair: (found[i], terms[2 * i : 2 * i + 2]) for i, pair in enumerate(held_out)})
+    return cell(arm, seed, judged, "right" in rows[held_out[0]])
+
+
+def training_pairs(rows: list[dict[str, Any]], seed: int) -> list[int]:
+    """Nine tenths of the pairs to learn from, so that seeds differ in data as well."""
+    training = [i for i, row in enumerate(rows) if row["part"] == "train"]
+    return random.Random(seed).sample(training, len(training) * 9 // 10)
+
+
+def cell(arm: str, seed: int, judged: dict[int, tuple[float, list[list[float]]]], with_worth: bool) -> dict[str, Any]:
+    """What is kept of margins and worth of sentences, by pair."""
+    kept: dict[str, Any] = {"arm": arm, "seed": seed, "pairs": sorted(judged)}
+    kept["margins"] = [round(judged[i][0], 6) for i in kept["pairs"]]
+    if with_worth:
+        kept["worth"] = [[[round(v, 4) for v in row] for row in judged[i][1]] for i in kept["pairs"]]
+    return kept
 
 
 def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, save: Any) -> None:
@@ -291,6 +304,29 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
             "longer": accuracy([rows[i]["states"][0].shape[1] - rows[i]["states"][1].shape[1] for i in tested]),
         }
         save()
+    if {"facts", "fresh"} <= set(datasets):
+        done = {(cell["arm"], cell["seed"]) for cell in figures["cells"]["fresh"]}
+        for arm, seed in tqdm([job for job in itertools.product(LAYERS, range(SEEDS)) if job not in done], "Layers"):
+            run_layers(arm, seed, figures, states)
+            save()
+
+
+def run_layers(arm: str, seed: int, figures: dict[str, Any], states: States) -> None:
+    """Trains layers on the facts, and adds a cell of the facts and one of the fresh facts."""
+    setting, rows, pairs = figures["choices"][f"facts {LAYERS[arm]}"], states.read("facts"), states.pairs("facts")
+    training = training_pairs(rows, seed)
+    head = train(LAYERS[arm], *stack(rows, setting["depth"]), training, setting, seed)
+    model = as_model(head, setting["depth"], states.path, LAYERS[arm] == "response", torch.float32)
+    reward = train_layers(model, states.path, [pairs[i] for i in training], seed)
+    for dataset in ("facts", "fresh"):
+        tested = [pair for pair in states.pairs(dataset) if pair.part == "test"]
+        judged = [
+            (margin, worth)
+            for pair, margin, worth in zip(tested, *judge_pairs(reward, tested), strict=True)
+            if list(map(len, worth)) == list(map(len, pair.right or ()))  # as in the states
+        ]
+        cells = figures["cells"][dataset]
+        cells.append(cell(arm, seed, dict(zip(cells[0]["pairs"], judged, strict=True)), True))
 
 
 def resample(count: int, statistic: Any, times: int) -> list[float]:
@@ -298,6 +334,11 @@ def resample(count: int, statistic: Any, times: int) -> list[float]:
     generator = torch.Generator().manual_seed(0)
     values = [statistic(torch.randint(count, (count,), generator=generator).tolist()) for _ in range(times)]
     return torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.025, 0.975]).double()).tolist()
+
+
+def rival_of(arm: str) -> str:
+    """The response-level arm with as much trained."""
+    return "response-layers" if arm == "own-sum-layers" else "response"
 
 
 def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]]:
@@ -310,7 +351,7 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
     }
     summary: dict[str, dict[str, Any]] = {}
     for arm in arms:
-        mean, rival = right[arm].mean(dim=0), right["response"].mean(dim=0)
+        mean, rival = right[arm].mean(dim=0), right[rival_of(arm)].mean(dim=0)
         by_seed = right[arm].mean(dim=1).tolist()
         summary[arm] = {
             "accuracy": mean.mean().item(),
@@ -343,12 +384,13 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
         for arm in worth:
             summary.setdefault(arm, {})["auc"] = mean_auc(arm, range(count))
             summary[arm]["auc_interval"] = resample(count, lambda i, a=arm: mean_auc(a, i), 300)
-        best = max((arm for arm in arms if arm in ARMS and arm != "response"), key=lambda arm: summary[arm]["auc"])
-        for rival in ("response", "endogenous"):
-            summary[best][f"auc_over_{rival}"] = [
-                summary[best]["auc"] - summary[rival]["auc"],
-                *resample(count, lambda i, r=rival: mean_auc(best, i) - mean_auc(r, i), 300),
-            ]
+        for arm in OWN:
+            for name, rival in (("response", rival_of(arm)), ("endogenous", "endogenous")):
+                if arm in arms:
+                    summary[arm][f"auc_over_{name}"] = [
+                        summary[arm]["auc"] - summary[rival]["auc"],
+                        *resample(count, lambda i, a=arm, r=rival: mean_auc(a, i) - mean_auc(r, i), 300),
+                    ]
     return summary
 
 
@@ -397,26 +439,31 @@ def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
             said.append(f"{text}; behind: {'; '.join(behind) or 'none'}.")
     if "facts" in summaries:
         facts = summaries["facts"]
-        best = max((arm for arm in ARMS if arm in facts), key=lambda arm: facts[arm]["auc"])
-        text = f"Where sentences are right or wrong by themselves, the {LABELS[best].replace('sentences: ', 'sentence model of ')} "
-        text += f"orders {100 * facts[best]['accuracy']:.1f}% of held-out pairs and finds the wrong sentences with an AUC of "
-        text += f"{facts[best]['auc']:.2f}"
-        if best != "response":
-            over = [facts[best][f"auc_over_{rival}"] for rival in ("response", "endogenous")]
-            text += (
-                f": {100 * facts[best]['difference']:+.1f} points next to the response-level model, whose AUC is "
-                f"{facts['response']['auc']:.2f} ({over[0][0]:+.2f}, {over[0][1]:+.2f} to {over[0][2]:+.2f}); that of the "
-                f"endogenous reward is {facts['endogenous']['auc']:.2f} ({over[1][0]:+.2f}, {over[1][1]:+.2f} to "
-                f"{over[1][2]:+.2f})"
+        starts = (
+            "Where sentences are right or wrong by themselves, heads of",
+            "With five layers trained, too, heads of",
+        )
+        for arm, start in zip(OWN, starts, strict=True):
+            if arm not in facts:
+                continue
+            over = [facts[arm][f"auc_over_{rival}"] for rival in ("response", "endogenous")]
+            response = facts[rival_of(arm)]["auc"]
+            said.append(
+                f"{start} own values order {100 * facts[arm]['accuracy']:.1f}% of held-out pairs, "
+                f"{100 * facts[arm]['difference']:+.1f} points next to the response-level model "
+                f"({' to '.join(percent(end, '+') for end in facts[arm]['difference_interval'])}), and find the wrong "
+                f"sentences with an AUC of {facts[arm]['auc']:.2f}; the response-level model with {response:.2f} "
+                f"({over[0][0]:+.2f}, {over[0][1]:+.2f} to {over[0][2]:+.2f}), the endogenous reward with "
+                f"{facts['endogenous']['auc']:.2f} ({over[1][0]:+.2f}, {over[1][1]:+.2f} to {over[1][2]:+.2f})."
             )
-        said.append(text + ".")
     if "fresh" in summaries:
         fresh = summaries["fresh"]
+        arm = next(arm for arm in reversed(OWN) if arm in fresh)
         said.append(
-            f"On facts of other kinds than it learned from, it orders {100 * fresh['own-sum']['accuracy']:.1f}% of pairs, "
-            f"{100 * fresh['own-sum']['difference']:+.1f} points next to the response-level model "
-            f"({' to '.join(percent(end, '+') for end in fresh['own-sum']['difference_interval'])}), with an AUC of "
-            f"{fresh['own-sum']['auc']:.2f} ({fresh['response']['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
+            f"On facts of other kinds than it learned from, it orders {100 * fresh[arm]['accuracy']:.1f}% of pairs, "
+            f"{100 * fresh[arm]['difference']:+.1f} points next to the response-level model "
+            f"({' to '.join(percent(end, '+') for end in fresh[arm]['difference_interval'])}), with an AUC of "
+            f"{fresh[arm]['auc']:.2f} ({fresh[rival_of(arm)]['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
         )
     return " ".join(said)
 
@@ -439,7 +486,7 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
     unwhitened = f" From before states were whitened are settings and heads of: {names}." if names else ""
     parts.append(
         "## How\n\n"
-        f"All models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
+        f"Most models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
         f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
         "`RewardTrainer`. States are whitened, by a covariance that is shrunk to that of independent features, so that the penalty is one on the "
         "variance of values: the answers of a pair are about the same, and nothing else keeps the value of a sentence from depending on its subject. "
@@ -452,9 +499,14 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         "are those of the facts, as are the training pairs. They were run on them twice: before states were whitened, own values had 67.1% and an AUC "
         "of 0.66, response-level 60.4% and 0.51. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
         "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only."
+        " Where layers are trained, these are the five below the head (8 to 12 of own values, 11 to 15 of the response-level model), by "
+        f"`SentenceRewardTrainer` with `freeze_layers`: {TRAINING['num_train_epochs']} epochs in batches of "
+        f"{TRAINING['per_device_train_batch_size']} pairs at a learning rate of {TRAINING['learning_rate']:g} in bfloat16, from the head on "
+        f"(and with `center_sentences_coefficient={CENTERING:g}` for own values). These are the first settings that were tried; one epoch of a "
+        "trial had been looked at on development and test pairs, and nothing was changed after it. They are compared with each other."
         f"{unwhitened}\n\n"
-        "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers and training of layers (heads alone are trained), "
-        "and models beyond 135M parameters; "
+        "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers, training of layers on other "
+        "data than the facts, and models beyond 135M parameters; "
         f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
         f"{markdown_table(['chosen', 'layer', 'shrinkage', 'penalty', 'development pairs in order, %'], choices)}\n\n"
         f"{machine_line(figures['settings'])}\n"

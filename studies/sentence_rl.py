@@ -61,10 +61,11 @@ from endotrl import (
 )
 from endotrl.reporting import terminal_table
 from endotrl.rewards.protocol import DenseScores
-from endotrl.sentence import RuleSegmenter, SentenceRewardConfig
+from endotrl.sentence import RuleSegmenter
 from endotrl.sentence.tokens import find_sentences
 from endotrl.tasks import facts
 
+from .sentence_layers import as_model
 from .sentence_reward import percent, stack, train
 from .sentence_states import States, statement
 
@@ -494,23 +495,11 @@ class FactsRuns:
         return TrainedReward(SentenceReward(model, reader, policy_processing_class=self.tokenizer))
 
     def _reward_model(self, arm: str, seed: int) -> SentenceRewardModel:
-        """
-        A head of [`studies.sentence_reward`] on the lower layers of SmolLM2, as a model. Its states have length 1: so do
-        those of an RMSNorm without weights, but for a factor.
-        """
+        """A head of [`studies.sentence_reward`] on the lower layers of SmolLM2."""
         setting = self.choices[f"facts {arm}"]
-        depth = setting["depth"]
         pairs = random.Random(seed).sample(range(len(self.training)), len(self.training) * 9 // 10)
-        head, mean, matrix = train(arm, *stack(self.training, depth), pairs, setting, seed)
-        lower = AutoModelForCausalLM.from_pretrained(self.states.path, num_hidden_layers=depth, dtype=torch.bfloat16)
-        torch.nn.init.ones_(lower.model.norm.weight)
-        config = SentenceRewardConfig(marker=False, aggregator="sum", differences=arm == "response")
-        model = SentenceRewardModel.from_backbone(lower, config)
-        with torch.no_grad():
-            weight = head.value.weight @ matrix.T
-            model.sentence_head.value.weight.copy_(weight / model.config.hidden_size**0.5)
-            model.sentence_head.value.bias.copy_(head.value.bias - weight @ mean)
-        return model.eval()
+        head = train(arm, *stack(self.training, setting["depth"]), pairs, setting, seed)
+        return as_model(head, setting["depth"], self.states.path, arm == "response", torch.bfloat16)
 
 
 def smooth(curve: Sequence[float]) -> list[float]:

@@ -166,12 +166,16 @@ class States:
         self.path = quickstart_model_path()
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)
 
+    def pairs(self, dataset: str) -> list[Pair]:
+        """The pairs of a dataset, with those that have no states."""
+        return load_pairs(dataset, self.data)
+
     def read(self, dataset: str, limit: int | None = None) -> list[dict[str, Any]]:
         """
         One row per pair with `states` of both answers, `right` and `part`; for those of which wrong sentences are
         known and that are no training pairs, `endogenous`, the rewards of sentences.
         """
-        pairs = load_pairs(dataset, self.data)[:limit]
+        pairs = self.pairs(dataset)[:limit]
         encode = SentenceEncoder(self.tokenizer, self._config(), lines if dataset == "prmbench" else RuleSegmenter())
         rows: list[dict[str, Any]] = []
         for start in tqdm(range(0, len(pairs), PAIRS_PER_FILE), desc=f"Frozen states, {dataset}", unit=" files"):
