@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hidden states of the forward pass that a trainer runs over its reference model anyway, for the reward to read."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,21 +10,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..rendering.images import TOKEN_KEYS, ImageInputs
 from .forward_pass import RopeLengths, backbone
 from .isolation import reads_padding, why_alone, why_alone_by_length
 
 
+# What trainers give a model for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].
+KNOWN_INPUTS = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask", "spatial_shapes", *TOKEN_KEYS}
 # Ends of the names of settings that make passes of training mode random.
 DROPOUTS = ("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise")
+# Token ids of a prompt and its completion, and the images of the prompt.
+Row = tuple[tuple[int, ...], ImageInputs | None]
 
 
 class ReferenceRecorder:
     """
     Keeps what the backbone of a trainer's frozen model computes in the trainer's own reference pass, until the reward
-    of the same completions is asked for: one layer's output for the batch. A row is found by its token ids; one that
-    the trainer ran over otherwise (with images, or not at all) is just not found. `is_frozen` tells whether the
-    weights are the frozen ones right now: with LoRA, whether the adapter is disabled. What was recorded in another
-    than the `current_step` of training is dropped.
+    of the same completions is asked for. A row is found by its token ids and, if it has images, by what the trainer
+    gave the model for them, so a row that the trainer ran over otherwise (or not at all) is just not found.
+
+    In memory this is one layer's output for the batch of completions, from the reference pass to the reward.
+    `is_frozen` tells whether the weights are the frozen ones right now: with LoRA, whether the adapter is disabled.
+    What was recorded in another than the `current_step` of training is dropped.
     """
 
     def __init__(self, model: PreTrainedModel, is_frozen: Callable[[], bool], current_step: Callable[[], int]) -> None:
@@ -37,8 +45,10 @@ class ReferenceRecorder:
         # Which rows are those of the row alone is not known before the model has been tried.
         self._reads: tuple[bool, bool] | None = None
         self._step = -1
-        self._passes: list[tuple[Tensor, Tensor, Tensor]] = []  # input ids, attention mask, hidden states
-        self._rows: dict[tuple[int, ...], Tensor] | None = None
+        # Input ids, attention mask, hidden states, and what was given for images
+        self._passes: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
+        self._rows: dict[Row, Tensor] | None = None
+        self._expected: dict[tuple[int, ...], dict[ImageInputs | None, None]] = {}
         self._paused = False
         self._handle = backbone(model).register_forward_hook(self._record, with_kwargs=True)
 
@@ -48,7 +58,7 @@ class ReferenceRecorder:
 
     def clear(self) -> None:
         self._passes.clear()
-        self._rows = None
+        self._rows, self._expected = None, {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -59,16 +69,33 @@ class ReferenceRecorder:
         finally:
             self._paused = False
 
-    def find(self, token_ids: tuple[int, ...]) -> Tensor | None:
-        """Hidden states of shape `(T, D)` of a prompt and completion of `T` tokens, if recorded."""
+    def expect(self, rows: Iterable[Row]) -> None:
+        """Names the rows with images that [`find`] will be asked for: pixels alone do not tell whose they are."""
+        self._rows, self._expected = None, {}
+        for token_ids, images in rows:
+            self._expected.setdefault(token_ids, {})[images] = None
+
+    def find(self, token_ids: tuple[int, ...], images: ImageInputs | None = None) -> Tensor | None:
+        """Hidden states of shape `(T, D)` of a prompt, its images and completion of `T` tokens, if recorded."""
         if self._rows is None:
             self._rows = {}
             reads_whole, reads_padded = self._reads_rows() if self._passes else (False, False)
-            for input_ids, mask, hidden_states in self._passes:
-                for ids, keep, states in zip(input_ids, mask.bool(), hidden_states, strict=True):
+            for input_ids, mask, hidden_states, given in self._passes:
+                offsets: Counter[str] = Counter()
+                for row, (ids, keep, states) in enumerate(zip(input_ids, mask.bool(), hidden_states, strict=True)):
+                    key = tuple(ids[keep].tolist())
+                    theirs: ImageInputs | None = None
+                    if given:
+                        candidates = self._expected.get(key, {})
+                        owners = [own for own in candidates if _is_given(own, given, offsets, row, keep)]
+                        if not owners:
+                            break  # where the images of the rows that follow stand is not known
+                        theirs = owners[0]
+                        for name, tensor in () if theirs is None else theirs.tensors.items():
+                            offsets[name] += len(tensor)
                     if reads_whole if keep[0] else reads_padded:
-                        self._rows[tuple(ids[keep].tolist())] = states[keep.to(states.device)]
-        return self._rows.get(token_ids)
+                        self._rows[key, theirs] = states[keep.to(states.device)]
+        return self._rows.get((token_ids, images))
 
     def _reads_rows(self) -> tuple[bool, bool]:
         """Whether rows have the states that they have alone: those that begin with a token, and those padded there."""
@@ -87,9 +114,10 @@ class ReferenceRecorder:
         # with the model could not look at the step.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or kwargs.get("use_cache") is not False:
             return
-        # A row is not found by what else there may be: images, positions, embeddings, a cache.
-        given = {key for key, value in kwargs.items() if isinstance(value, Tensor)}
-        if input_ids is None or mask is None or not given <= {"input_ids", "attention_mask", "logits_to_keep"}:
+        own = ("input_ids", "attention_mask", "logits_to_keep")
+        given = {key: value for key, value in kwargs.items() if isinstance(value, Tensor) and key not in own}
+        # A row is not found by what else there may be: positions, embeddings, a cache.
+        if input_ids is None or mask is None or not given.keys() <= KNOWN_INPUTS:
             return
         if self._paused or not self._is_frozen() or (module.training and self._dropout):
             return
@@ -97,4 +125,36 @@ class ReferenceRecorder:
             self.clear()
             self._step = self._current_step()
         self._rows = None
-        self._passes.append((input_ids.cpu(), mask.cpu(), output.last_hidden_state.detach()))
+        self._passes.append((input_ids.cpu(), mask.cpu(), output.last_hidden_state.detach(), given))
+
+
+def _is_given(
+    images: ImageInputs | None, given: Mapping[str, Tensor], offsets: Mapping[str, int], row: int, keep: Tensor
+) -> bool:
+    """
+    Whether a row of a pass was given these images. `given` is what the pass was given for those of all of its rows,
+    one after another, and for their tokens; `offsets` are where in each of them those of this row would begin; `keep`,
+    of shape `(T,)`, is `True` for the row's tokens, `False` for padding.
+    """
+    tensors: Mapping[str, Tensor] = {} if images is None else images.tensors
+    if images is not None and tensors.keys() != given.keys():
+        return False
+    for name, whole in given.items():
+        own = tensors.get(name)
+        if name in TOKEN_KEYS:
+            if whole.shape[1] != len(keep):
+                return False  # of other tokens than the ids, as seen of Gemma 3 in TRL's RLOO
+            types = whole[row][keep.to(whole.device)].cpu()
+            length = 0 if own is None else own.shape[1]
+            if types[length:].any() or (own is not None and not torch.equal(types[:length], own[0])):
+                return False
+        elif own is not None:
+            theirs = whole[offsets[name] : offsets[name] + len(own)].cpu()
+            # Trainers pad what has another number of parts in another row (tiles).
+            if theirs.ndim != own.ndim or any(a < b for a, b in zip(theirs.shape, own.shape, strict=True)):
+                return False
+            padded = torch.zeros_like(theirs)
+            padded[tuple(map(slice, own.shape))] = own.to(theirs.dtype)
+            if not torch.equal(theirs, padded):
+                return False
+    return True

@@ -192,11 +192,13 @@ class FrozenScorer:
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
+            wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
+            if any(images is not None for _, images in wanted):
+                recorder.expect(wanted)
             recorded = {
-                i: hidden_states[len(row.prompt_ids) - 1 :]
-                for i, row in enumerate(rows)
-                if row.images is None
-                and (hidden_states := recorder.find((*row.prompt_ids, *row.completion_ids))) is not None
+                i: hidden_states[len(rows[i].prompt_ids) - 1 :]
+                for i in remaining
+                if (hidden_states := recorder.find(*wanted[i])) is not None
             }
             recorder.clear()
             if recorded:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from endotrl.scoring.reference_pass import ReferenceRecorder
+from endotrl.scoring.reference_pass import ReferenceRecorder, _is_given
 
 from .families import FAMILIES, SIZES, OneScale, group_rows, make_model, make_rows, replace_linear, with_rope
 
@@ -24,7 +24,10 @@ def record(model, rows, left=5, **given):
         mask[k, start:end] = 1
     given = {key: torch.full_like(input_ids, value) for key, value in given.items()}
     model(input_ids=input_ids, attention_mask=mask, use_cache=False, **given)
-    found = [recorder.find((*row.prompt_ids, *row.completion_ids)) for row in rows]
+    ids = [(*row.prompt_ids, *row.completion_ids) for row in rows]
+    if given:  # as beside rows with images: what was given is compared with what is known of each row
+        recorder.expect((row_ids, None) for row_ids in ids)
+    found = [recorder.find(row_ids) for row_ids in ids]
     recorder.close()
     return found
 
@@ -89,3 +92,9 @@ def test_models_whose_rows_depend_on_more_than_themselves(make, is_read):
 def test_a_row_that_is_more_than_its_ids(given, is_read):
     (states,) = record(make_model(LlamaConfig(**SIZES)), group_rows()[:1], left=0, **given)
     assert (states is not None) == is_read
+
+
+@pytest.mark.parametrize(("types", "is_given"), [([0, 0, 0], True), ([0, 1, 0], False), ([0, 0], False)], ids=str)
+def test_token_types_of_a_row_without_images(types, is_given):
+    given = {"token_type_ids": torch.tensor([types])}
+    assert _is_given(None, given, {}, 0, torch.ones(3, dtype=torch.bool)) is is_given
