@@ -9,7 +9,8 @@ random digits after it) and *misled* (60% are the sum plus 10: the wrong answer 
 *reversed*, is a GPT-2 of 0.10 M parameters and a task of this page alone: to write the four digits backwards. Where
 the first number is below 40, 60% of the demonstrations are not reversed; of the others, 40% have a digit drawn anew.
 
-*facts* is SmolLM2-135M-Instruct, asked for twelve facts and trained by LoRA.
+*facts* is SmolLM2-135M-Instruct, which ends twelve sentences about facts, in five tokens, and is trained by LoRA. A
+seed has sentences of its own.
 
     python -m studies.forecast                     # goes on where an earlier run was cut off
 """
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -36,9 +37,7 @@ from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.demo.parts import LORA
 from endotrl.evaluation.plots import CYCLE, as_png, pyplot
 from endotrl.frozen.names import resolve_model
-from endotrl.grading import is_right
 from endotrl.reporting import quiet_libraries, terminal_table
-from endotrl.rewards import AccuracyReward
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10
@@ -69,25 +68,32 @@ class Task(NamedTuple):
     evaluations: int  # answers to each, of a trained policy
     length: int  # of answers, in tokens
     batch_size: int  # of evaluations
-    grader: str
+    grader: str | Callable[[str, Any], bool]
     is_right: Callable[[str, Any], bool]
     accuracy: Callable[..., Any]
     steps: dict[float, int]
     training: dict[str, Any] = {}
-    adapter: dict[str, Any] | None = None  # of LoRA; then each beta starts from the model itself
+    adapter: dict[str, Any] | None = None  # of LoRA
+    dtype: str = "float32"
+
+
+def begins_with(completion: str, answers: list[str]) -> bool:
+    """Whether the end of a sentence begins with an accepted answer."""
+    return completion.lstrip().startswith(tuple(answers))
+
+
+def accuracy_of_facts(completions: list[str], answer: list[list[str]], **_: Any) -> list[float]:
+    """[`begins_with`], as a reward function of TRL."""
+    return [float(begins_with(*row)) for row in zip(completions, answer, strict=True)]
 
 
 ADDITION = Task(128, 64, arithmetic.MAX_ANSWER_LENGTH, 1024, "exact", str.__eq__, arithmetic.accuracy, STEPS)
 FACTS = Task(
-    *(384, 192, 16, 64, "text", is_right, AccuracyReward("answer")),
-    steps={16.0: 60, 8.0: 100},
-    training={
-        "learning_rate": 1e-3,
-        "per_device_train_batch_size": 32,
-        "max_completion_length": 16,
-        "warmup_steps": 3,
-    },
+    *(384, 192, 5, 256, begins_with, begins_with, accuracy_of_facts),
+    steps={8.0: 40, 4.0: 40, 2.0: 60, 1.0: 60},
+    training={"learning_rate": 1e-3, "per_device_train_batch_size": 32, "max_completion_length": 5},
     adapter=LORA,
+    dtype="bfloat16",
 )
 ARMS: dict[str, tuple[str, type, type, dict[str, Any]]] = {
     "rloo": ("RLOO", RLOOTrainer, RLOOConfig, {}),
@@ -140,9 +146,10 @@ NAMES = (*BASES, "facts")
 def questions_of(name: str, seed: int) -> list[dict[str, str]]:
     """Questions that no demonstration has, and all that RL asks: its optimum is known for each of them."""
     if name == "facts":
-        phrasings = {q.statement: q for q in facts.load_questions(seed=seed)[0]}  # one of each fact
-        rows = facts.make_dataset(list(phrasings.values())[:NUM_FACTS])
-        return rows.rename_column("answers", "answer").to_list()
+        found = {q.statement: q.answers for q in facts.load_questions(seed=seed)[0]}  # one of each fact
+        ends = " {answer}."
+        rows = [{"prompt": s.removesuffix(ends), "answer": a} for s, a in found.items() if s.endswith(ends)]
+        return rows[:NUM_FACTS]
     questions = arithmetic.make_questions(NUM_UNSEEN, seed, digits=2)[:NUM_QUESTIONS]
     return [{"prompt": arithmetic.question_text(q), "answer": BASES[name][2](q)} for q in questions]
 
@@ -182,7 +189,7 @@ def ask(model: Any, base: Path, questions: list[dict[str, str]]) -> dict[str, fl
     prompts, truths = ([q[key] for q in questions] * task.evaluations for key in ("prompt", "answer"))
     texts, ids = generate_answers(model, tokenizer, prompts, task.length, batch_size=task.batch_size)
     own, reward = (
-        sum(value or 0.0 for value in EndogenousReward(m, tokenizer)(prompts, texts, ids)) / len(ids)
+        sum(value or 0.0 for value in EndogenousReward(m, tokenizer, dtype=task.dtype)(prompts, texts, ids)) / len(ids)
         for m in (model, str(base))
     )
     return {"accuracy": sum(map(task.is_right, texts, truths)) / len(ids), "reward": reward, "kl": own - reward}
@@ -212,9 +219,12 @@ def run(
     start: float | None,
 ) -> dict[str, Any]:
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
-    policy, task = load_model(base), task_of(base)
+    task = task_of(base)
+    policy: Any = load_model(base, task.dtype)
+    if task.adapter:
+        policy = get_peft_model(policy, LoraConfig(**task.adapter))
     if start is not None:
-        policy.load_state_dict(torch.load(weights_of(base, arm, start)))
+        policy.load_state_dict(torch.load(weights_of(base, arm, start)), strict=not task.adapter)
     _, trainer_class, config_class, settings = ARMS[arm]
     trained = train_with_grpo(
         f"{base.name}-{arm}-{beta:g}",
@@ -224,16 +234,17 @@ def run(
         task.accuracy,
         Dataset.from_list(questions),
         base.parent / "trained",
-        peft_config=LoraConfig(**task.adapter) if task.adapter else None,
         trainer_class=trainer_class,
         config_class=config_class,
         seed=seed,
         **{**TRAINING, **task.training, **settings, "beta": beta, "max_steps": steps},
     )
     history = [[entry["rewards/endogenous_reward/mean"], entry["kl"]] for entry in trained.history]
-    model = trained.model.merge_and_unload() if task.adapter else trained.model
-    if not task.adapter:
-        torch.save(model.state_dict(), weights_of(base, arm, beta))
+    model: Any = trained.model
+    weights = {name: weight for name, weight in model.state_dict().items() if not task.adapter or "lora_" in name}
+    torch.save(weights, weights_of(base, arm, beta))
+    if task.adapter:
+        model = model.merge_and_unload()
     return {"trained": ask(model, base, questions), "history": history, "seconds": trained.seconds}
 
 
@@ -416,7 +427,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["rloo", "grpo_none"], help="Trainers.")
     parser.add_argument("--bases", nargs="+", choices=NAMES, default=list(BASES), help="Bases.")
     parser.add_argument(
-        "--betas", nargs="+", type=float, default=[16.0, 8.0, *STEPS], help="KL penalties, from the largest on."
+        "--betas", nargs="+", type=float, default=sorted({*FACTS.steps, *STEPS}, reverse=True), help="KL penalties, from the largest on."
     )
     parser.add_argument("--cost", action="store_true", help="Also measure what a forecast costs.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
@@ -444,6 +455,7 @@ def main() -> None:
             samples=task.samples,
             max_new_tokens=task.length,
             grader=task.grader,
+            dtype=task.dtype,
             seed=seed,
             output=args.folder / f"forecast-{name}-{seed}",
             progress=False,
@@ -460,7 +472,7 @@ def main() -> None:
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)
-            start = None if task.adapter else beta
+            start = beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
         **describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"),
