@@ -482,8 +482,6 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         [key, str(c["depth"]), f"{c['shrinkage']:g}", f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
         for key, c in figures["choices"].items()
     ]
-    names = ", ".join(figures.get("unwhitened", []))
-    unwhitened = f" From before states were whitened are settings and heads of: {names}." if names else ""
     parts.append(
         "## How\n\n"
         f"Most models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
@@ -499,12 +497,12 @@ def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]
         "are those of the facts, as are the training pairs. They were run on them twice: before states were whitened, own values had 67.1% and an AUC "
         "of 0.66, response-level 60.4% and 0.51. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
         "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only."
-        " Where layers are trained, these are the five below the head (8 to 12 of own values, 11 to 15 of the response-level model), by "
+        " Where layers are trained, these are the five below the head (9 to 13 of own values, 12 to 16 of the response-level model), by "
         f"`SentenceRewardTrainer` with `freeze_layers`: {TRAINING['num_train_epochs']} epochs in batches of "
         f"{TRAINING['per_device_train_batch_size']} pairs at a learning rate of {TRAINING['learning_rate']:g} in bfloat16, from the head on "
         f"(and with `center_sentences_coefficient={CENTERING:g}` for own values). These are the first settings that were tried; one epoch of a "
         "trial had been looked at on development and test pairs, and nothing was changed after it. They are compared with each other."
-        f"{unwhitened}\n\n"
+        "\n\n"
         "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers, training of layers on other "
         "data than the facts, and models beyond 135M parameters; "
         f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
