@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer
 from endotrl.frozen.quickstart_model import quickstart_model_path
+from endotrl.rendering.messages import as_messages
 from endotrl.sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
 
 from .sentence_states import Pair, load_pairs
@@ -74,7 +75,7 @@ def train_layers(model: SentenceRewardModel, path: str, pairs: Sequence[Pair], s
 
 def _train(model: SentenceRewardModel | str, path: str, pairs: Sequence[Pair], **settings: Any) -> SentenceReward:
     rows = [
-        {"prompt": pair.prompt, **{which: _message(text) for which, text in zip(WHICH, pair.answers, strict=True)}}
+        {"prompt": pair.prompt, **{which: as_messages(text) for which, text in zip(WHICH, pair.answers, strict=True)}}
         for pair in pairs
     ]
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -92,16 +93,12 @@ def _train(model: SentenceRewardModel | str, path: str, pairs: Sequence[Pair], *
 def judge_pairs(reward: SentenceReward, pairs: Sequence[Pair]) -> tuple[list[float], list[list[list[float]]]]:
     """Margins of pairs, and the worth of each sentence of both answers."""
     scores = reward.score(
-        [pair.prompt for pair in pairs for _ in WHICH], [_message(text) for pair in pairs for text in pair.answers]
+        [pair.prompt for pair in pairs for _ in WHICH], [as_messages(text) for pair in pairs for text in pair.answers]
     )
     worth = [row.contributions.tolist() for row in scores]
     return [a.score - b.score for a, b in zip(scores[::2], scores[1::2], strict=True)], [
         list(both) for both in zip(worth[::2], worth[1::2], strict=True)
     ]
-
-
-def _message(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def main() -> None:

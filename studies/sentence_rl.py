@@ -66,7 +66,7 @@ from endotrl.sentence.tokens import find_sentences
 from endotrl.tasks import facts
 
 from .sentence_layers import as_model
-from .sentence_reward import percent, stack, train
+from .sentence_reward import percent, stack, train, training_pairs
 from .sentence_states import States, statement
 
 
@@ -497,7 +497,7 @@ class FactsRuns:
     def _reward_model(self, arm: str, seed: int) -> SentenceRewardModel:
         """A head of [`studies.sentence_reward`] on the lower layers of SmolLM2."""
         setting = self.choices[f"facts {arm}"]
-        pairs = random.Random(seed).sample(range(len(self.training)), len(self.training) * 9 // 10)
+        pairs = training_pairs(self.training, seed)
         head = train(arm, *stack(self.training, setting["depth"]), pairs, setting, seed)
         return as_model(head, setting["depth"], self.states.path, arm == "response", torch.bfloat16)
 

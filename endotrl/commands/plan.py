@@ -62,15 +62,14 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"There is no file {path}. `endotrl recipes` lists what {SCHEME}NAME can be.")
     overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
-    with working("Reading the recipe and its model's config"):
+    with working("Reading the recipe, its model's config and its number of rows"):
         read = partial(read_recipe, path, args.kind, overrides, args.model, args.prompt_tokens)
         recipe = read()
         plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
         fits = any(plan.total <= hardware.gpu_memory for plan in plans)
         changes = [] if fits else advice(recipe, read, hardware)
-    _show(recipe, hardware, plans, changes)
-    for line in time_lines(recipe, args):
-        Console(highlight=False).print(line, markup=False)
+        times = time_lines(recipe, args)
+    _show(recipe, hardware, plans, changes, times)
 
 
 def read_recipe(
@@ -177,7 +176,9 @@ def advice(recipe: Recipe, read: Callable[..., Recipe], hardware: Hardware) -> l
     return found
 
 
-def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], changes: list[tuple[str, Plan]]) -> None:
+def _show(
+    recipe: Recipe, hardware: Hardware, plans: list[Plan], changes: list[tuple[str, Plan]], times: list[str]
+) -> None:
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
     trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
@@ -215,7 +216,7 @@ def _show(recipe: Recipe, hardware: Hardware, plans: list[Plan], changes: list[t
             need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
             gpus = counted(hardware.gpus, "GPU")
             lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {gpus}")
-    for line in lines:
+    for line in [*lines, *times]:
         # A command stays in one line, to be copied.
         console.print(line, markup=False, soft_wrap=line.startswith("  "))
 

@@ -121,7 +121,7 @@ def score_file(
                 if in_shards:
                     records, seconds = shards.get(block)
                 else:
-                    records = score_block(reward, block, tokens)[1]
+                    records = score_block(reward, block, tokens)
                     seconds = time.perf_counter() - began
                 for row, record in zip(block, records, strict=True):
                     if residual is not None:

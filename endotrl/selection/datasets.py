@@ -213,7 +213,7 @@ def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[
         if any(row.error for row in block):
             records: list[dict[str, Any]] = [{"error": row.error} for row in block]
         elif isinstance(reward, EndogenousReward | SentenceReward):
-            records = score_block(reward, block, tokens=False)[1]
+            records = score_block(reward, block, tokens=False)
         else:
             records = _rewarded(reward, block)
         for row, record in zip(block, records, strict=True):
