@@ -24,6 +24,8 @@ Depth, shrinkage and penalty are chosen on pairs that are in no final figure. Da
 - `fresh`: the same about facts of other kinds, made when arms, layers and penalties were fixed (by `facts`).
 - `helpful`, `webgpt`: human preferences, by 5-fold cross-validation.
 - `prmbench`: solutions against themselves with a wrong step, by cross-validation; which step is wrong?
+- `processbench`: right solutions of language models (GSM8K) against wrong ones of other problems; which step is the
+  first wrong one?
 
     python -m studies.sentence_reward --data shared/data --states /tmp/states     # about 40 minutes on one core
     python -m studies.sentence_reward --data ... --states ... --datasets facts    # what is there is kept
@@ -47,7 +49,8 @@ from endotrl.reporting import terminal_table
 from endotrl.sentence.head import attention_weights, sentence_rewards
 
 from .sentence_layers import CENTERING, TRAINING, as_model, judge_pairs, train_layers
-from .sentence_states import DATASETS, DEPTHS, States
+from .sentence_states import DATASETS, DEPTHS, MAX_TOKENS, States
+from .sentence_statistics import BOOTSTRAP, accuracy, auc, percent, resample
 
 
 LABELS = {
@@ -67,9 +70,14 @@ ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told", *LAYERS)
 # Arms with attention, which take longer, have the depth of the one without and two shrinkages to choose from; `told`
 # has all settings of the one that is not told.
 DEPTH_OF = {"paper": "response", "equal": "response", "own": "own-sum"}
-CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose settings others have
+CHOOSERS = {
+    "fresh": "facts",
+    "prmbench": "facts",
+    "processbench": "facts",
+    "webgpt": "helpful",
+}  # whose settings others have
 FRESH_ARMS = ("response", "own-sum", "told")
-SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
+SEEDS, FOLDS = 5, 5
 PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 SHRINKAGES = (0.1, 0.3, 1.0, 1000.0)  # the last leaves states as they are
 ITERATIONS, ATTENTION = 60, 64
@@ -165,7 +173,9 @@ def told(
 ) -> tuple[Head, Tensor, Tensor]:
     """As [`train`], by ridge regression on which sentences are right: what these states can say at most."""
     flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members(pairs)])
-    right = torch.tensor([float(flag) for pair in pairs for flags in rows[pair]["right"] for flag in flags])
+    marks = [flag for pair in pairs for flags in rows[pair]["right"] for flag in flags]
+    flat = flat[torch.tensor([flag is not None for flag in marks])]
+    right = torch.tensor([float(flag) for flag in marks if flag is not None])
     mean, matrix = whitening(flat, setting["shrinkage"])
     flat = (flat - mean) @ matrix
     head = Head("own-sum", flat.shape[-1])
@@ -188,18 +198,6 @@ def folds(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """Training and test pairs of each fold."""
     order = random.Random(seed).sample(range(count), count)
     return [([i for j, i in enumerate(order) if j % FOLDS != f], order[f::FOLDS]) for f in range(FOLDS)]
-
-
-def accuracy(margins: Sequence[float]) -> float:
-    """Share of pairs in the right order; a tie counts half."""
-    return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
-
-
-def auc(worth: Tensor, right: Tensor) -> float:
-    """Chance that a right sentence is worth more than a wrong one."""
-    good, bad = worth[right], worth[~right].sort().values
-    below = torch.searchsorted(bad, good) + torch.searchsorted(bad, good, right=True)
-    return (below.double().mean() / (2 * len(bad))).item()
 
 
 def choose(
@@ -296,12 +294,13 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
                 "worth": [rows[i]["endogenous"] for i in tested],
                 "right": [rows[i]["right"] for i in tested],
             }
-        sentences = [state.shape[1] - 2 for i in tested for state in rows[i]["states"]]
+        counts = [[state.shape[1] - 2 for state in rows[i]["states"]] for i in tested]
         figures["sizes"][dataset] = {
             "pairs": len(tested),
             "training": sum(row["part"] == "train" for row in rows) * 9 // 10 if by_part else len(rows) * 4 // 5,
-            "sentences": statistics.mean(sentences),
-            "longer": accuracy([rows[i]["states"][0].shape[1] - rows[i]["states"][1].shape[1] for i in tested]),
+            "sentences": statistics.mean(itertools.chain.from_iterable(counts)),
+            "longer": accuracy([first - second for first, second in counts]),
+            "counts": counts,
         }
         save()
     if {"facts", "fresh"} <= set(datasets):
@@ -327,13 +326,6 @@ def run_layers(arm: str, seed: int, figures: dict[str, Any], states: States) -> 
         ]
         cells = figures["cells"][dataset]
         cells.append(cell(arm, seed, dict(zip(cells[0]["pairs"], judged, strict=True)), True))
-
-
-def resample(count: int, statistic: Any, times: int) -> list[float]:
-    """95% interval of a statistic of pairs, by bootstrap over pairs."""
-    generator = torch.Generator().manual_seed(0)
-    values = [statistic(torch.randint(count, (count,), generator=generator).tolist()) for _ in range(times)]
-    return torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.025, 0.975]).double()).tolist()
 
 
 def rival_of(arm: str) -> str:
@@ -365,17 +357,19 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
                 count, lambda i, d=difference: d[i].mean().item(), BOOTSTRAP
             )
     if dataset in figures["endogenous"]:
-        # Of PRMBench only the solutions with a wrong step, so that its other steps are what it is told from.
-        answers = (1,) if dataset == "prmbench" else (0, 1)
+        # Of solutions only those with a wrong step, so that their other steps are what it is told from.
+        answers = (1,) if dataset in MAX_TOKENS else (0, 1)
         truth = figures["endogenous"][dataset]["right"]
         tables = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
         tables["endogenous"] = [figures["endogenous"][dataset]["worth"]]
+        marks = [[flag for a in answers for flag in pair[a]] for pair in truth]
+        known = torch.tensor([flag is not None for row in marks for flag in row])
         worth = {
-            arm: torch.tensor([[v for pair in table for a in answers for v in pair[a]] for table in seeds])
+            arm: torch.tensor([[v for pair in table for a in answers for v in pair[a]] for table in seeds])[:, known]
             for arm, seeds in tables.items()
         }  # (seeds, sentences)
-        flags = torch.tensor([flag for pair in truth for a in answers for flag in pair[a]])
-        places = torch.arange(len(flags)).split([sum(len(pair[a]) for a in answers) for pair in truth])
+        flags = torch.tensor([flag for row in marks for flag in row if flag is not None])
+        places = torch.arange(len(flags)).split([sum(flag is not None for flag in row) for row in marks])
 
         def mean_auc(arm: str, pairs: Sequence[int]) -> float:
             chosen = torch.cat([places[i] for i in pairs])
@@ -392,11 +386,6 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
                         *resample(count, lambda i, a=arm, r=rival: mean_auc(a, i) - mean_auc(r, i), 300),
                     ]
     return summary
-
-
-def percent(value: float, sign: str = "") -> str:
-    """A share, in percent."""
-    return f"{100 * value:{sign}.1f}"
 
 
 def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
@@ -422,6 +411,7 @@ TITLES = {
     "helpful": "HH-RLHF helpful",
     "webgpt": "WebGPT comparisons",
     "prmbench": "PRMBench: solutions with a wrong step",
+    "processbench": "ProcessBench (GSM8K): right solutions, and wrong ones of other problems",
 }
 
 

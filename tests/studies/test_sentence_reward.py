@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from studies.sentence_reward import Head, auc
+from studies.sentence_reward import Head
 from studies.sentence_states import lines, load_pairs
+from studies.sentence_statistics import auc
 
 
 def test_auc_by_hand() -> None:
