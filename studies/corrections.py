@@ -202,7 +202,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     lines = [
         "# Which corrections hold?",
         "",
-        f"Command: `python -m studies.corrections --bases DIR`, with {commands}. Machine: {settings['machine']}. {settings['versions']}. "
+        f"Command: `python -m studies.corrections --bases DIR`, with {commands}. Machine: {settings['machine']}. "
+        f"{settings['versions']}. "
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
         f"Three-digit addition, learned from scattered errors: GRPO, {ANSWERS} answers a step, constant learning "
