@@ -49,7 +49,8 @@ class SentenceRewardTrainer(RewardTrainer):
     $$
 
     with the margin $m$ if the dataset has one, and what coefficients of `args` add. It is TRL's [`~trl.RewardTrainer`]
-    with a [`SentenceRewardModel`]. Text is split into sentences once, in the cached preprocessing of the dataset,
+    with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
+    attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into sentences once, in the cached preprocessing of the dataset,
     which adds a column `length` for `train_sampling_strategy="group_by_length"`.
 
     Args:
@@ -210,6 +211,9 @@ class SentenceRewardTrainer(RewardTrainer):
         frozen = self._frozen_layers
         with nullcontext() if frozen is None else frozen.replaced_by(inputs.pop("states")):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        if self._sentence_config.aggregator == "attention":
+            largest = self.accelerator.gather_for_metrics(outputs.weights.detach().amax(dim=1))
+            self._metrics["train" if self.model.training else "eval"]["largest_weight"].append(largest.mean().item())
         if self.args.center_sentences_coefficient:
             rewards = outputs.sentence_rewards[:, 1:][inputs["sentence_ends"][:, 1:] >= 0]
             loss = loss + self.args.center_sentences_coefficient * rewards.square().sum() / max(len(rewards), 1)

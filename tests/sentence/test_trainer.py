@@ -110,6 +110,7 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     sentences = torch.cat([row.sentence_rewards[1:] for row in scores])  # two of each, without the prompt's
     trainer.train()
     log = trainer.state.log_history[0]
+    assert log["largest_weight"] == pytest.approx(sum(max(row.weights.tolist()) for row in scores) / 2, abs=1e-5)
     margins = torch.tensor([row["margin"] for row in rows])
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean() + 0.1 * (chosen + rejected) ** 2
     loss += 20.0 * sum(sentences**2) / 4
