@@ -35,7 +35,7 @@ from endotrl.reporting import quiet_libraries
 from endotrl.sentence import SentenceRewardTrainerConfig
 
 from .sentence_states import Pair, load_pairs, pair_of_dialogues
-from .sentence_statistics import BOOTSTRAP, accuracy, auc, percent, resample
+from .sentence_statistics import BOOTSTRAP, accuracy, auc, by_sentences, percent, resample
 
 
 SEEDS = 5
@@ -83,8 +83,6 @@ FILE = "sentence-ablation.json.gz"
 COMPARED = ("own values, sum", "attention's learning rate / 16")
 SHOWN = ("as in the paper (the defaults)", "attention's learning rate / 16", "equal weights at first, no markers")
 MOMENTS = (0, WINDOWS // 4, WINDOWS // 2, -1)
-BINS = ((1, 2), (3, 4), (5, 99))  # numbers of sentences
-LEAST_PAIRS = 20
 
 
 def variants_of(dataset: str) -> list[str]:
@@ -198,31 +196,6 @@ def summarize(results: list[dict[str, Any]], dataset: str) -> dict[str, dict[str
             "auc": statistics.mean(found) if found else None,
         }
     return summary
-
-
-def by_sentences(margins: dict[str, list[list[float]]], counts: list[list[int]], base: str) -> list[list[str]]:
-    """
-    Rows of a table: pairs by the number of sentences of their longer answer, accuracy of the arm `base`, and by how much
-    others differ from it. `margins` has one list per seed.
-    """
-    longest = torch.tensor([max(both) for both in counts])
-    right = {
-        arm: torch.tensor([[accuracy([m]) for m in seed] for seed in seeds]).mean(dim=0)
-        for arm, seeds in margins.items()
-    }
-    rows = []
-    for low, high in BINS:
-        chosen = right[base][(longest >= low) & (longest <= high)]
-        if len(chosen) < LEAST_PAIRS:
-            continue
-        row = [f"{low} to {high}" if high < 99 else f"{low} or more", str(len(chosen)), percent(chosen.mean().item())]
-        for arm in right:
-            if arm != base:
-                difference = (right[arm] - right[base])[(longest >= low) & (longest <= high)]
-                ends = resample(len(difference), lambda i, d=difference: d[i].mean().item(), BOOTSTRAP)
-                row.append(f"{percent(difference.mean().item(), '+')} ({' to '.join(percent(e, '+') for e in ends)})")
-        rows.append(row)
-    return rows
 
 
 def section(figures: dict[str, Any]) -> str:
