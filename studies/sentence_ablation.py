@@ -34,7 +34,7 @@ from endotrl.rendering.messages import as_messages
 from endotrl.reporting import quiet_libraries
 from endotrl.sentence import SentenceRewardTrainerConfig
 
-from .sentence_states import Pair, load_pairs, pair_of_dialogues
+from .sentence_states import FACTS_PAIRS, Pair, load_pairs, pair_of_dialogues
 from .sentence_statistics import BOOTSTRAP, accuracy, auc, by_sentences, percent, resample
 
 
@@ -55,33 +55,44 @@ TRAINING: dict[str, Any] = {
 RESPONSE = {"marker": False, "aggregator": "sum"}
 OWN = {**RESPONSE, "differences": False}
 EQUAL = {"attention_init": "equal"}
-STEP = TRAINING["learning_rate"] / math.sqrt(ATTENTION_DIM)  # of the attention, by default
+# Of the attention, unless a variant says otherwise; a quarter of it is the trainer's default, by this study.
+STEP = TRAINING["learning_rate"] / math.sqrt(ATTENTION_DIM)
+NO_MARKERS = {"marker": False}
+QUARTER = {"attention_learning_rate": STEP / 4}
+SIXTEENTH = {"attention_learning_rate": STEP / 16}
 VARIANTS: dict[str, dict[str, Any]] = {
     "response-level, as TRL's `RewardTrainer`": RESPONSE,
     "the same, at a marker": {"aggregator": "sum"},
-    "as in the paper (the defaults)": {},
-    "no markers": {"marker": False},
-    "equal weights at first": EQUAL,
-    "equal weights at first, no markers": {"marker": False, **EQUAL},
-    "equal weights at first, no markers, attention's learning rate / 16": {
-        **{"marker": False, **EQUAL},
-        "attention_learning_rate": STEP / 16,
-    },
-    "weights stay equal, no markers": {"marker": False, **EQUAL, "attention_learning_rate": 0.0},
-    "attention's learning rate / 64": {"attention_learning_rate": STEP / 64},
-    "attention's learning rate / 16": {"attention_learning_rate": STEP / 16},
-    "attention's learning rate / 4": {"attention_learning_rate": STEP / 4},
+    "as in the paper": {},
     "attention's learning rate x 4": {"attention_learning_rate": STEP * 4},
+    "attention's learning rate / 4": QUARTER,
+    "attention's learning rate / 16": SIXTEENTH,
+    "attention's learning rate / 64": {"attention_learning_rate": STEP / 64},
+    "no markers": NO_MARKERS,
+    "no markers, / 4": {**NO_MARKERS, **QUARTER},
+    "equal weights at first": EQUAL,
+    "equal weights at first, / 4": {**EQUAL, **QUARTER},
+    "equal weights at first, no markers": {**EQUAL, **NO_MARKERS},
+    "equal weights at first, no markers, / 4": {**EQUAL, **NO_MARKERS, **QUARTER},
+    "equal weights at first, no markers, / 16": {**EQUAL, **NO_MARKERS, **SIXTEENTH},
+    "weights stay equal, no markers": {**EQUAL, **NO_MARKERS, "attention_learning_rate": 0.0},
     "own values, markers": {"differences": False},
-    "own values, equal weights at first, no markers": {"marker": False, "differences": False, **EQUAL},
+    "own values, equal weights at first, no markers": {"differences": False, **EQUAL, **NO_MARKERS},
     "own values, sum": OWN,
     "own values, sum, markers": {**OWN, "marker": True},
     "own values, sum, `center_sentences_coefficient=0.02`": {**OWN, "center_sentences_coefficient": 0.02},
 }
 BASE = next(iter(VARIANTS))
 FILE = "sentence-ablation.json.gz"
-COMPARED = ("own values, sum", "attention's learning rate / 16")
-SHOWN = ("as in the paper (the defaults)", "attention's learning rate / 16", "equal weights at first, no markers")
+COMPARED = ("own values, sum", "equal weights at first, no markers, / 16")
+SHOWN = ("as in the paper", "attention's learning rate / 4", "equal weights at first, no markers, / 16")
+INTRODUCTION = f"""\
+Heads on states that the trainer keeps on disk (`freeze_layers` of all that are left, {LAYERS["facts"]} for facts and
+{LAYERS["harmless"]} for HH-RLHF harmless), {TRAINING["num_train_epochs"]} epochs of Adam at {TRAINING["learning_rate"]:g},
+five seeds, judged by pairs that are in no table above: {FACTS_PAIRS["dev"]} of facts after {FACTS_PAIRS["train"]}, and
+{HARMLESS["dev"]} of harmless answers after {HARMLESS["train"]} (`python -m studies.sentence_ablation --data DIR`). The
+marker is frozen, too. Attention learns at `learning_rate` / $\\sqrt d$, or at the part of it that a line says; the
+trainer's default is a quarter."""
 MOMENTS = (0, WINDOWS // 4, WINDOWS // 2, -1)
 
 
@@ -123,7 +134,7 @@ def as_dataset(pairs: Sequence[Pair]) -> Dataset:
 
 def run(dataset: str, variant: str, seed: int, parts: dict[str, list[Pair]], path: str) -> dict[str, Any]:
     """Trains heads, and judges the development pairs; with what attention paid to each place meanwhile."""
-    settings = {**TRAINING, "attention_dim": ATTENTION_DIM, **VARIANTS[variant]}
+    settings = {"attention_dim": ATTENTION_DIM, "attention_learning_rate": STEP, **TRAINING, **VARIANTS[variant]}
     with tempfile.TemporaryDirectory() as folder:
         args = SentenceRewardTrainerConfig(
             folder,
@@ -221,7 +232,8 @@ def section(figures: dict[str, Any]) -> str:
         for place, title in enumerate(("before the response", "first sentence", "last sentence")):
             means = [statistics.mean(run[moment][place] for run in runs) for moment in MOMENTS]
             weights.append([f"{variant}: {title}", *(f"{value:.2f}" for value in means)])
-    parts = [markdown_table(headers, rows)]
+    parts = [INTRODUCTION, markdown_table(headers, rows)]
+    parts.append("Mean weights on the facts, over training and five seeds (a place of equal weights has 0.19):")
     parts.append(markdown_table(["weight of", "start", "a quarter", "half", "end"], weights))
     for name, title in (("facts", "Facts"), ("harmless", "HH-RLHF harmless")):
         some = [r for r in figures["results"] if r["dataset"] == name]

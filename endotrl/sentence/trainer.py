@@ -50,8 +50,9 @@ class SentenceRewardTrainer(RewardTrainer):
 
     with the margin $m$ if the dataset has one, and what coefficients of `args` add. It is TRL's [`~trl.RewardTrainer`]
     with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
-    attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into sentences once, in the cached preprocessing of the dataset,
-    which adds a column `length` for `train_sampling_strategy="group_by_length"`.
+    attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into
+    sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
+    `train_sampling_strategy="group_by_length"`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
@@ -225,7 +226,7 @@ class SentenceRewardTrainer(RewardTrainer):
         if created and self._sentence_config.aggregator == "attention" and not has_one_learning_rate(self.args):
             learning_rate = self.args.attention_learning_rate
             if learning_rate is None:
-                learning_rate = self.args.learning_rate / math.sqrt(self._sentence_config.attention_dim)
+                learning_rate = self.args.learning_rate / (4 * math.sqrt(self._sentence_config.attention_dim))
             named_parameters = (self.model if model is None else model).named_parameters()
             attention = "query.weight", "key.weight"  # of the head, wherever PEFT has put it
             set_learning_rate(

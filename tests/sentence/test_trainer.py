@@ -121,7 +121,7 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "expected", "adapter"),
-    [(None, 1e-2 / math.sqrt(8), False), (3e-3, 3e-3, False), (0.0, 0.0, False), (3e-3, 3e-3, True)],
+    [(None, 1e-2 / (4 * math.sqrt(8)), False), (3e-3, 3e-3, False), (0.0, 0.0, False), (3e-3, 3e-3, True)],
 )
 def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny_model_path, tmp_path):
     # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
