@@ -165,7 +165,7 @@ def write(results: dict[str, Any], folder: Path) -> None:
             f"{settings['dtype']} on {settings['device']}; {settings['rounds']} rounds that count, each method once "
             "in each. "
             f"{len(settings['scorers'])} scorers (`single-pass controls`). The rewards of the naive way and "
-            f"`bellman.sum` differ by at most {results['largest difference']:.3f} nats a response.",
+            f"`bellman.sum` differ by at most {results['largest difference']:.3f} nats per response.",
             markdown_table(["method", "seconds", "range", "of the naive reward's time", "range"], rows),
             "What each does is at the head of `benchmarks/evaluation_speed.py`.",
         ]

@@ -72,8 +72,10 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         _roofline(cells["scoring"], results["run"]["processor"]),
         scoring_table(cells["scoring"]),
         *_listed(failed["scoring"]),
-        "*Bound* is the time that the useful products take at the measured matmul peak (each prompt once, no padding, the "
-        "head where a token is scored), or reading each weight once at the measured bandwidth, whichever is longer; *of "
+        "*Bound* is the time that the useful products take at the measured matmul peak (each prompt once, no padding, "
+        "the "
+        "head where a token is scored), or reading each weight once at the measured bandwidth, whichever is longer; "
+        "*of "
         "peak* counts the same products. Ratios: seconds of the other way by endotrl's. "
         + "; ".join(LABELS.values())
         + ". –: not measured."
@@ -84,7 +86,8 @@ def write_page(results: dict[str, Any], output: Path, readme: Path | None) -> Pa
         kernel_table(cells["scoring"]),
         "## A GRPO step",
         "TRL's `GRPOTrainer`, one prompt of 256 tokens, 8 generations of 64. *Adds* is the reward call divided by the "
-        "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; of "
+        "rest of the step. Bounds: decoding reads the weights once per token, and products run at the measured peak; "
+        "of "
         "the reward, its own pass, or only the head where it rides on the reference pass.",
         step_table(cells["step"]),
         *_listed(failed["step"]),

@@ -50,7 +50,8 @@ def _page(results: dict[str, Any], images: str) -> str:
         f"![How many times as long as endotrl each method takes]({images}/scoring-ratios.png)",
         "## Methods",
         "- (a) A batch padded on the right, full logits, `.float()`, `log_softmax`, `gather`.\n"
-        "- (b) The same batch through TRL's fused LM head (`trl.trainer.add_fused_lm_head`), which without Triton (on a "
+        "- (b) The same batch through TRL's fused LM head (`trl.trainer.add_fused_lm_head`), which without Triton (on "
+        "a "
         "CPU) computes all positions.\n"
         "- (c) `AutoModelForSequenceClassification` of the same checkpoint, as TRL's `GRPOTrainer` calls a reward "
         "model: no LM head, and another result.\n"
@@ -78,7 +79,8 @@ def _page(results: dict[str, Any], images: str) -> str:
             ],
         ),
         "## Sweeps",
-        "endotrl against (a), by default with 8 completions of 64 tokens after a prompt of 256. The vocabulary's sweep "
+        "endotrl against (a), by default with 8 completions of 64 tokens after a prompt of 256. The vocabulary's "
+        "sweep "
         "has a random model of 2 layers and width 128, and prompts of 64.",
         f"![Time over completions per prompt, prompt length and vocabulary]({images}/scoring-sweeps.png)",
         " ".join(
@@ -127,7 +129,8 @@ def _scale_blocks(scale: dict[str, Any]) -> list[str]:
             f"{m['completions']:,} completions take {m['peak_extra_bytes'] / 1e6:,.1f} MB" for m in scale["many"]
         )
         + f", {growth / 1e3:,.1f} kB for each one more, its result included. One completion of {long['tokens']:,} "
-        f"tokens with the model above takes {long['peak_extra_bytes'] / 1e6:,.0f} MB; its full logits in float32 alone "
+        f"tokens with the model above takes {long['peak_extra_bytes'] / 1e6:,.0f} MB; its full logits in float32 "
+        "alone "
         f"would be {long['full_logits_bytes'] / 1e6:,.0f} MB.",
     ]
 

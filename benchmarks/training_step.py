@@ -283,7 +283,7 @@ def make_page(results: dict[str, Any]) -> str:
         machine_line(results["run"]),
         *(["**A quick run with tiny sizes: its figures mean nothing.**"] if settings["quick"] else []),
         f"{settings['model']} in {settings['dtype']} on {settings['device']}, TRL's `GRPOTrainer`: one prompt, "
-        f"{settings['num_generations']} generations of at most {settings['max_completion_length']} tokens a step; "
+        f"{settings['num_generations']} generations of at most {settings['max_completion_length']} tokens per step; "
         f"median of {settings['steps']} steps after one to warm up. A step is TRL's `step_time` (generation, reward, "
         "reference "
         "pass, loss and gradients). *Adds* is the reward call divided by the rest of the step. The call includes the "

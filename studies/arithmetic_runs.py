@@ -35,7 +35,7 @@ ARITHMETIC: dict[str, Any] = {
 NUM_HELD_OUT = 1000
 # Greedy accuracy from which a base model counts as one that can add.
 LEARNED = 0.95
-# One answer a question, and one update a batch, as the GRPO runs beside it.
+# One answer a question, and one update per batch, as the GRPO runs beside it.
 PPO = {"num_generations": 1, "num_iterations": 1, "scale_rewards": "none"}
 
 

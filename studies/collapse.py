@@ -190,14 +190,16 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "",
             "## All runs",
             "",
-            "Without a held-out reward, only runs that logged the first policy's log-probability are counted: not those "
+            "Without a held-out reward, only runs that logged the first policy's log-probability are counted: not "
+            "those "
             "recorded before it was, and not those of a verdict (*right or wrong*), of which it is not asked.",
             "",
             *_table(SUMMARY, summary_rows(results)),
             "",
             "## Arithmetic",
             "",
-            "Three-digit addition (`studies.arithmetic_runs`). The misled base model gives, 60% of the time, the sum plus 100. The "
+            "Three-digit addition (`studies.arithmetic_runs`). The misled base model gives, 60% of the time, the sum "
+            "plus 100. The "
             "thresholds were chosen on runs of "
             "seed 0 of this task.",
             "",
@@ -213,7 +215,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "",
             "## Two digits",
             "",
-            "Addition of two digits by a smaller transformer (0.1 M parameters). No threshold was chosen on these runs "
+            "Addition of two digits by a smaller transformer (0.1 M parameters). No threshold was chosen on these "
+            "runs "
             "but the one of the first policy's log-probability.",
             "",
             *_table(HEADER, table_rows(results, "small")),

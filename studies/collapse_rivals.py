@@ -128,7 +128,8 @@ def main() -> None:
     results = [r for path in args.files for r in read_figures(path)["results"] if r["seed"] >= args.first_seed]
     number = sum(ARMS[result["run"]].collapses for result in results)
     sys.stdout.write(
-        f"Of {number} collapses noticed, of these before 5 points were lost; false alarms in {len(results) - number}.\n\n"
+        f"Of {number} collapses noticed, of these before 5 points were lost; false alarms in "
+        f"{len(results) - number}.\n\n"
         "| monitor | with a held-out reward | without |\n| --- | --- | --- |\n"
     )
     for cells in rows(results):

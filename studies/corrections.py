@@ -49,7 +49,7 @@ REWARDS: dict[str, tuple[str, Callable[[str, str], list[Any]], dict[str, Any]]] 
     "centered": ("centered", lambda base, early: [EndogenousReward(base, token_reward="centered")], {}),
     "length": ("length control", lambda base, early: [EndogenousReward(base, correction="length")], {}),
     "clip": (
-        "clipped at -5 nats a token",
+        "clipped at -5 nats per token",
         lambda base, early: [EndogenousReward(base, token_reward="log_prob", correction="clip")],
         {},
     ),
@@ -202,10 +202,11 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     lines = [
         "# Which corrections hold?",
         "",
-        f"Command: `python -m studies.corrections --bases DIR`, with {commands}. Machine: {settings['machine']}. {settings['versions']}. "
+        f"Command: `python -m studies.corrections --bases DIR`, with {commands}. Machine: {settings['machine']}. "
+        f"{settings['versions']}. "
         f"CPU time: {settings['cpu_seconds'] / 60:.0f} minutes.",
         "",
-        f"Three-digit addition, learned from scattered errors: GRPO, {ANSWERS} answers a step, constant learning "
+        f"Three-digit addition, learned from scattered errors: GRPO, {ANSWERS} answers per step, constant learning "
         'rate, `scale_rewards="group"`. '
         f"{'One seed' if len(seeds) == 1 else f'{len(seeds)} seeds, each with a base model of its own'}. Accuracy on "
         f"{NUM_HELD_OUT:,} questions that are never trained on, sampled at T = 1, every {EVERY} steps (standard error "

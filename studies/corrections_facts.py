@@ -56,7 +56,7 @@ REWARDS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("endogenous (default)", {}),
     "centered": ("centered", {"token_reward": "centered"}),
     "length": ("length control", {"correction": "length"}),
-    "clip": ("clipped at -5 nats a token", {"token_reward": "log_prob", "correction": "clip"}),
+    "clip": ("clipped at -5 nats per token", {"token_reward": "log_prob", "correction": "clip"}),
     "mixed": ("mixed with right or wrong, 1 : 0.3", {}),
 }
 CELLS = [f"{name}:{beta}" for beta in (FACTS["beta"], 0) for name in REWARDS]
@@ -166,7 +166,7 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
                 "# Which corrections hold on SmolLM2?",
                 machine_line(settings),
                 "The factual questions of `endotrl demo`: SmolLM2-135M-Instruct with a LoRA adapter, GRPO, 64 "
-                "answers a step, constant learning "
+                "answers per step, constant learning "
                 f"rate of {FACTS['learning_rate']:g}, {STEPS} steps, one seed. Accuracy on {number} facts that no "
                 f"training question is about, {SAMPLES} answers each sampled at T = 1, every {EVERY} steps (standard "
                 "error about 3 "

@@ -296,7 +296,7 @@ this page: `credit.json.gz`, which the command writes beside it.
 A prompt is one of {NUM_QUESTIONS} questions, a response {LENGTH} words from a vocabulary of {len(VOCABULARY) - 1}. Word number {DECIDING + 1} must be the answer to the question; the
 others do not matter. Outcome: 1 or 0. The dense reward gives the same to the deciding word, and 0 to all others: all arms
 maximise the same expectation. A random transformer (2 layers, width 64) is trained with {BATCH} responses a step
-(groups of {GROUP} where there are groups), one optimizer step for each, no KL penalty, no scaling of advantages: {settings["samples"]:,} samples a run.
+(groups of {GROUP} where there are groups), one optimizer step for each, no KL penalty, no scaling of advantages: {settings["samples"]:,} samples per run.
 
 Samples until {THRESHOLD:.0%} of the responses of {WINDOW} steps are right, the number of seeds that get there, and the right responses of
 the last {WINDOW} steps. Each arm with its best learning rate:

@@ -100,8 +100,10 @@ def write_page(
     blocks = [
         "# How good is the reward",
         machine_line(run),
-        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`), {tokens:,} tokens of responses. The papers' "
-        "models have 7B parameters; the figures of a small one do not tell how they would do. Columns are explained in "
+        f"Model: {first['model']} (SmolLM2-135M-Instruct, if `quickstart`), {tokens:,} tokens of responses. The "
+        "papers' "
+        "models have 7B parameters; the figures of a small one do not tell how they would do. Columns are explained "
+        "in "
         "[eval.md](../eval.md); all scorers, metrics and intervals are in `evaluation.json.gz`.",
     ]
     parts = {name: found for name, found in results.items() if found["benchmark"] == RM_BENCH}
@@ -120,7 +122,8 @@ def write_page(
         values = {name: found["accuracy"]["value"] for name, found in chosen["metrics"].items()}
         blocks += [
             f"## {titles['best-of-n']}",
-            f"Of {1 - values['best possible']:.0%} of the {chosen['num_items']} questions no sample is right, so no choice "
+            f"Of {1 - values['best possible']:.0%} of the {chosen['num_items']} questions no sample is right, so no "
+            "choice "
             "can be. Accuracy: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()) + ".",
         ]
     if all(name in results for name in compared):
@@ -158,7 +161,8 @@ def _other_benchmarks(found: Mapping[str, dict[str, Any]], titles: Mapping[str, 
     rows.append([f"*95% of `{first}`*", *(f"{found['low']:.3f} to {found['high']:.3f}" for found in intervals)])
     headers = [f"{titles[name]} ({run['num_items']}): {run['main_metric']}" for name, run in found.items()]
     return [
-        f"Numbers of items are in brackets. + and -: better and worse than `{first}`; no mark: noise, or too few items.",
+        f"Numbers of items are in brackets. + and -: better and worse than `{first}`; no mark: noise, or too few "
+        "items.",
         markdown_table(["scorer", *headers], rows),
     ]
 

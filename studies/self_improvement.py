@@ -239,8 +239,10 @@ def page(results: list[dict[str, Any]], run: dict[str, Any], steps: int) -> str:
     blocks = [
         "# Self-improvement on arithmetic: what improves, what does not",
         machine_line(run),
-        f"A small transformer learns three-digit addition from demonstrations, and is then trained for {steps} steps of "
-        "256 answers on its own reward or on another one. Percent of right answers to 500 new questions, each asked 16 "
+        f"A small transformer learns three-digit addition from demonstrations, and is then trained for {steps} steps "
+        "of "
+        "256 answers on its own reward or on another one. Percent of right answers to 500 new questions, each asked "
+        "16 "
         "times; ± is the 95% interval over seeds (Student's t). Each seed has a base model of its own, with which the "
         "gain in pass@1 is paired. *7 to 9*: both numbers have a digit 7, 8 or 9. Of numbers of two or four digits, "
         f"which the model has never seen, no arm gets more than {highest:.1%} right.",

@@ -23,6 +23,7 @@ from endotrl.rendering.messages import as_messages
 from endotrl.sentence import SentenceRewardConfig, SentenceRewardTrainerConfig
 
 from .sentence_states import Pair, load_pairs
+from .sentence_statistics import accuracy, auc
 
 
 WHICH = "chosen", "rejected"
@@ -103,7 +104,7 @@ def judge_pairs(reward: SentenceReward, pairs: Sequence[Pair]) -> tuple[list[flo
 
 def main() -> None:
     """Trains on the facts by the trainer alone, from a random head, and judges the held-out ones."""
-    from .sentence_reward import accuracy, auc, training_pairs
+    from .sentence_reward import training_pairs
 
     pairs, path = load_pairs("facts", Path()), quickstart_model_path()
     learned = [pairs[i] for i in training_pairs([{"part": pair.part} for pair in pairs], seed=0)]

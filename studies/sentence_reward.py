@@ -24,6 +24,8 @@ Depth, shrinkage and penalty are chosen on pairs that are in no final figure. Da
 - `fresh`: the same about facts of other kinds, made when arms, layers and penalties were fixed (by `facts`).
 - `helpful`, `webgpt`: human preferences, by 5-fold cross-validation.
 - `prmbench`: solutions against themselves with a wrong step, by cross-validation; which step is wrong?
+- `processbench`: right solutions of language models (GSM8K) against wrong ones of other problems; which step is the
+  first wrong one?
 
     python -m studies.sentence_reward --data shared/data --states /tmp/states     # about 40 minutes on one core
     python -m studies.sentence_reward --data ... --states ... --datasets facts    # what is there is kept
@@ -42,34 +44,28 @@ from rich.console import Console
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from benchmarks.measure import describe_run, machine_line, markdown_table, read_figures, write_figures
+from benchmarks.measure import describe_run, read_figures, write_figures
 from endotrl.reporting import terminal_table
 from endotrl.sentence.head import attention_weights, sentence_rewards
 
-from .sentence_layers import CENTERING, TRAINING, as_model, judge_pairs, train_layers
+from . import sentence_ablation
+from .sentence_layers import as_model, judge_pairs, train_layers
+from .sentence_page import ARMS, HEADERS, LAYERS, page, plot, summarize, table_rows, verdict
 from .sentence_states import DATASETS, DEPTHS, States
+from .sentence_statistics import accuracy
 
 
-LABELS = {
-    "response": "response-level (TRL's `RewardTrainer`)",
-    "own-sum": "sentences: own values, sum",
-    "own": "sentences: own values, attention from equal weights",
-    "equal": "sentences: differences, attention from equal weights",
-    "paper": "sentences: differences, attention, as in the paper",
-    "endogenous": "endogenous reward by sentence, untrained",
-    "told": "own values, told which sentences are right (a bound for heads)",
-    "response-layers": "response-level, layers trained",
-    "own-sum-layers": "sentences: own values, sum, layers trained",
-}
-LAYERS = {"response-layers": "response", "own-sum-layers": "own-sum"}  # the arms that they start from
-OWN = "own-sum", "own-sum-layers"  # that the verdict is about
-ARMS = tuple(arm for arm in LABELS if arm not in ("endogenous", "told", *LAYERS))
 # Arms with attention, which take longer, have the depth of the one without and two shrinkages to choose from; `told`
 # has all settings of the one that is not told.
 DEPTH_OF = {"paper": "response", "equal": "response", "own": "own-sum"}
-CHOOSERS = {"fresh": "facts", "prmbench": "facts", "webgpt": "helpful"}  # whose settings others have
+CHOOSERS = {
+    "fresh": "facts",
+    "prmbench": "facts",
+    "processbench": "facts",
+    "webgpt": "helpful",
+}  # whose settings others have
 FRESH_ARMS = ("response", "own-sum", "told")
-SEEDS, FOLDS, BOOTSTRAP = 5, 5, 2000
+SEEDS, FOLDS = 5, 5
 PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 SHRINKAGES = (0.1, 0.3, 1.0, 1000.0)  # the last leaves states as they are
 ITERATIONS, ATTENTION = 60, 64
@@ -165,7 +161,9 @@ def told(
 ) -> tuple[Head, Tensor, Tensor]:
     """As [`train`], by ridge regression on which sentences are right: what these states can say at most."""
     flat = torch.cat([states[i, 1 : lengths[i] + 1] for i in members(pairs)])
-    right = torch.tensor([float(flag) for pair in pairs for flags in rows[pair]["right"] for flag in flags])
+    marks = [flag for pair in pairs for flags in rows[pair]["right"] for flag in flags]
+    flat = flat[torch.tensor([flag is not None for flag in marks])]
+    right = torch.tensor([float(flag) for flag in marks if flag is not None])
     mean, matrix = whitening(flat, setting["shrinkage"])
     flat = (flat - mean) @ matrix
     head = Head("own-sum", flat.shape[-1])
@@ -188,18 +186,6 @@ def folds(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """Training and test pairs of each fold."""
     order = random.Random(seed).sample(range(count), count)
     return [([i for j, i in enumerate(order) if j % FOLDS != f], order[f::FOLDS]) for f in range(FOLDS)]
-
-
-def accuracy(margins: Sequence[float]) -> float:
-    """Share of pairs in the right order; a tie counts half."""
-    return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
-
-
-def auc(worth: Tensor, right: Tensor) -> float:
-    """Chance that a right sentence is worth more than a wrong one."""
-    good, bad = worth[right], worth[~right].sort().values
-    below = torch.searchsorted(bad, good) + torch.searchsorted(bad, good, right=True)
-    return (below.double().mean() / (2 * len(bad))).item()
 
 
 def choose(
@@ -296,12 +282,13 @@ def compute(figures: dict[str, Any], datasets: Sequence[str], states: States, sa
                 "worth": [rows[i]["endogenous"] for i in tested],
                 "right": [rows[i]["right"] for i in tested],
             }
-        sentences = [state.shape[1] - 2 for i in tested for state in rows[i]["states"]]
+        counts = [[state.shape[1] - 2 for state in rows[i]["states"]] for i in tested]
         figures["sizes"][dataset] = {
             "pairs": len(tested),
             "training": sum(row["part"] == "train" for row in rows) * 9 // 10 if by_part else len(rows) * 4 // 5,
-            "sentences": statistics.mean(sentences),
-            "longer": accuracy([rows[i]["states"][0].shape[1] - rows[i]["states"][1].shape[1] for i in tested]),
+            "sentences": statistics.mean(itertools.chain.from_iterable(counts)),
+            "longer": accuracy([first - second for first, second in counts]),
+            "counts": counts,
         }
         save()
     if {"facts", "fresh"} <= set(datasets):
@@ -329,220 +316,6 @@ def run_layers(arm: str, seed: int, figures: dict[str, Any], states: States) -> 
         cells.append(cell(arm, seed, dict(zip(cells[0]["pairs"], judged, strict=True)), True))
 
 
-def resample(count: int, statistic: Any, times: int) -> list[float]:
-    """95% interval of a statistic of pairs, by bootstrap over pairs."""
-    generator = torch.Generator().manual_seed(0)
-    values = [statistic(torch.randint(count, (count,), generator=generator).tolist()) for _ in range(times)]
-    return torch.quantile(torch.tensor(values, dtype=torch.float64), torch.tensor([0.025, 0.975]).double()).tolist()
-
-
-def rival_of(arm: str) -> str:
-    """The response-level arm with as much trained."""
-    return "response-layers" if arm == "own-sum-layers" else "response"
-
-
-def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]]:
-    """Accuracy and AUC of each arm, means over seeds, and paired differences of the rivals, with intervals."""
-    cells = figures["cells"][dataset]
-    arms = [arm for arm in LABELS if any(cell["arm"] == arm for cell in cells)]
-    count = len(cells[0]["pairs"])
-    right = {
-        arm: torch.tensor([[accuracy([m]) for m in c["margins"]] for c in cells if c["arm"] == arm]) for arm in arms
-    }
-    summary: dict[str, dict[str, Any]] = {}
-    for arm in arms:
-        mean, rival = right[arm].mean(dim=0), right[rival_of(arm)].mean(dim=0)
-        by_seed = right[arm].mean(dim=1).tolist()
-        summary[arm] = {
-            "accuracy": mean.mean().item(),
-            "interval": resample(count, lambda i, m=mean: m[i].mean().item(), BOOTSTRAP),
-            "std": statistics.stdev(by_seed) if len(by_seed) > 1 else 0.0,
-        }
-        if arm != "response":
-            difference = mean - rival
-            summary[arm]["difference"] = difference.mean().item()
-            summary[arm]["difference_interval"] = resample(
-                count, lambda i, d=difference: d[i].mean().item(), BOOTSTRAP
-            )
-    if dataset in figures["endogenous"]:
-        # Of PRMBench only the solutions with a wrong step, so that its other steps are what it is told from.
-        answers = (1,) if dataset == "prmbench" else (0, 1)
-        truth = figures["endogenous"][dataset]["right"]
-        tables = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
-        tables["endogenous"] = [figures["endogenous"][dataset]["worth"]]
-        worth = {
-            arm: torch.tensor([[v for pair in table for a in answers for v in pair[a]] for table in seeds])
-            for arm, seeds in tables.items()
-        }  # (seeds, sentences)
-        flags = torch.tensor([flag for pair in truth for a in answers for flag in pair[a]])
-        places = torch.arange(len(flags)).split([sum(len(pair[a]) for a in answers) for pair in truth])
-
-        def mean_auc(arm: str, pairs: Sequence[int]) -> float:
-            chosen = torch.cat([places[i] for i in pairs])
-            return statistics.mean(auc(values, flags[chosen]) for values in worth[arm][:, chosen])
-
-        for arm in worth:
-            summary.setdefault(arm, {})["auc"] = mean_auc(arm, range(count))
-            summary[arm]["auc_interval"] = resample(count, lambda i, a=arm: mean_auc(a, i), 300)
-        for arm in OWN:
-            for name, rival in (("response", rival_of(arm)), ("endogenous", "endogenous")):
-                if arm in arms:
-                    summary[arm][f"auc_over_{name}"] = [
-                        summary[arm]["auc"] - summary[rival]["auc"],
-                        *resample(count, lambda i, a=arm, r=rival: mean_auc(a, i) - mean_auc(r, i), 300),
-                    ]
-    return summary
-
-
-def percent(value: float, sign: str = "") -> str:
-    """A share, in percent."""
-    return f"{100 * value:{sign}.1f}"
-
-
-def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """Rows of a table of one dataset, as text."""
-    rows = []
-    for arm, figures in summary.items():
-        row = [LABELS[arm], "–", "–", "–"]
-        if "accuracy" in figures:
-            row[1] = f"{percent(figures['accuracy'])} ({' to '.join(map(percent, figures['interval']))})"
-        if "difference" in figures:
-            ends = " to ".join(percent(end, "+") for end in figures["difference_interval"])
-            row[2] = f"{percent(figures['difference'], '+')} ({ends})"
-        if "auc" in figures:
-            row[3] = f"{figures['auc']:.2f} ({figures['auc_interval'][0]:.2f} to {figures['auc_interval'][1]:.2f})"
-        rows.append(row)
-    return rows
-
-
-HEADERS = ["", "pairs in order, %", "to response-level", "wrong sentences, AUC"]
-TITLES = {
-    "facts": "Facts: answers of sentences that are right or wrong",
-    "fresh": "Fresh facts, of other kinds than those learned from",
-    "helpful": "HH-RLHF helpful",
-    "webgpt": "WebGPT comparisons",
-    "prmbench": "PRMBench: solutions with a wrong step",
-}
-
-
-def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """What was found, in sentences."""
-    said = []
-    for dataset in ("helpful", "webgpt"):
-        if dataset in summaries:
-            differences = {a: f for a, f in summaries[dataset].items() if "difference" in f}
-            ahead = [LABELS[a] for a, f in differences.items() if f["difference_interval"][0] > 0]
-            behind = [LABELS[a] for a, f in differences.items() if f["difference_interval"][1] < 0]
-            text = (
-                f"On {TITLES[dataset]}, ahead of the response-level model beyond noise: {'; '.join(ahead) or 'none'}"
-            )
-            said.append(f"{text}; behind: {'; '.join(behind) or 'none'}.")
-    if "facts" in summaries:
-        facts = summaries["facts"]
-        starts = (
-            "Where sentences are right or wrong by themselves, heads of",
-            "With five layers trained, too, heads of",
-        )
-        for arm, start in zip(OWN, starts, strict=True):
-            if arm not in facts:
-                continue
-            over = [facts[arm][f"auc_over_{rival}"] for rival in ("response", "endogenous")]
-            response = facts[rival_of(arm)]["auc"]
-            said.append(
-                f"{start} own values order {100 * facts[arm]['accuracy']:.1f}% of held-out pairs, "
-                f"{100 * facts[arm]['difference']:+.1f} points next to the response-level model "
-                f"({' to '.join(percent(end, '+') for end in facts[arm]['difference_interval'])}), and find the wrong "
-                f"sentences with an AUC of {facts[arm]['auc']:.2f}; the response-level model with {response:.2f} "
-                f"({over[0][0]:+.2f}, {over[0][1]:+.2f} to {over[0][2]:+.2f}), the endogenous reward with "
-                f"{facts['endogenous']['auc']:.2f} ({over[1][0]:+.2f}, {over[1][1]:+.2f} to {over[1][2]:+.2f})."
-            )
-    if "fresh" in summaries:
-        fresh = summaries["fresh"]
-        arm = next(arm for arm in reversed(OWN) if arm in fresh)
-        said.append(
-            f"On facts of other kinds than it learned from, it orders {100 * fresh[arm]['accuracy']:.1f}% of pairs, "
-            f"{100 * fresh[arm]['difference']:+.1f} points next to the response-level model "
-            f"({' to '.join(percent(end, '+') for end in fresh[arm]['difference_interval'])}), with an AUC of "
-            f"{fresh[arm]['auc']:.2f} ({fresh[rival_of(arm)]['auc']:.2f}; endogenous {fresh['endogenous']['auc']:.2f})."
-        )
-    return " ".join(said)
-
-
-def page(figures: dict[str, Any], summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The results as a document."""
-    parts = [f"# Sentence-level reward model: does it judge better?\n\n{verdict(summaries)}\n\n![](sentence.png)\n"]
-    for dataset, summary in summaries.items():
-        size = figures["sizes"][dataset]
-        parts.append(
-            f"## {TITLES[dataset]}\n\n{markdown_table(HEADERS, table_rows(summary))}\n\n{size['pairs']} held-out pairs, "
-            f"{size['training']} to learn from, {size['sentences']:.1f} sentences an answer; the answer with more "
-            f"sentences is the better one in {100 * size['longer']:.1f}%.\n"
-        )
-    choices = [
-        [key, str(c["depth"]), f"{c['shrinkage']:g}", f"{c['penalty']:g}", f"{100 * c['accuracy']:.1f}"]
-        for key, c in figures["choices"].items()
-    ]
-    parts.append(
-        "## How\n\n"
-        f"Most models are heads on the states of the frozen SmolLM2-135M-Instruct, at one of the layers {', '.join(map(str, DEPTHS))} "
-        f"of 30, by the Bradley-Terry loss, {ITERATIONS} iterations of L-BFGS with an L2 penalty; the response-level loss is that of TRL's "
-        "`RewardTrainer`. States are whitened, by a covariance that is shrunk to that of independent features, so that the penalty is one on the "
-        "variance of values: the answers of a pair are about the same, and nothing else keeps the value of a sentence from depending on its subject. "
-        "`center_sentences_coefficient` of the trainer penalises that, too. Whitening was found on development pairs; before it, own values had an AUC of 0.80 on the facts. Depth, shrinkage and penalty are chosen on pairs that are in no other figure (below; with attention, the depth is that of the arm without), "
-        "for WebGPT those of HH-RLHF, for PRMBench those of the facts. In brackets: 95% intervals by bootstrap over test pairs, of "
-        f"means over {SEEDS} seeds, each with training pairs of its own (nine tenths of them, or its own five folds). Facts of the test "
-        "are in no training pair; but the candidate layers, own values among the arms and the optimiser came about by looking at "
-        "answers about these very facts, so that the figures for facts are those of a task known before, not of a new one. Fresh facts "
-        "were written afterwards, of other kinds (currencies, authors, chemical symbols, rivers, and others); arms, layers and penalties "
-        "are those of the facts, as are the training pairs. They were run on them twice: before states were whitened, own values had 67.1% and an AUC "
-        "of 0.66, response-level 60.4% and 0.51. The response-level model is read at the ends of sentences, by differences; the endogenous reward is "
-        "summed over sentences. Of PRMBench, steps are told apart within the wrong solutions only."
-        " Where layers are trained, these are the five below the head (9 to 13 of own values, 12 to 16 of the response-level model), by "
-        f"`SentenceRewardTrainer` with `freeze_layers`: {TRAINING['num_train_epochs']} epochs in batches of "
-        f"{TRAINING['per_device_train_batch_size']} pairs at a learning rate of {TRAINING['learning_rate']:g} in bfloat16, from the head on "
-        f"(and with `center_sentences_coefficient={CENTERING:g}` for own values). These are the first settings that were tried; one epoch of a "
-        "trial had been looked at on development and test pairs, and nothing was changed after it. They are compared with each other."
-        "\n\n"
-        "RL on these models: [sentence-rl.md](sentence-rl.md). Not measured here: markers, training of layers on other "
-        "data than the facts, and models beyond 135M parameters; "
-        f"not run yet: {', '.join(TITLES[name] for name in DATASETS if name not in summaries) or 'nothing'}.\n\n"
-        f"{markdown_table(['chosen', 'layer', 'shrinkage', 'penalty', 'development pairs in order, %'], choices)}\n\n"
-        f"{machine_line(figures['settings'])}\n"
-    )
-    return "\n".join(parts)
-
-
-def plot(summaries: dict[str, dict[str, dict[str, Any]]], path: Path) -> None:
-    """Accuracy and AUC of each arm."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    arms = list(LABELS)
-    figure, panels = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained", sharey=True)
-    for panel, (name, title) in zip(
-        panels, (("accuracy", "held-out pairs in order"), ("auc", "AUC of wrong sentences")), strict=True
-    ):
-        for i, (dataset, summary) in enumerate(summaries.items()):
-            shown = [(a, f) for a, f in summary.items() if name in f]
-            places = [arms.index(a) + 0.15 * (i - 2) for a, _ in shown]
-            means = [f[name] for _, f in shown]
-            ends = [f["interval" if name == "accuracy" else "auc_interval"] for _, f in shown]
-            errors = [
-                [m - low for m, (low, _) in zip(means, ends, strict=True)],
-                [h - m for m, (_, h) in zip(means, ends, strict=True)],
-            ]
-            if shown:
-                panel.errorbar(means, places, xerr=errors, fmt="o", color=f"C{i}", label=dataset, capsize=2)
-        panel.axvline(0.5, color="0.7", linewidth=0.8)
-        panel.set_xlabel(title)
-    panels[0].set_yticks(range(len(arms)), [LABELS[arm].replace("`", "") for arm in arms], fontsize=8)
-    panels[0].invert_yaxis()
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=110)
-
-
 def main() -> None:
     """Runs what is missing, and writes figures, page and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -557,7 +330,9 @@ def main() -> None:
     figures["settings"] = describe_run("studies.sentence_reward", "cpu", "--data DIR --states DIR")
     compute(figures, args.datasets, States(args.states, args.data), lambda: write_figures(file, figures))
     summaries = {name: summarize(figures, name) for name in DATASETS if name in figures["sizes"]}
-    (args.output / "sentence.md").write_text(page(figures, summaries), encoding="utf-8")
+    ablation = args.output / sentence_ablation.FILE
+    text = page(figures, summaries, read_figures(ablation) if ablation.exists() else None)
+    (args.output / "sentence.md").write_text(text, encoding="utf-8")
     plot(summaries, args.output / "sentence.png")
     console = Console()
     console.print(verdict(summaries))

@@ -66,8 +66,9 @@ from endotrl.sentence.tokens import find_sentences
 from endotrl.tasks import facts
 
 from .sentence_layers import as_model
-from .sentence_reward import percent, stack, train, training_pairs
+from .sentence_reward import stack, train, training_pairs
 from .sentence_states import States, statement
+from .sentence_statistics import percent
 
 
 BATCH = 64  # responses of a step

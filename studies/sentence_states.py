@@ -28,21 +28,30 @@ from endotrl.tasks import facts
 
 
 DEPTHS = (13, 16, 19, 22)  # layers of 30
-MAX_TOKENS = 256  # of prompt and answer
+MAX_TOKENS = {"prmbench": 768, "processbench": 768}  # of prompt and answer; of others, 256
 PAIRS_PER_FILE = 50
 PREFERENCES = 1600  # pairs of `helpful`, and all of `webgpt`
-DATASETS = ("facts", "fresh", "helpful", "webgpt", "prmbench")
+DATASETS = ("facts", "fresh", "helpful", "webgpt", "prmbench", "processbench")
 FACTS_PAIRS = {"train": 1200, "dev": 200, "test": 400}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers, the better one first; and which of their sentences are right, if that is known."""
+    """
+    Two answers, the better one first; and which of their sentences are right, if that is known. (`None`: of a sentence,
+    neither.) Both answer `prompt`, unless the second one has another.
+    """
 
     prompt: list[dict[str, str]]
     answers: tuple[str, str]
-    right: tuple[list[bool], list[bool]] | None = None
+    right: tuple[list[Any], list[Any]] | None = None
     part: str = ""
+    other_prompt: list[dict[str, str]] | None = None
+
+    @property
+    def prompts(self) -> list[list[dict[str, str]]]:
+        """Of both answers."""
+        return [self.prompt, self.other_prompt or self.prompt]
 
 
 def load_pairs(dataset: str, data: Path) -> list[Pair]:
@@ -55,14 +64,12 @@ def load_pairs(dataset: str, data: Path) -> list[Pair]:
         return _facts({"test": _fresh_questions()})
     if dataset == "prmbench":
         return _prmbench(data / "prmbench" / "step_contradiction.jsonl")
+    if dataset == "processbench":
+        return _processbench(data / "processbench" / "gsm8k.json")
     name = {"helpful": "hh_helpful", "webgpt": "webgpt"}[dataset]
     with gzip.open(data / "preferences" / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
-    pairs = []
-    for row in rows:
-        chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
-        if chosen[:-1] == rejected[:-1] != [] and chosen[-1]["content"] and rejected[-1]["content"]:
-            pairs.append(Pair(chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"])))
+    pairs = [pair for row in rows if (pair := pair_of_dialogues(row)) is not None]
     random.Random(0).shuffle(pairs)
     return pairs[:PREFERENCES]
 
@@ -135,6 +142,31 @@ def _prmbench(path: Path) -> list[Pair]:
     return pairs
 
 
+def _processbench(path: Path) -> list[Pair]:
+    """
+    Right solutions against wrong ones of other problems, since each problem has one; each is in one pair. Steps after
+    the first wrong one are neither right nor wrong.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    random.Random(0).shuffle(rows)
+    pairs = []
+    for both in zip(*([row for row in rows if (row["label"] == -1) == is_right] for is_right in (True, False))):  # noqa: B905
+        prompts = [[{"role": "user", "content": row["problem"]}] for row in both]
+        texts = ["\n".join(" ".join(step.split()) for step in row["steps"]) for row in both]
+        first, wrong = len(both[0]["steps"]), both[1]["label"]
+        flags = [True] * first, [True] * wrong + [False] + [None] * (len(both[1]["steps"]) - wrong - 1)
+        pairs.append(Pair(prompts[0], (texts[0], texts[1]), flags, "", prompts[1]))
+    return pairs
+
+
+def pair_of_dialogues(row: dict[str, str]) -> Pair | None:
+    """The pair of two dialogues that differ in the last turn alone."""
+    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
+    if chosen[:-1] == rejected[:-1] != [] and chosen[-1]["content"] and rejected[-1]["content"]:
+        return Pair(chosen[:-1], (chosen[-1]["content"], rejected[-1]["content"]))
+    return None
+
+
 def _turns(dialogue: str) -> list[dict[str, str]]:
     """A dialogue with `Human:` and `Assistant:`, or the same as headings, as messages."""
     roles = {"Human": "user", "Assistant": "assistant"}
@@ -176,7 +208,7 @@ class States:
         known and that are no training pairs, `endogenous`, the rewards of sentences.
         """
         pairs = self.pairs(dataset)[:limit]
-        encode = SentenceEncoder(self.tokenizer, self._config(), lines if dataset == "prmbench" else RuleSegmenter())
+        encode = SentenceEncoder(self.tokenizer, self._config(), lines if dataset in MAX_TOKENS else RuleSegmenter())
         rows: list[dict[str, Any]] = []
         for start in tqdm(range(0, len(pairs), PAIRS_PER_FILE), desc=f"Frozen states, {dataset}", unit=" files"):
             path = self.folder / f"{dataset}-{start:05d}.pt"
@@ -194,10 +226,11 @@ class States:
         return SentenceRewardConfig(AutoConfig.from_pretrained(self.path), marker=False)
 
     def _make(self, dataset: str, pairs: Sequence[Pair], encode: SentenceEncoder) -> list[dict[str, Any]]:
-        prompts = [pair.prompt for pair in pairs for _ in pair.answers]
+        prompts = [prompt for pair in pairs for prompt in pair.prompts]
         completions = [[{"role": "assistant", "content": text}] for pair in pairs for text in pair.answers]
         encoded = encode(prompts, completions)
-        fits = [all(len(row.input_ids) <= MAX_TOKENS for row in encoded[2 * i : 2 * i + 2]) for i in range(len(pairs))]
+        longest = MAX_TOKENS.get(dataset, 256)
+        fits = [all(len(row.input_ids) <= longest for row in encoded[2 * i : 2 * i + 2]) for i in range(len(pairs))]
         wanted = [i for i in range(2 * len(pairs)) if fits[i // 2]]
         states: dict[int, Tensor] = {}
         model = self._backbone
@@ -214,7 +247,7 @@ class States:
         judged = [i for i in wanted if pairs[i // 2].right is not None and pairs[i // 2].part != "train"]
         if judged:
             reward = SentencePooledReward(
-                self._endogenous, self.tokenizer, lines if dataset == "prmbench" else RuleSegmenter()
+                self._endogenous, self.tokenizer, lines if dataset in MAX_TOKENS else RuleSegmenter()
             )
             scores = reward.outcome_and_token_rewards(
                 [prompts[i] for i in judged],

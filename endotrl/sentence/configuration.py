@@ -68,7 +68,7 @@ class SentenceRewardConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.max_sentences = max_sentences
         self.segmenter = segmenter
-        kwargs["num_labels"] = 1  # one score a response: what TRL asks of reward models
+        kwargs["num_labels"] = 1  # one score per response: what TRL asks of reward models
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:

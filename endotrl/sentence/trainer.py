@@ -49,8 +49,10 @@ class SentenceRewardTrainer(RewardTrainer):
     $$
 
     with the margin $m$ if the dataset has one, and what coefficients of `args` add. It is TRL's [`~trl.RewardTrainer`]
-    with a [`SentenceRewardModel`]. Text is split into sentences once, in the cached preprocessing of the dataset,
-    which adds a column `length` for `train_sampling_strategy="group_by_length"`.
+    with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
+    attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into
+    sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
+    `train_sampling_strategy="group_by_length"`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
@@ -210,6 +212,9 @@ class SentenceRewardTrainer(RewardTrainer):
         frozen = self._frozen_layers
         with nullcontext() if frozen is None else frozen.replaced_by(inputs.pop("states")):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
+        if self._sentence_config.aggregator == "attention":
+            largest = self.accelerator.gather_for_metrics(outputs.weights.detach().amax(dim=1))
+            self._metrics["train" if self.model.training else "eval"]["largest_weight"].append(largest.mean().item())
         if self.args.center_sentences_coefficient:
             rewards = outputs.sentence_rewards[:, 1:][inputs["sentence_ends"][:, 1:] >= 0]
             loss = loss + self.args.center_sentences_coefficient * rewards.square().sum() / max(len(rewards), 1)
@@ -221,7 +226,7 @@ class SentenceRewardTrainer(RewardTrainer):
         if created and self._sentence_config.aggregator == "attention" and not has_one_learning_rate(self.args):
             learning_rate = self.args.attention_learning_rate
             if learning_rate is None:
-                learning_rate = self.args.learning_rate / math.sqrt(self._sentence_config.attention_dim)
+                learning_rate = self.args.learning_rate / (4 * math.sqrt(self._sentence_config.attention_dim))
             named_parameters = (self.model if model is None else model).named_parameters()
             attention = "query.weight", "key.weight"  # of the head, wherever PEFT has put it
             set_learning_rate(

@@ -38,8 +38,9 @@ class SentenceRewardTrainerConfig(RewardConfig):
             model.
         attention_learning_rate (`float`, *optional*):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
-            $\sqrt d$, so that a step of Adam moves the logits of the weights about as far as the values, and not
-            $\sqrt d$ times as far. Read for a model that is a sentence reward model already, too.
+            $4 \sqrt d$: a step of Adam then moves the logits of the weights a quarter as far as the values. With as
+            far or more, most runs end with all weight at one place of every response. Read for a model that is a
+            sentence reward model already, too.
         center_sentences_coefficient (`float`, *optional*, defaults to `0.0`):
             Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It keeps out of them
             what tells no pairs apart, such as the subject of a sentence, so that wrong ones are found.

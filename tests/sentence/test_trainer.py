@@ -110,6 +110,7 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     sentences = torch.cat([row.sentence_rewards[1:] for row in scores])  # two of each, without the prompt's
     trainer.train()
     log = trainer.state.log_history[0]
+    assert log["largest_weight"] == pytest.approx(sum(max(row.weights.tolist()) for row in scores) / 2, abs=1e-5)
     margins = torch.tensor([row["margin"] for row in rows])
     loss = -torch.nn.functional.logsigmoid(chosen - rejected - margins).mean() + 0.1 * (chosen + rejected) ** 2
     loss += 20.0 * sum(sentences**2) / 4
@@ -120,7 +121,7 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "expected", "adapter"),
-    [(None, 1e-2 / math.sqrt(8), False), (3e-3, 3e-3, False), (0.0, 0.0, False), (3e-3, 3e-3, True)],
+    [(None, 1e-2 / (4 * math.sqrt(8)), False), (3e-3, 3e-3, False), (0.0, 0.0, False), (3e-3, 3e-3, True)],
 )
 def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny_model_path, tmp_path):
     # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
