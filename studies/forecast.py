@@ -9,7 +9,7 @@ random digits after it) and *misled* (60% are the sum plus 10: the wrong answer 
 *reversed*, is a GPT-2 of 0.10 M parameters and a task of this page alone: to write the four digits backwards. Where
 the first number is below 40, 60% of the demonstrations are not reversed; of the others, 40% have a digit drawn anew.
 
-*facts* is SmolLM2-135M-Instruct, which ends twelve sentences about facts, in five tokens, and is trained by LoRA. A
+*facts* is SmolLM2-135M-Instruct, which ends six sentences about facts, in five tokens, and is trained by LoRA. A
 seed has sentences of its own.
 
     python -m studies.forecast                     # goes on where an earlier run was cut off
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from rich.console import Console
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -43,7 +43,7 @@ from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10
 
 
-NUM_UNSEEN, NUM_QUESTIONS, NUM_FACTS = 128, 64, 12
+NUM_UNSEEN, NUM_QUESTIONS, NUM_FACTS = 128, 64, 6
 COST_QUESTIONS, COST_GROUP = 200, 2
 # Of each beta, from the policy of the beta before it, on derailing base models; half of them on others, whose optima are
 # nearer.
@@ -89,9 +89,9 @@ def accuracy_of_facts(completions: list[str], answer: list[list[str]], **_: Any)
 
 ADDITION = Task(128, 64, arithmetic.MAX_ANSWER_LENGTH, 1024, "exact", str.__eq__, arithmetic.accuracy, STEPS)
 FACTS = Task(
-    *(384, 192, 5, 256, begins_with, begins_with, accuracy_of_facts),
-    steps={8.0: 40, 4.0: 40, 2.0: 60, 1.0: 60},
-    training={"learning_rate": 1e-3, "per_device_train_batch_size": 32, "max_completion_length": 5},
+    *(768, 384, 5, 256, begins_with, begins_with, accuracy_of_facts),
+    steps={8.0: 40, 4.0: 50, 2.0: 60, 1.0: 80},
+    training={"learning_rate": 5e-4, "per_device_train_batch_size": 48, "max_completion_length": 5},
     adapter=LORA,
     dtype="bfloat16",
 )
@@ -120,10 +120,10 @@ for two of three (at most 2.0 points off), but not for that of seed 2: -2.5, -4.
 beta on. All three then had 600 steps at every beta; both are below. A forecast from eight times the samples is 0.4 to 0.6
 points lower there.
 
-Of facts there is one seed, by RLOO: an update of 32 completions takes some 6 CPU seconds. At beta 8 and 4 it is within
-3 points. At 2 and 1 it is not: with so small batches at a learning rate of 1e-3, the policies went past the optimum, to
-KL divergences of 2.4 and 4.9 nats where 1.4 and 2.4 are forecast. They are 1 and 2 nats short of it, and 6.6 and 8.8
-points more often right. Lower rates and larger batches were not run.
+Facts were off by 6.6 and 8.8 points at beta 2 and 1 in an earlier round (twelve sentences, batches of 32 at 1e-3), at
+twice the KL divergence that was forecast. It was the study: it passed the adapter of the beta before as the policy, of
+which TRL makes the reference, and so the shared reward, too. Every run then left a model of its own for another optimum.
+Runs now start from that adapter, but have the base model as the reference.
 
 The runs are of two machines (Intel Xeon and AMD EPYC): bases of the same seed differ by what rounding makes of them."""
 KEYS = ("base", "seed", "arm", "beta", "steps", "forecast", "sampled", "trained", "history")
@@ -224,11 +224,19 @@ def run(
     """Trains one arm, from the policy of the beta `start` or from the base model, and asks it what was forecast."""
     task = task_of(base)
     policy: Any = load_model(base, task.dtype)
-    if task.adapter:
-        policy = get_peft_model(policy, LoraConfig(**task.adapter))
-    if start is not None:
-        policy.load_state_dict(torch.load(weights_of(base, arm, start)), strict=not task.adapter)
     _, trainer_class, config_class, settings = ARMS[arm]
+    if start is not None and not task.adapter:
+        policy.load_state_dict(torch.load(weights_of(base, arm, start)))
+
+    class Trainer(trainer_class):
+        """Starts from a trained adapter. Passed as the policy, TRL would take it for the reference, too."""
+
+        def train(self, *args: Any, **kwargs: Any) -> Any:
+            if start is not None and task.adapter:
+                loaded = self.model.load_state_dict(torch.load(weights_of(base, arm, start)), strict=False)
+                assert not loaded.unexpected_keys
+            return super().train(*args, **kwargs)
+
     trained = train_with_grpo(
         f"{base.name}-{arm}-{beta:g}",
         policy,
@@ -237,7 +245,8 @@ def run(
         task.accuracy,
         Dataset.from_list(questions),
         base.parent / "trained",
-        trainer_class=trainer_class,
+        peft_config=LoraConfig(**task.adapter) if task.adapter else None,
+        trainer_class=Trainer,
         config_class=config_class,
         seed=seed,
         **{**TRAINING, **task.training, **settings, "beta": beta, "max_steps": steps},
