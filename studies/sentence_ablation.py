@@ -91,8 +91,12 @@ Heads on states that the trainer keeps on disk (`freeze_layers` of all that are 
 {LAYERS["harmless"]} for HH-RLHF harmless), {TRAINING["num_train_epochs"]} epochs of Adam at {TRAINING["learning_rate"]:g},
 five seeds, judged by pairs that are in no table above: {FACTS_PAIRS["dev"]} of facts after {FACTS_PAIRS["train"]}, and
 {HARMLESS["dev"]} of harmless answers after {HARMLESS["train"]} (`python -m studies.sentence_ablation --data DIR`). The
-marker is frozen, too. Attention learns at `learning_rate` / $\\sqrt d$, or at the part of it that a line says; the
-trainer's default is a quarter."""
+marker is frozen, too. Attention learns at `learning_rate` / $\\sqrt d$, or at the part of it that a line says.
+
+At the full rate, most runs on facts end with all weight at one place of every response, and some at the one before the
+response, where both answers of a pair are equal and no gradient is left. A quarter of it, which is the trainer's default
+for that reason, mends this; equal weights at first and no markers help further, and own values as much without any
+attention. On harmless answers, nothing is ahead of the response-level model beyond noise."""
 MOMENTS = (0, WINDOWS // 4, WINDOWS // 2, -1)
 
 
