@@ -179,12 +179,6 @@ class TestEndogenousReward:
         assert outcomes[0] is not None and outcomes[1] is None
         assert recorder.scores is not None and recorder.scores.token_rewards[1].tolist() == [0.0] * len(ids[1])
 
-    def test_mean_has_no_token_rewards(self, tiny_model_path):
-        reward = EndogenousReward(tiny_model_path, aggregate="mean")
-        with pytest.raises(ValueError, match='`aggregate="mean"` cannot be credited to single tokens'):
-            reward.outcome_and_token_rewards(["a"], ["b"])
-        assert reward._scorer is None  # said before anything was computed
-
     def test_tokens_of_another_tokenizer(self, tiny_model_path, tiny_policy_path):
         reward = EndogenousReward(tiny_model_path)
         with pytest.raises(ValueError, match=r"row 0 was encoded again .* in place of 2"):
