@@ -35,6 +35,7 @@ from endotrl import EndogenousReward
 from endotrl.rewards import InformationGain
 
 from ..support import trainers
+from ..support.reference import completion_log_probs
 from ..support.tiny_policy import save_tiny_policy
 
 
@@ -51,16 +52,11 @@ def path(tmp_path_factory):
     return str(folder)
 
 
-@torch.no_grad()
 def naive_rewards(model):
     """Log-probabilities, from full logits: what the default Bellman rewards of finished completions come to."""
     if isinstance(model, str):
         model = AutoModelForCausalLM.from_pretrained(model)
-    rewards = []
-    for ids in COMPLETIONS:
-        logits = model.eval()(torch.tensor([PROMPT + ids])).logits[0, len(PROMPT) - 1 : -1].float()
-        rewards.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item())
-    return rewards
+    return [sum(completion_log_probs(model.eval(), PROMPT, ids)) for ids in COMPLETIONS]
 
 
 def make_trainer(model, folder, dtype=torch.float32, **settings):
@@ -69,7 +65,7 @@ def make_trainer(model, folder, dtype=torch.float32, **settings):
     else:
         name = model.config._name_or_path
     settings = {"per_device_train_batch_size": 2, "num_generations": 2, "max_completion_length": 4, **settings}
-    rewards = settings.pop("reward_funcs", lambda completions, **_: [float(len(c)) for c in completions])
+    rewards = settings.pop("reward_funcs", trainers.length)
     settings |= {"processing_class": AutoTokenizer.from_pretrained(name), "learning_rate": 0.05}
     return trainers.make_trainer(GRPOTrainer, model, folder, rewards, **settings)
 
@@ -160,17 +156,13 @@ class TestAdapters:
             train(trainer.model)
             assert reward(**ROWS) == pytest.approx(naive_rewards(tiny_policy_path), abs=1e-4)
 
-    def test_a_layer_that_was_unfrozen(self, path, tmp_path):
-        trainer = make_trainer(path, tmp_path, peft_config=lora())
-        trainer.model.get_base_model().model.norm.requires_grad_(True)
-        with pytest.raises(ValueError, match=r"trains weights of the base.*norm\.weight"):
-            EndogenousReward(model=None).attach(trainer)
-
-    def test_one_that_is_unfrozen_later(self, path, tmp_path):
+    def test_a_layer_that_is_unfrozen(self, path, tmp_path):
         trainer = make_trainer(path, tmp_path, peft_config=lora())
         reward = EndogenousReward(model=None).attach(trainer)
         trainer.model.get_base_model().model.norm.requires_grad_(True)
-        reward(**ROWS)
+        with pytest.raises(ValueError, match=r"trains weights of the base.*norm\.weight"):
+            EndogenousReward(model=None).attach(trainer)
+        reward(**ROWS)  # it has not changed yet
         train(trainer.model, steps=1)
         with pytest.raises(RuntimeError, match="weights have changed since `attach`"):
             reward(**ROWS)
@@ -202,13 +194,7 @@ class TestAdapters:
 
 
 class TestReference:
-    def test_it_stays_to_the_bit(self, path, tmp_path):
-        trainer = make_trainer(path, tmp_path, beta=0.1)
-        reward = EndogenousReward(model=None).attach(trainer)
-        before = {name: weight.clone() for name, weight in trainer.ref_model.state_dict().items()}
-        trainer.train()
-        assert all(torch.equal(weight, before[name]) for name, weight in trainer.ref_model.state_dict().items())
-        assert reward(**ROWS) == pytest.approx(naive_rewards(path), abs=1e-4)
+    """That it stays to the bit: `tests/rewards/test_trl_integration.py`."""
 
     def test_synchronised_by_a_callback(self, path, tmp_path):
         # Without the setting, of which the setting's callback is made.

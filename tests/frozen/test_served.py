@@ -42,11 +42,6 @@ BATCH = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
-
-
 @pytest.fixture
 def server(tiny_model_path):
     with FakeServer(tiny_model_path) as server:
@@ -133,19 +128,29 @@ class TestGauge:
             assert same == (rule.needs_logits is None), (token_reward, aggregate, gamma, truncation)
 
     @pytest.mark.parametrize(
-        "settings",
+        ("settings", "message"),
         [
-            {"token_reward": "centered"},
-            {"token_reward": "self_certainty", "aggregate": "mean"},
-            {"alpha": 0.5},
-            {"gamma": 0.9},
-            {"aggregate": "discounted"},
-            {"truncation": "bootstrap"},
+            *(
+                (settings, "on a server, which gives log-probabilities only")
+                for settings in (
+                    {"token_reward": "centered"},
+                    {"token_reward": "self_certainty", "aggregate": "mean"},
+                    {"alpha": 0.5},
+                    {"gamma": 0.9},
+                    {"aggregate": "discounted"},
+                    {"truncation": "bootstrap"},
+                )
+            ),
+            # Settings of a model that is loaded here.
+            *(
+                (settings, "which decides about them")
+                for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True})
+            ),
         ],
         ids=str,
     )
-    def test_refused_before_any_request(self, settings):
-        with pytest.raises(ValueError, match="on a server, which gives log-probabilities only"):
+    def test_refused_before_any_request(self, settings, message):
+        with pytest.raises(ValueError, match=message):
             EndogenousReward("http://127.0.0.1:9/v1", **settings)
 
     def test_of_rivals_and_tokens(self, tokenizer, server):
@@ -155,24 +160,18 @@ class TestGauge:
             with pytest.raises(ValueError, match='Use `token_reward="log_prob"`'):
                 getattr(served(server, tokenizer), ask)(**BATCH)
 
-    def test_settings_of_a_loaded_model(self):
-        for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True}):
-            with pytest.raises(ValueError, match="which decides about them"):
-                EndogenousReward("http://127.0.0.1:9/v1", **settings)
-
 
 class TestHandshake:
     def refused(self, server, tokenizer, match):
         with pytest.raises(ServerError, match=match):
             served(server, tokenizer).load()
 
-    def test_other_tokenizer(self, tiny_model_path, tokenizer, tiny_policy_path):
-        with FakeServer(tiny_model_path) as server:
-            self.refused(server, AutoTokenizer.from_pretrained(tiny_policy_path), "read a text as different tokens")
-
-    def test_larger_vocabulary(self, tiny_policy_path, tokenizer):
-        with FakeServer(tiny_policy_path) as server:  # most ids are none of its
-            self.refused(server, tokenizer, "read a text as different tokens")
+    @pytest.mark.parametrize("theirs_is_larger", [True, False])
+    def test_other_tokenizer(self, theirs_is_larger, tiny_model_path, tiny_policy_path):
+        larger, smaller = paths = tiny_model_path, tiny_policy_path  # of most ids of the larger one, it has none
+        path, ours = paths if theirs_is_larger else (smaller, larger)
+        with FakeServer(path) as server:
+            self.refused(server, AutoTokenizer.from_pretrained(ours), "read a text as different tokens")
 
     @pytest.mark.parametrize("protocol", ["vllm", "sglang", "echo"])
     def test_bos(self, tiny_model_path, tokenizer, protocol, tmp_path):
@@ -230,13 +229,8 @@ class TestHandshake:
 
     def test_length_limit(self, tiny_model_path, tokenizer):
         with FakeServer(tiny_model_path, max_model_len=130) as server:
-
-            def row(n):
-                return {"prompts": ["a"], "completions": ["x"], "completion_ids": [[65] * n]}  # fmt: skip
-
-            reward = served(server, tokenizer)
             with pytest.raises(ValueError, match="129"):
-                reward(**row(129) | {"completions": ["b" * 129], "completion_ids": None})
+                served(server, tokenizer)(prompts=["a"], completions=["b" * 129])
             cut = served(server, tokenizer, overlong_prompt="truncate_left")
             assert cut(prompts=["a" * 200], completions=["b"])[0] < 0
 

@@ -84,7 +84,12 @@ def test_an_own_copy(offload, tmp_path):
     copy = OwnCopy(str(tmp_path), "float32", "cuda", offload=offload)
     with fake_cuda():
         found = torch.cat([stats.log_probs for stats in FrozenScorer(copy)(completions())])
-        assert copy._model is not None and copy._model.device.type == ("cpu" if offload else "cuda")
+        place = "cpu" if offload else "cuda"
+        assert copy._model is not None and copy._model.device.type == place
+        with pytest.raises(ZeroDivisionError), copy.active() as active:
+            assert active.device.type == "cuda"
+            raise ZeroDivisionError
+        assert copy._model.device.type == place  # after an error, too
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
