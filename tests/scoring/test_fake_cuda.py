@@ -14,13 +14,8 @@ from endotrl.scoring.scorer import FrozenScorer
 from ..support.fake_cuda import CUDA, entered, fake_cuda
 
 
-SIZE = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
+SIZE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE |= {"vocab_size": 512}
 QWEN = Qwen2Config(**SIZE, num_key_value_heads=2)
 
 

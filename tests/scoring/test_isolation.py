@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import eval_frame
 from transformers import BertGenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from endotrl import EndogenousReward
@@ -39,10 +40,6 @@ from .families import (
     tokens_run,
     with_rope,
 )
-
-
-def assert_equal_to_alone(actual, model, rows):
-    assert_numbers(actual, each_alone(model, rows))
 
 
 class TestLengths:
@@ -92,7 +89,7 @@ class TestLengths:
     def test_what_no_config_names_is_tried_out(self, rope_type, depends_on, caplog):
         model, rows = with_rope(rope_type, depends_on), make_rows()
         with caplog.at_level(logging.INFO, logger="endotrl"):
-            assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
+            assert_numbers(FrozenScorer(LoadedModel(model))(rows), each_alone(model, rows))
         assert "one completion per pass (its rotary positions depend on the longest row" in caplog.text
 
     def test_an_unknown_type_that_depends_on_nothing_is_packed(self):
@@ -102,7 +99,7 @@ class TestLengths:
         with tokens_run(model) as counts:
             actual = scorer(rows)
         assert counts == [39]
-        assert_equal_to_alone(actual, model, rows)
+        assert_numbers(actual, each_alone(model, rows))
 
 
 class TestWholePass:
@@ -134,7 +131,7 @@ class TestWholePass:
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts", "qwen3"])
     def test_rounding_of_half_precision_is_no_dependence(self, family):
         scorer = FrozenScorer(LoadedModel(make_model(FAMILIES[family]()).bfloat16()))
-        scorer(group_rows())
+        assert all(values.dtype == torch.float32 for stats in scorer(group_rows()) for values in numbers(stats))
         assert scorer._rules is not None and scorer._rules.alone is None
 
 
@@ -169,6 +166,7 @@ class TestThreads:
             results = list(pool.map(lambda k: scorers[k % 2]([*rows, *rows[: k % 3]]), range(24)))
         assert all(module.training == training for module in model.modules())
         assert model.config._attn_implementation == "sdpa"
+        assert eval_frame._stance.stance == "default"  # what the user has compiled is run as such again
         expected = each_alone(model.eval(), rows)
         for result in results:
             assert_numbers(result[: len(rows)], expected)
@@ -205,7 +203,7 @@ class TestThreads:
             with pytest.raises(RuntimeError, match="run while an endogenous reward scored with it in another thread"):
                 model(torch.arange(5)[None])
             done.set()
-            assert_equal_to_alone(scored.result(), model, rows)
+            assert_numbers(scored.result(), each_alone(model, rows))
         model(torch.arange(5)[None])
 
 
@@ -257,11 +255,3 @@ class TestCompiled:
         reward = EndogenousReward(torch.compile(plain, backend="eager"), tokenizer)
         assert reward(["What is"], [" the capital"]) == expected
         torch._dynamo.reset()
-
-    def test_the_setting_comes_back_when_the_last_thread_is_done(self):
-        models = [make_model(LlamaConfig(**SIZES)) for _ in range(2)]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda k: FrozenScorer(LoadedModel(models[k % 2]))(group_rows()), range(6)))
-        from torch._dynamo import eval_frame
-
-        assert eval_frame._stance.stance == "default"
