@@ -7,16 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
-    LlamaModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.names import load_config
@@ -113,13 +106,8 @@ def step(optimizer, **kwargs):
     return change
 
 
-def inject_adapter(model):
-    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
-
-
-def merge_adapter(model):
-    policy = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    policy.merge_and_unload()
+def add_adapter(model, **kwargs):
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **kwargs))
 
 
 class TestLoadedModel:
@@ -128,8 +116,8 @@ class TestLoadedModel:
         "AdamW": step(torch.optim.AdamW),
         "AdamW foreach": step(torch.optim.AdamW, foreach=True),
         "AdamW fused": step(torch.optim.AdamW, fused=True),
-        "adapter": inject_adapter,
-        "merged adapter": merge_adapter,
+        "adapter": add_adapter,
+        "merged adapter": lambda model: add_adapter(model, init_lora_weights=False).merge_and_unload(),
         ".data": lambda model: model.lm_head.weight.data.add_(0.01),
         "resize": lambda model: model.resize_token_embeddings(41),
         "load": lambda model: model.load_state_dict({k: v + 1e-3 for k, v in model.state_dict().items()}),
@@ -181,16 +169,16 @@ class TestLoadedModel:
         assert LoadedModel(model).eos_token_ids == ends
 
 
-@pytest.mark.parametrize("model_class", [LlamaModel, LlamaForSequenceClassification])
+@pytest.mark.parametrize("model_class", [hf.LlamaModel, hf.LlamaForSequenceClassification])
 def test_a_model_without_a_head(model_class):
     with pytest.raises(ValueError, match=f"A {model_class.__name__} was given, a model without an LM head.*causal"):
         LoadedModel(model_class(LlamaConfig(**SIZES)))
 
 
 def test_an_encoder_decoder(tmp_path):
-    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    config = hf.T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is an encoder-decoder model.*`AutoModelForCausalLM`"):
         OwnCopy(str(tmp_path))
     with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
-        LoadedModel(T5ForConditionalGeneration(config))
+        LoadedModel(hf.T5ForConditionalGeneration(config))

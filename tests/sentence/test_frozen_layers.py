@@ -4,17 +4,10 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import transformers as hf
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    OPTConfig,
-    Qwen3Config,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer
@@ -89,11 +82,11 @@ WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_atten
 @pytest.mark.parametrize(
     "config",
     [
-        GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50),
-        GPTNeoXConfig(**SIZES),
-        OPTConfig(num_hidden_layers=3, hidden_size=16, ffn_dim=16, num_attention_heads=2, vocab_size=50),
-        Qwen3Config(**GROUPED),
-        Gemma3TextConfig(**GROUPED, **WINDOWS),
+        hf.GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50),
+        hf.GPTNeoXConfig(**SIZES),
+        hf.OPTConfig(num_hidden_layers=3, hidden_size=16, ffn_dim=16, num_attention_heads=2, vocab_size=50),
+        hf.Qwen3Config(**GROUPED),
+        hf.Gemma3TextConfig(**GROUPED, **WINDOWS),
     ],
     ids=lambda config: config.model_type,
 )

@@ -23,6 +23,7 @@ BATCH: dict[str, Any] = {"prompts": ["p"] * 3, "completions": ["c"] * 3, "comple
 ROWS = [torch.ones(3), torch.ones(1), torch.ones(2)]
 NAN = torch.tensor([math.nan])
 LONG = [ROWS[0], torch.ones(5), ROWS[2]]
+SPLIT = [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]]
 
 
 class Dense:
@@ -56,12 +57,7 @@ class TestRecorder:
             ),
             # lists are summed,
             *(
-                (
-                    returning([kind([1.0, 2.0, 4.0]), None, kind([0.5, 0.25])]),
-                    [7.0, None, 0.75],
-                    [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]],
-                    None,
-                )
+                (returning([kind(SPLIT[0]), None, kind(SPLIT[2])]), [7.0, None, 0.75], SPLIT, None)
                 for kind in (list, tuple, np.array, torch.tensor)
             ),
             # and of dense rewards TRL gets the outcomes; where there is none, anything may come with it.
@@ -144,9 +140,8 @@ class TestEndogenousReward:
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         assert (scores.state_values is None) == (form != "bellman")
         for i, prompt in enumerate(self.PROMPTS):
-            reference = scores_from_logits(
-                state_logits(model, reward._tokenizer(prompt)["input_ids"], ids[i]), ids[i], alpha=0.8
-            )
+            logits = state_logits(model, reward._tokenizer(prompt)["input_ids"], ids[i])
+            reference = scores_from_logits(logits, ids[i], alpha=0.8)
             expected = token_rewards(reference, form, 0.8, 1.0, finished=i == 0, truncation=truncation)
             weights = [0.9**h if aggregate == "discounted" else 1.0 for h in range(len(ids[i]))]
             weighted = [w * r for w, r in zip(weights, expected, strict=True)]
