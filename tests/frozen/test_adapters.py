@@ -150,21 +150,18 @@ class TestInstances:
 @pytest.mark.slow
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_an_adapter_of_a_policy_during_training(goes_on, tiny_policy_path, tmp_path):
-    """A named one beside that which is trained; or the start of that which is, which TRL keeps as the adapter "ref"."""
+    """A named one beside that which is trained; or, where one trains on, its start, TRL's adapter "ref"."""
     save_adapter(tiny_policy_path, tmp_path / "judge")
-    by_path = EndogenousReward(
-        str(tmp_path / "judge"), AutoTokenizer.from_pretrained(tiny_policy_path), name="by_path"
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    by_path = EndogenousReward(str(tmp_path / "judge"), tokenizer, name="by_path")
     policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     if goes_on:
-        policy, reward = (
-            PeftModel.from_pretrained(policy, tmp_path / "judge", is_trainable=True),
-            EndogenousReward(None),
-        )
+        policy = PeftModel.from_pretrained(policy, tmp_path / "judge", is_trainable=True)
+        reward = EndogenousReward(None)
     else:
         policy = get_peft_model(policy, LoraConfig(**LORA))
         policy.load_adapter(tmp_path / "judge", "judge")
-        reward = EndogenousReward(policy, by_path.processing_class, adapter_name="judge")
+        reward = EndogenousReward(policy, tokenizer, adapter_name="judge")
     settings = {"learning_rate": 0.05, "logging_steps": 1, "beta": 0.1 if goes_on else 0.0}
     trainer = make_trainer(GRPOTrainer, policy, tmp_path / "run", [reward, by_path], **settings)
     if goes_on:

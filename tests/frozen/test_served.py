@@ -11,7 +11,7 @@ import pickle
 import threading
 import time
 from functools import partial
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -128,30 +128,23 @@ class TestGauge:
             assert same == (rule.needs_logits is None), (token_reward, aggregate, gamma, truncation)
 
     @pytest.mark.parametrize(
-        ("settings", "message"),
+        "settings",
         [
-            *(
-                (settings, "on a server, which gives log-probabilities only")
-                for settings in (
-                    {"token_reward": "centered"},
-                    {"token_reward": "self_certainty", "aggregate": "mean"},
-                    {"alpha": 0.5},
-                    {"gamma": 0.9},
-                    {"aggregate": "discounted"},
-                    {"truncation": "bootstrap"},
-                )
-            ),
-            # Settings of a model that is loaded here.
-            *(
-                (settings, "which decides about them")
-                for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True})
-            ),
+            {"token_reward": "centered"},
+            {"token_reward": "self_certainty", "aggregate": "mean"},
+            {"alpha": 0.5},
+            {"gamma": 0.9},
+            {"aggregate": "discounted"},
+            {"truncation": "bootstrap"},
         ],
         ids=str,
     )
-    def test_refused_before_any_request(self, settings, message):
-        with pytest.raises(ValueError, match=message):
+    def test_refused_before_any_request(self, settings):
+        with pytest.raises(ValueError, match="on a server, which gives log-probabilities only"):
             EndogenousReward("http://127.0.0.1:9/v1", **settings)
+        for placed in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True}):
+            with pytest.raises(ValueError, match="which decides about them"):
+                EndogenousReward("http://127.0.0.1:9/v1", **placed)
 
     def test_of_rivals_and_tokens(self, tokenizer, server):
         with pytest.raises(ValueError, match="whole next-token distribution"):
@@ -166,12 +159,10 @@ class TestHandshake:
         with pytest.raises(ServerError, match=match):
             served(server, tokenizer).load()
 
-    @pytest.mark.parametrize("theirs_is_larger", [True, False])
-    def test_other_tokenizer(self, theirs_is_larger, tiny_model_path, tiny_policy_path):
-        larger, smaller = paths = tiny_model_path, tiny_policy_path  # of most ids of the larger one, it has none
-        path, ours = paths if theirs_is_larger else (smaller, larger)
-        with FakeServer(path) as server:
-            self.refused(server, AutoTokenizer.from_pretrained(ours), "read a text as different tokens")
+    def test_other_tokenizer(self, tiny_model_path, tiny_policy_path):
+        for theirs, ours in permutations((tiny_model_path, tiny_policy_path)):
+            with FakeServer(theirs) as server:  # the smaller one knows few ids of the larger
+                self.refused(server, AutoTokenizer.from_pretrained(ours), "read a text as different tokens")
 
     @pytest.mark.parametrize("protocol", ["vllm", "sglang", "echo"])
     def test_bos(self, tiny_model_path, tokenizer, protocol, tmp_path):
@@ -309,26 +300,25 @@ class TestFaults:
             assert reward(**BATCH) == expected
 
 
-class TestRouted:
-    def test_by_column(self, tiny_model_path, tokenizer, server):
-        def length(completions, **kwargs):
-            return [float(len(completion[0]["content"])) for completion in completions]
+def test_by_column(tiny_model_path, tokenizer, server):
+    def length(completions, **kwargs):
+        return [float(len(completion[0]["content"])) for completion in completions]
 
-        frozen = EndogenousReward(server.url, tokenizer, name="frozen")
-        reward = RoutedReward({"a": frozen, "b": length}, column="kind")
-        kinds = ["b", "a", "a", "b", "a"]
-        rewards = asyncio.run(reward(**BATCH, kind=kinds, trainer_state=None))
-        local = EndogenousReward(tiny_model_path)(**BATCH)
-        expected = [
-            len(answer) if kind == "b" else value for kind, answer, value in zip(kinds, ANSWERS, local, strict=True)
-        ]
-        assert rewards == pytest.approx(expected, abs=1e-4)
-        with pytest.raises(ValueError, match="one of \\['a', 'b'\\], but it has also \\['c'\\]"):
-            asyncio.run(reward(**BATCH, kind=["a", "c", "a", "a", "a"]))
-        with pytest.raises(ValueError, match="is missing"):
-            asyncio.run(reward(**BATCH))
-        with pytest.raises(ValueError, match="a name of its own"):
-            RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
+    frozen = EndogenousReward(server.url, tokenizer, name="frozen")
+    reward = RoutedReward({"a": frozen, "b": length}, column="kind")
+    kinds = ["b", "a", "a", "b", "a"]
+    rewards = asyncio.run(reward(**BATCH, kind=kinds, trainer_state=None))
+    local = EndogenousReward(tiny_model_path)(**BATCH)
+    expected = [
+        len(answer) if kind == "b" else value for kind, answer, value in zip(kinds, ANSWERS, local, strict=True)
+    ]
+    assert rewards == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="one of \\['a', 'b'\\], but it has also \\['c'\\]"):
+        asyncio.run(reward(**BATCH, kind=["a", "c", "a", "a", "a"]))
+    with pytest.raises(ValueError, match="is missing"):
+        asyncio.run(reward(**BATCH))
+    with pytest.raises(ValueError, match="a name of its own"):
+        RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
 
 
 class TestTrainers:

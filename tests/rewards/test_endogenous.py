@@ -219,31 +219,6 @@ class TestPure:
             assert reward.token_rewards_from(stats).tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
             assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
 
-    def test_diagnostics(self):
-        short, long = stats_by_hand(True), stats_by_hand(False)
-        long = TokenStats(
-            token_ids=torch.zeros(4, dtype=torch.long),
-            positions=torch.arange(4),
-            chosen_logits=torch.zeros(4),
-            soft_values=torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0]),  # log pi = -1 everywhere
-            entropies=torch.full((4,), 2.0),
-            finished=False,
-            alpha=1.0,
-            num_completion_tokens=4,
-        )
-        figures = batch_diagnostics([-1.0, -8.0, None], [-0.5, -2.0, None], [short, long, stats_by_hand(False)])
-        assert figures == pytest.approx(
-            {
-                "truncated_fraction": 2 / 3,
-                "reward_per_token": (-1 / 2 - 8 / 4) / 2,
-                "log_prob_per_token": (-LN2 - 4) / 6,  # two tokens of together ln 1/2, four of -1
-                "soft_value": (LN4 + LN3 + 4 * 1.0) / 6,  # of the states in which the tokens were taken
-                "entropy": (0.5 + 0.6 + 4 * 2.0) / 6,
-                "length_correlation": -1.0,  # two points: the longer is worse
-            },
-            abs=1e-6,
-        )
-
     @pytest.mark.parametrize(
         ("rewards", "missing"),
         [([None, None], 5), ([-1.0, None], 1), ([-1.0, -1.0], 1)],

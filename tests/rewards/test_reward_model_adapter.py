@@ -151,11 +151,8 @@ class TestPadIsEos:
         answers = [tokenizer(text)["input_ids"] for text in texts]
         answers[0].append(end)  # ended; the other was cut off
         assert len(answers[0]) < len(answers[1])
-        system, capital, sum_ = [
-            {"role": role, "content": text}
-            for role, text in (("system", "Be brief."), ("user", "Capital of France?"), ("user", "2+2?"))
-        ]
-        prompts = [[capital], [system, sum_]]
+        question = {"role": "user", "content": "Capital of France?"}
+        prompts = [[question], [{"role": "system", "content": "Be brief."}, question]]
         queries = [tokenizer(chatml(messages, generation_prompt=True))["input_ids"] for messages in prompts]
         batch, context = make_batch(queries, answers, end, extra_left=2)
         reward = EndogenousReward(tiny_model_path)

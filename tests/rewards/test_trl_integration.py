@@ -84,8 +84,8 @@ def reference_scores(path: str, call: dict[str, Any], ends: tuple[int, ...] = (E
         messages = {} if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
         prompt_ids = (messages or tokenizer(prompt))["input_ids"]
         scores = scores_from_logits(state_logits(model, prompt_ids, ids), ids, 1.0)
-        row = {"reward": sum(scores.log_probs), "entropies": scores.entropies, "length": len(ids), "last": ids[-1]}
-        rows.append({**row, "truncated": ids[-1] not in ends})
+        row = {"reward": sum(scores.log_probs), "entropies": scores.entropies, "values": scores.values[:-1]}
+        rows.append({**row, "length": len(ids), "last": ids[-1], "truncated": ids[-1] not in ends})
     return rows
 
 
@@ -149,6 +149,7 @@ class TestDropIn:
                 "endogenous_reward/reward_per_token": (rewards / lengths).mean(),
                 "endogenous_reward/log_prob_per_token": rewards.sum() / lengths.sum(),
                 "endogenous_reward/entropy": np.mean([entropy for row in rows for entropy in row["entropies"]]),
+                "endogenous_reward/soft_value": np.mean([value for row in rows for value in row["values"]]),
                 "endogenous_reward/truncated_fraction": sum(row["truncated"] for row in rows) / len(rows),
                 "endogenous_reward/length_correlation": torch.corrcoef(torch.stack([rewards, lengths]))[0, 1],
             }

@@ -84,7 +84,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2, window not used": lambda: hf.Qwen2Config(**SIZES, sliding_window=16, use_sliding_window=False),
     "mistral, window": lambda: hf.MistralConfig(**SIZES, sliding_window=16),
     "lfm2, convolutions": lambda: hf.Lfm2Config(**SIZES, full_attn_idxs=[1]),
-    "falcon-h1, attention and state space": lambda: hf.FalconH1Config(**SIZES, **MAMBA_SIZES),
+    "falcon-h1, attention and state space": lambda: hf.FalconH1Config(**SIZES, **MAMBA_SIZES, lm_head_multiplier=0.5),
     **BY_LENGTH,
     "ministral3, attention scaled by position": lambda: hf.Ministral3Config(**SIZES, rope_parameters=LLAMA_4_SCALING),
     "recurrentgemma, gated recurrence": lambda: hf.RecurrentGemmaConfig(

@@ -20,13 +20,10 @@ from endotrl import EndogenousReward
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.scoring import FrozenScorer
-from endotrl.scoring.forward_pass import RopeLengths
 
 from .families import (
     BY_LENGTH,
-    DYNAMIC,
     FAMILIES,
-    SHORT,
     SIZES,
     Capacity,
     OneScale,
@@ -44,19 +41,6 @@ from .families import (
 
 class TestLengths:
     """Frequencies of rotary positions that depend on the longest row of a pass."""
-
-    @pytest.mark.parametrize(
-        ("config", "expected"),
-        [
-            (LlamaConfig(), ((), None, ())),
-            (LlamaConfig(**SHORT, rope_parameters=DYNAMIC), ((), 12, ())),
-            (FAMILIES["gemma3, dynamic in some layers"](), ((), 12, ())),
-            (FAMILIES["phi3, longrope"](), ((12,), None, ())),
-        ],
-    )
-    def test_from_config(self, config, expected):
-        lengths = RopeLengths.from_config(config)
-        assert (lengths.switches, lengths.grows_beyond, lengths.unknown) == expected
 
     def test_rows_of_one_side_share_their_pass(self):
         model, rows = make_model(FAMILIES["phi3, longrope"]()), group_rows()
@@ -157,13 +141,14 @@ def test_rows_without_a_score_of_their_own():
 
 class TestThreads:
     @pytest.mark.parametrize("training", [False, True])
-    def test_two_scorers_of_one_instance(self, training):
+    def test_scorers_of_one_instance_and_of_another(self, training):
         # The user trains with dropout: whoever is done first must not set training mode back for the other.
         model = make_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 6}, attention_dropout=0.5)).train(training)
         rows = group_rows()
-        scorers = [FrozenScorer(LoadedModel(model)), FrozenScorer(LoadedModel(model), max_tokens_per_batch=20)]
+        placements = [LoadedModel(model), LoadedModel(model), LoadedModel(copy.deepcopy(model))]
+        scorers = [FrozenScorer(p, budget) for p, budget in zip(placements, (8192, 20, 8192), strict=True)]
         with ThreadPoolExecutor(4) as pool:
-            results = list(pool.map(lambda k: scorers[k % 2]([*rows, *rows[: k % 3]]), range(24)))
+            results = list(pool.map(lambda k: scorers[k % 3]([*rows, *rows[: k % 4]]), range(24)))
         assert all(module.training == training for module in model.modules())
         assert model.config._attn_implementation == "sdpa"
         assert eval_frame._stance.stance == "default"  # what the user has compiled is run as such again

@@ -139,11 +139,6 @@ def test_linear_time(pattern):
     assert time.process_time() - start < 10
 
 
-def test_load_segmenter():
-    assert isinstance(load_segmenter("rules"), RuleSegmenter)
-    assert pickle.loads(pickle.dumps(RuleSegmenter()))("A b. C d.") == [(0, 5), (5, 9)]
-
-
 def test_sat_says_what_to_install(monkeypatch):
     monkeypatch.setattr("endotrl.sentence.segmentation.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"endotrl\[sat\]"):

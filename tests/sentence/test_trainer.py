@@ -249,6 +249,7 @@ def test_own_segmenter(tiny_model_path, tmp_path):
 
 
 WITHOUT_REJECTED = Dataset.from_list([{"prompt": "a", "chosen": "b"}])
+VIRTUAL_TOKENS = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
 WITHOUT_SENTENCES = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
 
 
@@ -259,7 +260,7 @@ WITHOUT_SENTENCES = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1
         ({"args": RewardConfig("never", use_cpu=True, bf16=False)}, TypeError, "`args` is a RewardConfig"),
         ({"train_dataset": WITHOUT_REJECTED}, ValueError, r"columns \['prompt', 'chosen'\].*`rejected`"),
         ({"train_dataset": WITHOUT_SENTENCES}, ValueError, "tokenized without sentences"),
-        ({"peft_config": PromptTuningConfig("SEQ_CLS", num_virtual_tokens=2)}, ValueError, "in front of the text"),
+        ({"peft_config": VIRTUAL_TOKENS}, ValueError, "in front of the text"),
     ],
 )
 def test_what_is_refused(given, error, message, tiny_model_path, tmp_path):

@@ -198,16 +198,6 @@ class TestAdvantages:
                 expected[i, h] = totals[0] - sum(totals[1:]) / 4
         torch.testing.assert_close(output["advantages"], expected)
 
-    def test_endogenous_credit_is_the_log_probability_to_go(self, tiny_policy_path, run):
-        # The two forms have the same total and differ in where they put it; without the soft value they credit alike.
-        outputs = {}
-        for form in ("bellman", "log_prob"):
-            reward = EndogenousReward(tiny_policy_path, token_reward=form)
-            trainer = run(Watched, reward, max_steps=1)
-            outputs[form] = trainer.outputs[0]["advantages"]
-            assert history(trainer, "advantage/within_completion")[0] > 0.01
-        torch.testing.assert_close(outputs["bellman"], outputs["log_prob"], atol=1e-5, rtol=1e-4)
-
     def test_leave_one_out(self, run):
         first, second = (
             run(Watched, dense_vowels, baseline=baseline, max_steps=1).outputs[0]

@@ -78,9 +78,9 @@ class TestForward:
             add_fused_lm_head(model, outputs=fields, **settings)
             add_critic(model, Critic(random_head()))
             without, found = (model(**batch(), fused_lm_head=True, **kw) for kw in ({}, {"return_values": True}))
-            values.append(found.pop("state_values"))
+            values.append(found.state_values)
+            assert (without.keys(), found.keys()) == (expected.keys(), {*expected, "state_values"})
             for outputs in (without, found):
-                assert outputs.keys() == expected.keys()
                 assert all(torch.equal(outputs[name], expected[name]) for name in expected)
         assert torch.equal(*values)
         ids = batch()["input_ids"]
