@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from endotrl.rendering.ends import positions_outside
 from endotrl.rendering.messages import add_criterion
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.rendering.renderer import Renderer
@@ -354,6 +355,12 @@ def test_ids_cut_off_inside_a_character(tokenizer, warnings_logged):
     (row,) = make_renderer(tokenizer).render([USER], [text], [ids])
     assert row.completion_ids == ids
     assert not warnings_logged()
+
+
+def test_positions_outside():
+    assert positions_outside([1, 2, 3, 4, 5, 6], [[2, 3], [5]]) == [0, 3, 5]
+    assert positions_outside([2, 3, 2, 3], [[2, 3], [2, 3]]) == []
+    assert positions_outside([1, 2, 3], [[3], [2]]) is None  # not in this order
 
 
 class TestContextLength:
