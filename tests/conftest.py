@@ -6,7 +6,7 @@ What holds for every test: no network, one thread a worker, and no deprecated ca
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 # Read when the libraries are first imported, hence before any other import.
@@ -20,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .support.tiny_policy import save_tiny_policy
 
@@ -128,6 +129,19 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def tokenizer(tiny_model_path: str) -> PreTrainedTokenizerBase:
+    """That of the tiny model; a new one for every test, as many change it."""
+    return AutoTokenizer.from_pretrained(tiny_model_path)
+
+
+@pytest.fixture
+def warnings_logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
+    """What the package has warned of so far."""
+    with caplog.at_level(logging.WARNING, logger="endotrl"):
+        yield lambda: [record.getMessage() for record in caplog.records if record.name.startswith("endotrl")]
 
 
 @pytest.fixture(scope="session")

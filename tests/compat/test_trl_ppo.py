@@ -6,25 +6,21 @@ with that version; elsewhere every test is skipped by name.
 
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from packaging.version import Version
-from peft import LoraConfig
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from endotrl import EndogenousReward
 
-from ..support.helpers import assert_same_to_the_bit, weights
-from ..support.reference import scores_from_logits, state_logits
+from ..support.helpers import QUIET, assert_same_to_the_bit, weights
+from ..support.reference import completion_log_probs
+from ..support.trainers import LORA
 
 
 HAS_PPO = Version("1.12") <= Version(version("trl")) < Version("1.13")
@@ -43,59 +39,30 @@ PROMPTS = ["a b c", "d e", "f", "g h i j"]
 
 
 class Run:
-    """
-    A PPO run, and what its reward model was given and gave.
+    """A PPO run of a policy, whose checkpoint is also the frozen model, and what its reward model was given and gave."""
 
-    Args:
-        path (`str`):
-            Checkpoint of the policy, which is the frozen model, too.
-        reward (`EndogenousReward`):
-            The reward.
-        output_dir (`Path`):
-            Where the trainer writes.
-        trainer_kwargs (`dict`):
-            Arguments of the trainer other than the usual.
-        **settings:
-            Fields of `PPOConfig`.
-    """
-
-    def __init__(
-        self, path: str, reward: EndogenousReward, output_dir: Path, trainer_kwargs: dict[str, Any], **settings: Any
-    ) -> None:
+    def __init__(self, path: str, reward: EndogenousReward, output_dir: Path, **settings: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         self.calls: list[tuple[Tensor, int, Tensor]] = []  # (B, L), context length, (B,)
         reward_model = reward.as_reward_model()
         reward_model.register_forward_hook(
             lambda module, given, scores: self.calls.append((given[0].clone(), given[2], scores.clone()))
         )
-        defaults = {
-            "output_dir": str(output_dir),
-            "per_device_train_batch_size": 32,
-            "total_episodes": 32 * 2,
-            "response_length": 8,
-            "stop_token": "eos",
-            "temperature": 1.0,
-            "learning_rate": 3e-3,
-            "lr_scheduler_type": "constant",
-            "num_sample_generations": 0,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": [],
-            "use_cpu": True,
-            "bf16": False,
-            "disable_tqdm": True,
-        }
         policy = AutoModelForCausalLM.from_pretrained(path)
         self.start = weights(policy)
         queries = [self.tokenizer(prompt)["input_ids"] for prompt in PROMPTS * 16]
+        arguments = {name: settings.pop(name, None) for name in ("ref_model", "peft_config")}
+        defaults = {"per_device_train_batch_size": 32, "total_episodes": 32 * 2, "num_sample_generations": 0}
+        defaults |= {"response_length": 8, "stop_token": "eos", "temperature": 1.0, "logging_steps": 1}
+        defaults |= {"learning_rate": 3e-3, "lr_scheduler_type": "constant", **QUIET}
         self.trainer = PPOTrainer(
-            args=PPOConfig(**{**defaults, **settings}),
+            args=PPOConfig(str(output_dir), **{**defaults, **settings}),
             processing_class=self.tokenizer,
             model=policy,
             reward_model=reward_model,
             value_model=AutoModelForSequenceClassification.from_pretrained(path, num_labels=1),
             train_dataset=Dataset.from_dict({"input_ids": queries}),
-            **{"ref_model": None, **trainer_kwargs},
+            **arguments,
         )
 
     def train(self) -> list[dict[str, float]]:
@@ -118,12 +85,8 @@ class Run:
 def scores_by_hand(path: str, queries: list[list[int]], responses: list[list[int]]) -> Tensor:
     """The log-probability of each response under the checkpoint, one at a time, of shape (B,)."""
     model = AutoModelForCausalLM.from_pretrained(path).eval()
-    return torch.tensor(
-        [
-            sum(scores_from_logits(state_logits(model, query, response), response, alpha=1.0).log_probs)
-            for query, response in zip(queries, responses, strict=True)
-        ]
-    )
+    rows = zip(queries, responses, strict=True)
+    return torch.tensor([sum(completion_log_probs(model, query, response)) for query, response in rows])
 
 
 def frozen_weights(reward: EndogenousReward) -> dict[str, Tensor]:
@@ -135,14 +98,10 @@ def moved(before: dict[str, Tensor], policy: PreTrainedModel) -> bool:
     return all(not torch.equal(before[name], tensor) for name, tensor in weights(policy).items())
 
 
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def test_the_reward_rises(tiny_policy_path: str, tmp_path: Path) -> None:
     reward = EndogenousReward(tiny_policy_path)
     before = frozen_weights(reward)
-    run = Run(tiny_policy_path, reward, tmp_path, {}, total_episodes=32 * 20)
+    run = Run(tiny_policy_path, reward, tmp_path, total_episodes=32 * 20)
     log = run.train()
     assert len(log) == len(run.calls) == 20
     for step, entry in enumerate(log):
@@ -171,19 +130,15 @@ def test_the_reward_rises(tiny_policy_path: str, tmp_path: Path) -> None:
 )
 def test_settings(tiny_policy_path: str, tmp_path: Path, settings: dict[str, Any]) -> None:
     reward = EndogenousReward(tiny_policy_path, **settings)
-    run = Run(tiny_policy_path, reward, tmp_path, {}, local_rollout_forward_batch_size=8)
+    run = Run(tiny_policy_path, reward, tmp_path, local_rollout_forward_batch_size=8)
     log = run.train()
     assert len(run.calls) == 2 * 4
     for step, entry in enumerate(log):
         expected = []
         for call in range(4 * step, 4 * step + 4):
             queries, responses = run.responses(call)
-            decode = run.tokenizer.batch_decode
-            rewards = reward(
-                prompts=decode(queries),
-                completions=decode(responses, skip_special_tokens=True),
-                completion_ids=responses,
-            )
+            texts = (run.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (queries, responses))
+            rewards = reward(*texts, responses)
             # `None`: the policy began with the pad token, which is no response.
             expected += [0.0 if r is None else r for r in rewards]
         assert entry["objective/scores"] == pytest.approx(mean(expected), abs=1e-4)
@@ -191,15 +146,8 @@ def test_settings(tiny_policy_path: str, tmp_path: Path, settings: dict[str, Any
 
 @pytest.mark.parametrize("stop_token", ["eos", None])
 def test_missing_eos_penalty(tiny_policy_path: str, tmp_path: Path, stop_token: str | None) -> None:
-    run = Run(
-        tiny_policy_path,
-        EndogenousReward(tiny_policy_path),
-        tmp_path,
-        {},
-        total_episodes=32,
-        stop_token=stop_token,
-        missing_eos_penalty=5.0,
-    )
+    settings = {"total_episodes": 32, "stop_token": stop_token, "missing_eos_penalty": 5.0}
+    run = Run(tiny_policy_path, EndogenousReward(tiny_policy_path), tmp_path, **settings)
     (entry,) = run.train()
     queries, responses = run.responses(0)
     batch, context, _ = run.calls[0]
@@ -215,7 +163,7 @@ def test_shares_the_reference_model(tiny_policy_path: str, tmp_path: Path) -> No
     ref_model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     before = weights(ref_model)
     reward = EndogenousReward(ref_model, AutoTokenizer.from_pretrained(tiny_policy_path))
-    run = Run(tiny_policy_path, reward, tmp_path, {"ref_model": ref_model})
+    run = Run(tiny_policy_path, reward, tmp_path, ref_model=ref_model)
     log = run.train()
     expected = scores_by_hand(tiny_policy_path, *run.responses(-1))
     assert log[-1]["objective/scores"] == pytest.approx(expected.mean().item(), abs=1e-4)
@@ -227,8 +175,7 @@ def test_shares_the_reference_model(tiny_policy_path: str, tmp_path: Path) -> No
 def test_lora(tiny_policy_path: str, tmp_path: Path) -> None:
     reward = EndogenousReward(tiny_policy_path)
     before = frozen_weights(reward)
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
-    run = Run(tiny_policy_path, reward, tmp_path, {"peft_config": lora}, learning_rate=0.02)
+    run = Run(tiny_policy_path, reward, tmp_path, peft_config=LORA, learning_rate=0.02)
     log = run.train()
     expected = scores_by_hand(tiny_policy_path, *run.responses(-1))
     assert log[-1]["objective/scores"] == pytest.approx(expected.mean().item(), abs=1e-4)

@@ -14,8 +14,8 @@ from trl import GRPOTrainer
 
 from endotrl import EndogenousReward
 
-from ..support.reference import state_logits
-from ..support.trainers import make_trainer
+from ..support.reference import completion_log_probs
+from ..support.trainers import history, make_trainer
 
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
@@ -39,15 +39,14 @@ def randomise(model):
     return model.eval()
 
 
-def save_adapter(base, folder, num_new=0, config=None, tokenizer=None):
-    """A trained adapter in a folder, and the model with it."""
+def save_adapter(base, folder, tokenizer=None, **config):
+    """A trained adapter in a folder, and the model with it; grown, if a tokenizer is given."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    if num_new:
-        model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(base)) + num_new)
-    policy = randomise(get_peft_model(model, LoraConfig(**{**LORA, **(config or {})})))
-    policy.save_pretrained(folder)
     if tokenizer is not None:
+        model.resize_token_embeddings(len(tokenizer))
         tokenizer.save_pretrained(folder)
+    policy = randomise(get_peft_model(model, LoraConfig(**{**LORA, **config})))
+    policy.save_pretrained(folder)
     return policy
 
 
@@ -56,20 +55,14 @@ def expected(model, tokenizer):
     values = []
     for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True):
         ids = tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]
-        logits = state_logits(model, tokenizer(prompt)["input_ids"], ids)[:-1]
-        values.append(logits.log_softmax(-1).gather(1, torch.tensor(ids)[:, None]).sum().item())
+        values.append(sum(completion_log_probs(model, tokenizer(prompt)["input_ids"], ids)))
     return pytest.approx(values, abs=1e-3)
-
-
-@pytest.fixture
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
 class TestPaths:
     @pytest.mark.parametrize("kind", KINDS)
     def test_kinds(self, tiny_model_path, tokenizer, tmp_path, kind):
-        adapted = save_adapter(tiny_model_path, tmp_path, config=KINDS[kind])
+        adapted = save_adapter(tiny_model_path, tmp_path, **KINDS[kind])
         reward = EndogenousReward(str(tmp_path))
         values = reward(PROMPTS, COMPLETIONS)
         assert values == expected(adapted, tokenizer)
@@ -81,8 +74,7 @@ class TestPaths:
 
     def test_new_tokens(self, tiny_model_path, tokenizer, tmp_path):
         tokenizer.add_tokens(["France"])
-        save = {"modules_to_save": ["embed_tokens", "lm_head"]}
-        adapted = save_adapter(tiny_model_path, tmp_path, num_new=1, config=save, tokenizer=tokenizer)
+        adapted = save_adapter(tiny_model_path, tmp_path, tokenizer, modules_to_save=["embed_tokens", "lm_head"])
         reward = EndogenousReward(str(tmp_path))
         assert reward(PROMPTS, COMPLETIONS) == expected(adapted, tokenizer)
         assert len(reward.processing_class) == len(tokenizer) == reward.config.vocab_size
@@ -117,7 +109,7 @@ class TestPaths:
                 EndogenousReward(given)
 
     def test_of_another_task(self, tiny_model_path, tmp_path):
-        save_adapter(tiny_model_path, tmp_path, config={"task_type": "FEATURE_EXTRACTION"})
+        save_adapter(tiny_model_path, tmp_path, task_type="FEATURE_EXTRACTION")
         with pytest.raises(ValueError, match="of the task 'FEATURE_EXTRACTION'"):
             EndogenousReward(str(tmp_path))
 
@@ -154,48 +146,37 @@ class TestInstances:
         with pytest.raises(ValueError, match="no `PeftModel`"):
             EndogenousReward(tiny_model_path, adapter_name="judge")
 
-    @pytest.mark.slow
-    def test_named_adapter_during_training(self, tiny_policy_path, tmp_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        save_adapter(tiny_policy_path, tmp_path / "judge")
-        policy = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy_path), LoraConfig(**LORA))
-        policy.load_adapter(tmp_path / "judge", "judge")
-        before = {name: weight.clone() for name, weight in policy.named_parameters()}
-        rewards = [
-            EndogenousReward(policy, tokenizer, adapter_name="judge"),
-            EndogenousReward(str(tmp_path / "judge"), tokenizer, name="by_path"),
-        ]
-        settings = {"learning_rate": 0.05, "logging_steps": 1}
-        trainer = make_trainer(GRPOTrainer, policy, tmp_path / "run", rewards, **settings)
-        trainer.train()
-        for log in trainer.state.log_history[:2]:
-            ours, by_path = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
-            assert ours == pytest.approx(by_path, abs=1e-4)
-        moved = {name for name, weight in policy.named_parameters() if not torch.equal(weight, before[name])}
-        assert moved and all(".default." in name for name in moved)
-
 
 @pytest.mark.slow
-def test_trained_adapter_that_goes_on(tiny_policy_path, tmp_path):
-    """TRL keeps its start as the adapter "ref", which the reward shares."""
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_an_adapter_of_a_policy_during_training(goes_on, tiny_policy_path, tmp_path):
+    """A named one beside that which is trained; or, where one trains on, its start, TRL's adapter "ref"."""
+    save_adapter(tiny_policy_path, tmp_path / "judge")
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-    save_adapter(tiny_policy_path, tmp_path / "start")
-    base = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-    policy = PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True)
-    reward = EndogenousReward(None)
-    by_path = EndogenousReward(str(tmp_path / "start"), tokenizer, name="by_path")
-    settings = {"learning_rate": 0.05, "logging_steps": 1, "beta": 0.1}
+    by_path = EndogenousReward(str(tmp_path / "judge"), tokenizer, name="by_path")
+    policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    if goes_on:
+        policy = PeftModel.from_pretrained(policy, tmp_path / "judge", is_trainable=True)
+        reward = EndogenousReward(None)
+    else:
+        policy = get_peft_model(policy, LoraConfig(**LORA))
+        policy.load_adapter(tmp_path / "judge", "judge")
+        reward = EndogenousReward(policy, tokenizer, adapter_name="judge")
+    settings = {"learning_rate": 0.05, "logging_steps": 1, "beta": 0.1 if goes_on else 0.0}
     trainer = make_trainer(GRPOTrainer, policy, tmp_path / "run", [reward, by_path], **settings)
-    reward.attach(trainer)
-    assert "adapter 'ref'" in repr(reward)
-    trainable = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    if goes_on:
+        assert "adapter 'ref'" in repr(reward.attach(trainer))
+    before = {name: (weight.clone(), weight.requires_grad) for name, weight in policy.named_parameters()}
     trainer.train()
-    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == trainable
-    for log in trainer.state.log_history[:2]:
-        ours, theirs = (log[f"rewards/{name}/mean"] for name in ("endogenous_reward", "by_path"))
-        assert ours == pytest.approx(theirs, abs=1e-4)
-    with pytest.raises(ValueError, match="was made for the model"):
-        EndogenousReward(tiny_policy_path).attach(trainer)
+    ours, theirs = (history(trainer, f"rewards/{name}/mean") for name in ("endogenous_reward", "by_path"))
+    assert ours == pytest.approx(theirs, abs=1e-4) and len(ours) == 2
+    after = dict(policy.named_parameters())
+    assert {name: weight.requires_grad for name, weight in after.items()} == {n: b for n, (_, b) in before.items()}
+    moved = {name for name, weight in after.items() if not torch.equal(weight, before[name][0])}
+    assert moved and all(".default." in name for name in moved)
+    if goes_on:
+        with pytest.raises(ValueError, match="was made for the model"):
+            EndogenousReward(tiny_policy_path).attach(trainer)
 
 
 class TestInitKwargs:

@@ -54,17 +54,13 @@ def change_config(**values):
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "weights cut off": lambda model: cut(model / "model.safetensors"),
-    "weights of no byte": lambda model: (model / "model.safetensors").write_bytes(b""),
-    "weights of noise": lambda model: (model / "model.safetensors").write_bytes(bytes(range(256)) * 20),
     "no weights": lambda model: (model / "model.safetensors").unlink(),
     "NaN weights": change_weights(lambda tensors: tensors["model.norm.weight"].fill_(torch.nan)),
     "infinite weights": change_weights(lambda tensors: tensors["lm_head.weight"].fill_(torch.inf)),
     "a weight missing": change_weights(lambda tensors: tensors.pop("model.norm.weight")),
     "weights of another shape": change_config(hidden_size=32),
     "config cut off": lambda model: cut(model / "config.json"),
-    "config that is a list": lambda model: (model / "config.json").write_text("[]"),
     "config of no known model": change_config(model_type="nonesuch"),
-    "no config": lambda model: (model / "config.json").unlink(),
     "tokenizer cut off": lambda model: cut(model / "tokenizer.json"),
     "no tokenizer": lambda model: [path.unlink() for path in model.glob("*token*")],
     "smaller vocabulary than the tokenizer's": lambda model: (

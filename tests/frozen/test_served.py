@@ -11,7 +11,7 @@ import pickle
 import threading
 import time
 from functools import partial
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -40,11 +40,6 @@ BATCH = {
     "prompts": [QUESTION] * len(ANSWERS),
     "completions": [[{"role": "assistant", "content": answer}] for answer in ANSWERS],
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
 
 
 @pytest.fixture
@@ -147,6 +142,9 @@ class TestGauge:
     def test_refused_before_any_request(self, settings):
         with pytest.raises(ValueError, match="on a server, which gives log-probabilities only"):
             EndogenousReward("http://127.0.0.1:9/v1", **settings)
+        for placed in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True}):
+            with pytest.raises(ValueError, match="which decides about them"):
+                EndogenousReward("http://127.0.0.1:9/v1", **placed)
 
     def test_of_rivals_and_tokens(self, tokenizer, server):
         with pytest.raises(ValueError, match="whole next-token distribution"):
@@ -155,24 +153,16 @@ class TestGauge:
             with pytest.raises(ValueError, match='Use `token_reward="log_prob"`'):
                 getattr(served(server, tokenizer), ask)(**BATCH)
 
-    def test_settings_of_a_loaded_model(self):
-        for settings in ({"dtype": "float32"}, {"device": "cpu"}, {"offload": True}):
-            with pytest.raises(ValueError, match="which decides about them"):
-                EndogenousReward("http://127.0.0.1:9/v1", **settings)
-
 
 class TestHandshake:
     def refused(self, server, tokenizer, match):
         with pytest.raises(ServerError, match=match):
             served(server, tokenizer).load()
 
-    def test_other_tokenizer(self, tiny_model_path, tokenizer, tiny_policy_path):
-        with FakeServer(tiny_model_path) as server:
-            self.refused(server, AutoTokenizer.from_pretrained(tiny_policy_path), "read a text as different tokens")
-
-    def test_larger_vocabulary(self, tiny_policy_path, tokenizer):
-        with FakeServer(tiny_policy_path) as server:  # most ids are none of its
-            self.refused(server, tokenizer, "read a text as different tokens")
+    def test_other_tokenizer(self, tiny_model_path, tiny_policy_path):
+        for theirs, ours in permutations((tiny_model_path, tiny_policy_path)):
+            with FakeServer(theirs) as server:  # the smaller one knows few ids of the larger
+                self.refused(server, AutoTokenizer.from_pretrained(ours), "read a text as different tokens")
 
     @pytest.mark.parametrize("protocol", ["vllm", "sglang", "echo"])
     def test_bos(self, tiny_model_path, tokenizer, protocol, tmp_path):
@@ -230,13 +220,8 @@ class TestHandshake:
 
     def test_length_limit(self, tiny_model_path, tokenizer):
         with FakeServer(tiny_model_path, max_model_len=130) as server:
-
-            def row(n):
-                return {"prompts": ["a"], "completions": ["x"], "completion_ids": [[65] * n]}  # fmt: skip
-
-            reward = served(server, tokenizer)
             with pytest.raises(ValueError, match="129"):
-                reward(**row(129) | {"completions": ["b" * 129], "completion_ids": None})
+                served(server, tokenizer)(prompts=["a"], completions=["b" * 129])
             cut = served(server, tokenizer, overlong_prompt="truncate_left")
             assert cut(prompts=["a" * 200], completions=["b"])[0] < 0
 
@@ -315,26 +300,25 @@ class TestFaults:
             assert reward(**BATCH) == expected
 
 
-class TestRouted:
-    def test_by_column(self, tiny_model_path, tokenizer, server):
-        def length(completions, **kwargs):
-            return [float(len(completion[0]["content"])) for completion in completions]
+def test_by_column(tiny_model_path, tokenizer, server):
+    def length(completions, **kwargs):
+        return [float(len(completion[0]["content"])) for completion in completions]
 
-        frozen = EndogenousReward(server.url, tokenizer, name="frozen")
-        reward = RoutedReward({"a": frozen, "b": length}, column="kind")
-        kinds = ["b", "a", "a", "b", "a"]
-        rewards = asyncio.run(reward(**BATCH, kind=kinds, trainer_state=None))
-        local = EndogenousReward(tiny_model_path)(**BATCH)
-        expected = [
-            len(answer) if kind == "b" else value for kind, answer, value in zip(kinds, ANSWERS, local, strict=True)
-        ]
-        assert rewards == pytest.approx(expected, abs=1e-4)
-        with pytest.raises(ValueError, match="one of \\['a', 'b'\\], but it has also \\['c'\\]"):
-            asyncio.run(reward(**BATCH, kind=["a", "c", "a", "a", "a"]))
-        with pytest.raises(ValueError, match="is missing"):
-            asyncio.run(reward(**BATCH))
-        with pytest.raises(ValueError, match="a name of its own"):
-            RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
+    frozen = EndogenousReward(server.url, tokenizer, name="frozen")
+    reward = RoutedReward({"a": frozen, "b": length}, column="kind")
+    kinds = ["b", "a", "a", "b", "a"]
+    rewards = asyncio.run(reward(**BATCH, kind=kinds, trainer_state=None))
+    local = EndogenousReward(tiny_model_path)(**BATCH)
+    expected = [
+        len(answer) if kind == "b" else value for kind, answer, value in zip(kinds, ANSWERS, local, strict=True)
+    ]
+    assert rewards == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(ValueError, match="one of \\['a', 'b'\\], but it has also \\['c'\\]"):
+        asyncio.run(reward(**BATCH, kind=["a", "c", "a", "a", "a"]))
+    with pytest.raises(ValueError, match="is missing"):
+        asyncio.run(reward(**BATCH))
+    with pytest.raises(ValueError, match="a name of its own"):
+        RoutedReward({"a": frozen, "b": EndogenousReward(server.url, tokenizer, name="frozen")})
 
 
 class TestTrainers:

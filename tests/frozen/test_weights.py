@@ -96,13 +96,8 @@ class TestDigest:
         assert (weights_digest(make()) == weights_digest(make_model())) == is_same
 
     def test_of_the_base_under_an_adapter(self):
-        config = LoraConfig(
-            r=2,
-            target_modules=["q_proj"],
-            modules_to_save=["lm_head"],
-            trainable_token_indices=[3],
-            init_lora_weights=False,
-        )
+        saved = {"modules_to_save": ["lm_head"], "trainable_token_indices": [3]}
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, **saved)
         policy = get_peft_model(make_model(), config)
         assert weights_digest(policy.get_base_model(), without_adapters=True) == weights_digest(make_model())
         assert weights_digest(policy.get_base_model()) != weights_digest(make_model())
@@ -114,34 +109,14 @@ class TestDigest:
         assert model.lm_head.weight.is_meta  # it was put back
 
 
-class TestMoved:
-    def test_what_is_looked_at(self):
-        policy = get_peft_model(make_model(), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
-        names = [name for name, _ in named_weights(policy.get_base_model(), without_adapters=True)]
-        assert names == [name for name, _ in named_weights(make_model())]
-        plain = [name.replace("backbone.", "model.").replace("head.", "lm_head.") for name in names]
-        assert plain == list(make_model().state_dict())
-        assert have_moved(sample_weights(named_weights(make_model())), {})  # another set of weights
-
-    def test_a_sample_is_a_copy_and_small(self):
-        sample = sample_weights(named_weights(make_model(hidden_size=64, vocab_size=4000)))
-        assert max(values.numel() for values in sample.values()) < 1024
-        assert not any(values.is_shared() or values._is_view() for values in sample.values())
-
-    def test_nan_is_equal_to_itself(self):
-        model = make_model()
-        model.lm_head.weight.data.fill_(math.nan)
-        assert not have_moved(sample_weights(named_weights(model)), sample_weights(named_weights(model)))
+def test_a_weight_that_is_nan_has_not_moved():
+    model = make_model()
+    model.lm_head.weight.data.fill_(math.nan)
+    assert not have_moved(sample_weights(named_weights(model)), sample_weights(named_weights(model)))
 
 
-def from_disk(folder, **places):
-    make_model(tie_word_embeddings=places.pop("tied", "") == "yes").save_pretrained(folder)
-    everywhere = {
-        "model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "cpu", "model.norm": "cpu",
-        "model.rotary_emb": "cpu", "lm_head": "cpu",
-    }  # fmt: skip
-    device_map = {**everywhere, **{name.replace("__", "."): place for name, place in places.items()}}
-    return AutoModelForCausalLM.from_pretrained(folder, device_map=device_map, offload_folder=str(folder / "off"))
+PLACES = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+EMBEDDING, *LAYERS, NORM, _, HEAD = PLACES
 
 
 def hooked(offload, **kwargs):
@@ -152,38 +127,32 @@ def hooked(offload, **kwargs):
 
 class TestOffloaded:
     @pytest.mark.parametrize(
-        "places",
+        ("on_disk", "tied"),
         [
-            {},
-            {"lm_head": "disk"},
-            {"model__embed_tokens": "disk"},
-            {"model__layers__0": "disk", "model__layers__1": "disk"},
-            {"model__embed_tokens": "disk", "lm_head": "disk", "model__norm": "disk"},
-            {"model__embed_tokens": "disk", "lm_head": "disk", "tied": "yes"},
+            *(([], False), ([HEAD], False), ([EMBEDDING], False), (LAYERS, False)),
+            *(([EMBEDDING, HEAD, NORM], False), ([EMBEDDING, HEAD], True)),
         ],
         ids=str,
     )
-    def test_by_a_device_map(self, places, tmp_path):
-        assert_scored(from_disk(tmp_path, **places))
+    def test_by_a_device_map(self, on_disk, tied, tmp_path):
+        make_model(tie_word_embeddings=tied).save_pretrained(tmp_path)
+        places = {name: "disk" if name in on_disk else "cpu" for name in PLACES}
+        settings = {"device_map": places, "offload_folder": str(tmp_path / "off")}
+        assert_scored(AutoModelForCausalLM.from_pretrained(tmp_path, **settings))
 
     @pytest.mark.parametrize(
-        "kwargs",
+        ("offload", "kwargs"),
         [
-            {},
-            {"offload_buffers": True},
-            {"preload_module_classes": ["LlamaDecoderLayer"]},
-            {"preload_module_classes": ["LlamaModel"]},
+            (cpu_offload, {}),
+            (cpu_offload, {"offload_buffers": True}),
+            (cpu_offload, {"preload_module_classes": ["LlamaDecoderLayer"]}),
+            (cpu_offload, {"preload_module_classes": ["LlamaModel"]}),
+            (disk_offload, {}),
+            (cpu_offload_with_hook, {}),  # as a whole
         ],
-        ids=str,
     )
-    def test_to_the_cpu(self, kwargs):
-        assert_scored(hooked(cpu_offload, **kwargs))
-
-    def test_to_the_disk(self, tmp_path):
-        assert_scored(hooked(disk_offload, offload_dir=str(tmp_path)))
-
-    def test_as_a_whole(self):
-        assert_scored(hooked(cpu_offload_with_hook))
+    def test_by_hooks(self, offload, kwargs, tmp_path):
+        assert_scored(hooked(offload, **kwargs, **({"offload_dir": str(tmp_path)} if offload is disk_offload else {})))
 
     def test_loaded_once_for_the_head(self, monkeypatch):
         model = hooked(cpu_offload)

@@ -1,18 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Any text, any lengths, any messages: a finite reward, or an error that says what is wrong. And markup stays text."""
 
-import html
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
-from endotrl.commands.main import main
 from endotrl.demo.findings import Part, Policy, _answers
 from endotrl.evaluation.tables import markdown_table
 from endotrl.reporting import page
@@ -28,7 +25,6 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     ["", " ", "\0", "\u202e\u0301", "🏳️‍🌈" * 5, "<|im_end|>", "<eos><pad>", "\r\n\t", "\ufeff", "{{ x }}", "{% raw %}"]
 )
-ROLES = st.sampled_from(["user", "assistant", "system"])
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +47,6 @@ def test_any_text(rows, reward):
             assert value == pytest.approx(other, rel=1e-4, abs=1e-3)
 
 
-@FUZZ
-@given(history=st.lists(st.tuples(ROLES, TEXT), min_size=1, max_size=5), answer=TEXT)
-def test_any_conversation(history, answer, reward):
-    prompt = [{"role": role, "content": content} for role, content in history]
-    try:
-        (value,) = reward(prompts=[prompt], completions=[[{"role": "assistant", "content": answer}]])
-    except ValueError as error:
-        assert len(str(error)) > 40
-    else:
-        assert value is None or (math.isfinite(value) and value < 1e-3)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
     lambda inner: (
@@ -72,16 +56,21 @@ JSON = st.recursive(
 )
 
 
-@FUZZ
-@given(prompt=JSON, completion=JSON)
+def messages(roles):
+    message = st.fixed_dictionaries({"role": st.sampled_from(roles), "content": TEXT})
+    return st.lists(message, min_size=1, max_size=5)
+
+
+@settings(FUZZ, max_examples=120)
+@given(prompt=JSON | messages(["user", "assistant", "system"]), completion=JSON | messages(["assistant"]))
 def test_any_structure_is_scored_or_explained(prompt, completion, reward):
     try:
         (value,) = reward(prompts=[prompt], completions=[completion])
     except (ValueError, TypeError) as error:
         # Of this package, with the row or the template that it is about: not Python's own words.
-        assert re.match(r"The (prompt|completion|chat template) of ", str(error)), error
+        assert re.match(r"The (prompt|completion|chat template) of |Row 0 has ", str(error)), error
     else:
-        assert value is None or math.isfinite(value)
+        assert value is None or (math.isfinite(value) and value < 1e-3)
 
 
 @FUZZ
@@ -93,48 +82,12 @@ def test_any_line_of_a_file(line, reward):
     assert isinstance(result, TokenStats) or len(result) > 20
 
 
-class Tags(HTMLParser):
-    """Every tag and attribute of a page."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags: list[str] = []
-        self.handlers: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.handlers += [name for name, _ in attrs if name.startswith("on")]
-
-
 ATTACKS = [
     "<script>alert(1)</script>",
     "</td></table><img src=x onerror=alert(1)>",
     '"><svg/onload=alert(1)>',
     "<!-- -->]]></style><iframe src=javascript:alert(1)>",
 ]
-
-
-def test_markup_in_prompts_and_answers_is_text(tiny_model_path, tmp_path):
-    def scored(texts, name):
-        rows = [{"prompt": text, "completion": text, "id": text} for text in texts]
-        rows += [
-            {"prompt": [{"role": "user", "content": t}], "completion": [{"role": "assistant", "content": t}]}
-            for t in texts
-        ]
-        file = tmp_path / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        command = ["score", str(file), "--model", tiny_model_path, "--html", str(tmp_path / f"{name}.html")]
-        assert main([*command, "--output", str(tmp_path / f"{name}.out.jsonl")]) == 0
-        return (tmp_path / f"{name}.html").read_text(encoding="utf-8")
-
-    attacked, plain = Tags(), Tags()
-    text = scored(ATTACKS, "attack")
-    attacked.feed(text)
-    plain.feed(scored(["x"] * len(ATTACKS), "plain"))
-    assert attacked.handlers == plain.handlers == []
-    assert set(attacked.tags) == set(plain.tags)
-    assert attacked.tags.count("script") == plain.tags.count("script")
-    assert html.escape(ATTACKS[0], quote=False) in text or "&lt;" in text
 
 
 def test_markup_in_data_is_text_in_markdown():
@@ -150,6 +103,5 @@ def test_markup_in_answers_is_text_in_the_demo_report():
     number = len(ATTACKS)
     policy = Policy(ATTACKS, [[]] * number, [False] * number, {"sampled": [0.0] * number})
     part = Part("facts", "t", {"base": policy, "endogenous": policy}, ATTACKS, ["g"] * number, {})
-    tags = Tags()
-    tags.feed(page("demo", [("", _answers(part))]))
-    assert not tags.handlers and not {"script", "img", "svg", "iframe"} & set(tags.tags)
+    tags = re.findall(r"<(\w+)", page("demo", [("", _answers(part))]))
+    assert "td" in tags and not {"script", "img", "svg", "iframe"} & set(tags)

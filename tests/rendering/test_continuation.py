@@ -8,7 +8,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from endotrl.rendering.messages import Template
-from endotrl.rendering.renderer import Renderer
 
 from .tokenizers_of_all_kinds import NAMES, tokenizer_named
 
@@ -45,17 +44,6 @@ def test_they_decode_to_both(name, prompt, completion):
     both = decode(tokenizer, template.encode(prompt + completion))
     if decode(tokenizer, prompt_ids) == prompt and both == prompt + completion:
         assert decode(tokenizer, prompt_ids + ids) == prompt + completion
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_word_in_two_halves(name):
-    tokenizer = cached(name)
-    (row,) = Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer)).render(["The cap"], ["ital of France"])
-    assert row.prompt_ids == tokenizer("The cap")["input_ids"]
-    assert decode(tokenizer, row.prompt_ids + row.completion_ids[:-1]) == tokenizer.decode(
-        tokenizer("The capital of France")["input_ids"]
-    )
-    assert row.completion_ids[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("name", NAMES)

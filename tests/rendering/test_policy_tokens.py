@@ -4,17 +4,15 @@ What is known of the policy's token ids: whose they are, and what ends and pads 
 hand.
 """
 
-import logging
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trl.chat_template_utils import add_response_schema, parse_response, qwen3_chat_template
 
-from endotrl.rendering.ends import until_first
 from endotrl.rendering.policy import PolicyTokens, foreign_token_ids, special_token_ids
 from endotrl.rendering.renderer import Renderer
 
+from ..support.helpers import encode
 from .tokenizers_of_all_kinds import byte_level
 
 
@@ -33,10 +31,6 @@ def chat_tokenizer(eos="<|im_end|>"):
     tokenizer = byte_level(SPECIAL, eos, CHATML)
     tokenizer.pad_token = "<|endoftext|>"
     return tokenizer
-
-
-def encode(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 OURS = chat_tokenizer()
@@ -104,14 +98,13 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(("ids", "text", "stops", "known", "written", "finished"), KNOWN)
-def test_what_is_scored(ids, text, stops, known, written, finished, caplog):
+def test_what_is_scored(ids, text, stops, known, written, finished, warnings_logged):
     renderer = Renderer(OURS, stops, len(OURS), policy_tokens=known)
-    with caplog.at_level(logging.WARNING, logger="endotrl"):
-        (row,) = renderer.render([USER], [[{"role": "assistant", "content": text}]], [ids])
+    (row,) = renderer.render([USER], [[{"role": "assistant", "content": text}]], [ids])
     written = ids if written is None else written
     assert (row.completion_ids, row.finished) == (written, finished)
     assert row.action_positions == list(range(len(written)))
-    assert written != ids or known in OF_ANOTHER or not caplog.records
+    assert written != ids or known in OF_ANOTHER or not warnings_logged()
 
 
 @pytest.mark.parametrize("known", [policy([PAD], BASE, padded=False), None], ids=["known", "not known"])
@@ -174,20 +167,12 @@ def test_an_empty_answer_of_another_tokenizer(foreign):
 
 @pytest.mark.parametrize("ids_of", ["<|im_start|>", "<|im_start|><|endoftext|><|im_start|>", "\n\n", " "])
 @pytest.mark.parametrize("neighbours", [0, 1], ids=["alone", "not alone"])
-def test_an_empty_answer_of_ours_that_has_no_end(ids_of, neighbours, caplog):
+def test_an_empty_answer_of_ours_that_has_no_end(ids_of, neighbours, warnings_logged):
     tokenizer = chat_tokenizer()
     renderer = Renderer(tokenizer, [END], len(tokenizer))
     ids, paris = encode(tokenizer, ids_of), [*encode(tokenizer, "Paris"), END]
-    with caplog.at_level(logging.WARNING, logger="endotrl"):
-        rows = renderer.render(
-            ["Where?"] * (1 + neighbours), ["", "Paris"][: 1 + neighbours], [ids, paris][: 1 + neighbours]
-        )
+    batch = (["Where?"] * 2, ["", "Paris"], [ids, paris])
+    rows = renderer.render(*(column[: 1 + neighbours] for column in batch))
     assert rows[0].completion_ids == ids and not rows[0].finished
-    said = [record.getMessage() for record in caplog.records]
+    said = warnings_logged()
     assert len(said) == 1 - neighbours and all("empty texts, which do not tell" in message for message in said)
-
-
-def test_until_first():
-    assert until_first([5, 1, 2, 1], {1, 2}) == [5, 1]
-    assert until_first([5, 6], {1}) == [5, 6]
-    assert until_first([], {1}) == []

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is scored: every expected sequence is written out by hand and encoded piece by piece."""
 
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from endotrl.rendering.messages import add_criterion
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.rendering.renderer import Renderer
 
+from ..support import helpers
 from ..support.reference import chatml
 
 
@@ -45,12 +45,6 @@ NO_SYSTEM_TEMPLATE = (
 )
 
 
-@pytest.fixture
-def tokenizer(tiny_model_path):
-    """A new one for every test: many change it."""
-    return AutoTokenizer.from_pretrained(tiny_model_path)
-
-
 @pytest.fixture(scope="module")
 def shared_tokenizer(tiny_model_path):
     return AutoTokenizer.from_pretrained(tiny_model_path)
@@ -58,37 +52,22 @@ def shared_tokenizer(tiny_model_path):
 
 def encode(tokenizer, *pieces):
     """Encodes each piece for itself, so that no token reaches from one into the next. Ids stand for themselves."""
-    ids = []
-    for piece in pieces:
-        ids += [piece] if isinstance(piece, int) else tokenizer(piece, add_special_tokens=False)["input_ids"]
-    return ids
+    encoded = ([piece] if isinstance(piece, int) else helpers.encode(tokenizer, piece) for piece in pieces)
+    return [token_id for ids in encoded for token_id in ids]
 
 
 def make_renderer(tokenizer, **kwargs):
     return Renderer(tokenizer, **{"eos_token_ids": [EOS], "vocab_size": 308, **kwargs})
 
 
-@pytest.fixture
-def warnings_logged(caplog):
-    with caplog.at_level(logging.WARNING, logger="endotrl"):
-        yield caplog
-
-
 class TestPrompts:
-    @pytest.mark.parametrize(
-        "messages",
-        [
-            USER,
-            [{"role": "system", "content": "Be brief."}, *USER],
-            [*USER, {"role": "assistant", "content": "Rome."}, {"role": "user", "content": "Sure? 😀"}],
-        ],
-        ids=["one turn", "system", "several turns"],
-    )
-    def test_messages(self, tokenizer, messages):
-        (row,) = make_renderer(tokenizer).render([messages], [PARIS])
-        assert tokenizer.decode(row.prompt_ids) == chatml(messages, generation_prompt=True)
-        assert row.prompt_ids == encode(tokenizer, chatml(messages, generation_prompt=True))
-        assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
+    def test_messages(self, tokenizer):
+        turns = [*USER, {"role": "assistant", "content": "Rome."}, {"role": "user", "content": "Sure? 😀"}]
+        prompts = [USER, [{"role": "system", "content": "Be brief."}, *USER], turns]
+        for row, messages in zip(make_renderer(tokenizer).render(prompts, [PARIS] * 3), prompts, strict=True):
+            assert tokenizer.decode(row.prompt_ids) == chatml(messages, generation_prompt=True)
+            assert row.prompt_ids == encode(tokenizer, chatml(messages, generation_prompt=True))
+            assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
 
     @pytest.mark.parametrize("padding_side", ["left", "right"])
     def test_padding_side_and_pad_token_do_not_matter(self, tokenizer, padding_side):
@@ -245,11 +224,8 @@ CASES = {
         USER, PARIS, ("Paris.", END), template=FILLED_TEMPLATE, warning="'<think></think>'.*enable_thinking=False"
     ),
     "a finished turn of parts is filled": Case(
-        USER,
-        assistant(content=[{"type": "text", "text": "Pa"}, {"type": "text", "text": "ris."}]),
-        ("Paris.", END),
-        template=FILLED_TEMPLATE,
-        warning="'<think></think>'.*enable_thinking=False",
+        USER, assistant(content=[{"type": "text", "text": text} for text in ("Pa", "ris.")]), ("Paris.", END),
+        template=FILLED_TEMPLATE, warning="'<think></think>'.*enable_thinking=False",
     ),
     # A template is asked how it ends turns when the renderer is made, where a refusal would stop plain text, too.
     "a template that refuses": Case(
@@ -367,7 +343,7 @@ def test_what_is_scored(case, tokenizer, warnings_logged):
     for _ in range(2):  # and a warning is given once
         (row,) = renderer.render([case.prompt], [case.completion], given)
         assert (row.completion_ids, row.action_positions, row.finished) == (written, actions, case.finished)
-    said = [record.getMessage() for record in warnings_logged.records]
+    said = warnings_logged()
     assert len(said) == (case.warning is not None), said
     assert not said or re.search(case.warning, said[0])
 
@@ -378,25 +354,22 @@ def test_ids_cut_off_inside_a_character(tokenizer, warnings_logged):
     assert text == "Hi \ufffd"
     (row,) = make_renderer(tokenizer).render([USER], [text], [ids])
     assert row.completion_ids == ids
-    assert not warnings_logged.records
+    assert not warnings_logged()
 
 
 def test_positions_outside():
     assert positions_outside([1, 2, 3, 4, 5, 6], [[2, 3], [5]]) == [0, 3, 5]
-    assert positions_outside([1, 2, 3], []) == [0, 1, 2]
     assert positions_outside([2, 3, 2, 3], [[2, 3], [2, 3]]) == []
     assert positions_outside([1, 2, 3], [[3], [2]]) is None  # not in this order
-    assert positions_outside([1, 2], [[9]]) is None
 
 
 class TestContextLength:
     def test_error_by_default(self, tokenizer):
         prompt = "abcdefgh" * 4
-        num_tokens = len(encode(tokenizer, prompt))
-        message = (
-            rf"Row 1 has {num_tokens} prompt tokens and 2 completion tokens.*more than the 10 tokens.*truncate_left"
-        )
-        with pytest.raises(ValueError, match=message):
+        length = len(encode(tokenizer, prompt))
+        with pytest.raises(
+            ValueError, match=f"Row 1 has {length} prompt tokens and 2 .* the 10 tokens.*truncate_left"
+        ):
             make_renderer(tokenizer, max_length=10).render(["Hi", prompt], ["a", "b"])
 
     def test_truncate_left(self, tokenizer):
@@ -411,12 +384,7 @@ class TestContextLength:
 
     def test_a_completion_that_leaves_no_room(self, tokenizer):
         renderer = make_renderer(tokenizer, max_length=5, overlong_prompt="truncate_left")
-        message = (
-            r"Row 0 has 1 prompt token and 11 completion tokens, together more than the 5 tokens.* Shorten the "
-            r"completion \(lower `max_completion_length` of the trainer\), or use a frozen model with a longer "
-            r"context\."
-        )
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match="1 prompt token and 11 completion tokens.*lower `max_completion_length`"):
             renderer.render(["H"], ["0123456789"])
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import trl
-from transformers import AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
 from endotrl.rendering.messages import Template, add_criterion
@@ -19,11 +18,6 @@ from endotrl.rendering.renderer import Renderer
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 CALL = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 3, "b": 4}}}
-# Says nothing of roles that it does not know.
-SILENT = (
-    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 
 
 def say(role, *texts, parts=False, **keys):
@@ -33,21 +27,16 @@ def say(role, *texts, parts=False, **keys):
 
 def conversations(parts):
     """Messages whose texts are single words, which no template has."""
-    user, answer, system = (
-        say("user", "Quagga", parts=parts),
-        say("assistant", "Okapi", parts=parts),
-        say("system", "Numbat", parts=parts),
-    )
-    call = say("assistant", "", parts=parts, tool_calls=[CALL])
-    thoughtful_call = say("assistant", "Dugong", parts=parts, tool_calls=[CALL])
+    texts = (("user", "Quagga"), ("user", "Zorilla"), ("assistant", "Okapi"), ("system", "Numbat"))
+    user, last, answer, system = (say(role, text, parts=parts) for role, text in texts)
+    call, thoughtful_call = (say("assistant", text, parts=parts, tool_calls=[CALL]) for text in ("", "Dugong"))
     tool = say("tool", "Kiwi", parts=parts, name="multiply")
-    last = say("user", "Zorilla", parts=parts)
     return [
         [user],
         [system, user],
         [user, answer, last],
         [system, user, answer],
-        [user, answer, say("system", "Numbat", parts=parts), last],
+        [user, answer, system, last],
         [user, last],
         [say("developer", "Numbat", parts=parts), user],
         [user, call, tool],
@@ -57,9 +46,9 @@ def conversations(parts):
 
 
 @pytest.fixture
-def tokenizer(tiny_model_path):
-    """A new one for every test: all change it."""
-    return AutoTokenizer.from_pretrained(tiny_model_path, bos_token="<|im_start|>")
+def tokenizer(tokenizer):
+    tokenizer.bos_token = "<|im_start|>"
+    return tokenizer
 
 
 def apply(tokenizer, messages):
@@ -156,39 +145,32 @@ def test_nothing_said_is_nothing_left_out(content, tokenizer):
     assert "multiply" in apply(tokenizer, messages)
 
 
-class TestCriterion:
-    PROMPT = [say("user", "Capital of France?")]
-
-    def judge(self, tokenizer, template):
-        tokenizer.chat_template = template
-        messages = add_criterion(self.PROMPT, "Be exact.")
-        return Template(tokenizer).apply(messages, True, has_criterion=True)
-
-    def test_a_template_that_drops_it(self, tokenizer):
-        with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
-            self.judge(tokenizer, SILENT)
+def test_a_template_that_drops_the_criterion(tokenizer):
+    # It says nothing of roles that it does not know.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}{% endfor %}"
+    )
+    messages = add_criterion([say("user", "Capital of France?")], "Be exact.")
+    with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
+        Template(tokenizer).apply(messages, True, has_criterion=True)
 
 
 class TestPrefixPreserving:
     """Completions of several messages are written by a template that does not rewrite earlier turns."""
 
-    TURNS = [
-        say("assistant", "", tool_calls=[CALL]),
-        say("tool", "12", name="multiply"),
-        say("assistant", "It is 12."),
-    ]
-
     def test_a_template_of_which_trl_has_another_version(self, tokenizer):
         tokenizer.chat_template = (FOLDER / "qwen3.jinja").read_text()
         training = get_training_chat_template(tokenizer)
-        rows = [
+        prompt, call = [say("user", "3 times 4?")], say("assistant", "", tool_calls=[CALL])
+        turns = [call, say("tool", "12", name="multiply"), say("assistant", "It is 12.")]
+        row, trained = (
             Renderer(tokenizer, [tokenizer.eos_token_id], len(tokenizer), chat_template_kwargs=kwargs).render(
-                [[say("user", "3 times 4?")]], [self.TURNS]
-            )
+                [prompt], [turns]
+            )[0]
             for kwargs in (None, {"chat_template": training})
-        ]
-        assert rows[0] == rows[1]
-        written = [rows[0][0].completion_ids[i] for i in rows[0][0].action_positions]
+        )
+        assert row == trained
+        written = [row.completion_ids[i] for i in row.action_positions]
         call = '<tool_call>\n{"name": "multiply", "arguments": {"a": 3, "b": 4}}\n</tool_call><|im_end|>'
         assert tokenizer.decode(written) == call + "It is 12.<|im_end|>"
 

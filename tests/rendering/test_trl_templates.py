@@ -14,8 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from endotrl import EndogenousReward
 from endotrl.rendering.renderer import Renderer
 
-from ..support.helpers import SMALL
-from ..support.reference import scores_from_logits, state_logits
+from ..support.helpers import SMALL, encode
+from ..support.reference import completion_log_probs
 from .tokenizers_of_all_kinds import byte_level
 
 
@@ -45,13 +45,13 @@ SPECIAL = re.compile(r"<[|｜][^<>{}'\"\s]+[|｜]>|<[a-z]+_of_[a-z]+>|</s>|<\|?t
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}
 RESULT = {"role": "tool", "name": "add", "content": "4"}
 # Templates that write calls of tools, and before them nothing, or what stands here.
-CALLERS = {
-    **dict.fromkeys([n for n in NAMES if re.match("qwen2_5(_training)?$|qwen3_(instruct|vl)|lfm2_2_5|gemma4", n)], ""),
-    **dict.fromkeys([n for n in NAMES if re.match("qwen3_5_nothink|diffusion_gemma|gptoss", n)], ""),
-    **dict.fromkeys([n for n in NAMES if re.match("qwen3(_training)?$", n)], "<think>\n\n</think>\n\n"),
-    **dict.fromkeys([n for n in NAMES if re.match("qwen3_(5_think|6|8)", n)], "\n</think>\n\n"),
-    **dict.fromkeys([n for n in NAMES if n.startswith("glm4moe")], "\n<think></think>\n"),
+FILLED = {
+    r"qwen2_5(_training)?$|qwen3_(instruct|vl|5_nothink)|lfm2_2_5|gemma4|diffusion_gemma|gptoss": "",
+    r"qwen3(_training)?$": "<think>\n\n</think>\n\n",
+    r"qwen3_(5_think|6|8)": "\n</think>\n\n",
+    r"glm4moe": "\n<think></think>\n",
 }
+CALLERS = {name: before for names, before in FILLED.items() for name in NAMES if re.match(names, name)}
 
 
 def tokenizer_for(name):
@@ -68,21 +68,11 @@ def content(name, text):
     return [{"type": "text", "text": text}] if name.startswith(PARTS_ONLY) else text
 
 
-def encode(tokenizer, text):
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=320,
-        **SMALL,
-        max_position_embeddings=4096,
-        initializer_range=0.5,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    sizes = {"vocab_size": 320, **SMALL, "max_position_embeddings": 4096, "initializer_range": 0.5}
+    return LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=0)).eval()
 
 
 def test_the_hand_written_tables():
@@ -97,8 +87,7 @@ def test_text_and_ids_of_an_answer(name, model):
     answer = [{"role": "assistant", "content": content(name, "It is in Paris.")}]
     prompt_ids = encode(tokenizer, tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
     ids = encode(tokenizer, "It is in Paris." + end_of(name))
-    logits = state_logits(model, prompt_ids, ids)
-    expected = sum(scores_from_logits(logits, ids, alpha=1.0).log_probs)
+    expected = sum(completion_log_probs(model, prompt_ids, ids))
     assert reward([prompt], [answer]) == pytest.approx([expected], abs=1e-3)
     assert reward([prompt], [answer], [ids]) == pytest.approx([expected], abs=1e-3)
 

@@ -33,17 +33,12 @@ class TestRandomReward:
             assert other(prompts=["a"] * 3, completions=["b"] * 3) == expected
 
 
-class TestLengthReward:
-    IDS = [[5, 6, 7], [], [8]]
-
-    @pytest.mark.parametrize(("prefer", "expected"), [("short", [-3, 0, -1]), ("long", [3, 0, 1])])
-    def test_counts_tokens(self, prefer, expected):
-        reward = LengthReward(prefer)
-        assert (
-            reward(prompts=["a"] * 3, completions=["long text", "", "b"], completion_ids=self.IDS, answer=[1, 2, 3])
-            == expected
-        )
-        assert reward.__name__ == f"{prefer}_length_reward"
+@pytest.mark.parametrize(("prefer", "expected"), [("short", [-3, 0, -1]), ("long", [3, 0, 1])])
+def test_lengths_in_tokens(prefer, expected):
+    reward = LengthReward(prefer)
+    batch = {"prompts": ["a"] * 3, "completions": ["long text", "", "b"], "completion_ids": [[5, 6, 7], [], [8]]}
+    assert reward(**batch, answer=[1, 2, 3]) == expected
+    assert reward.__name__ == f"{prefer}_length_reward"
 
 
 class TestFormatReward:

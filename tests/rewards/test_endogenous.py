@@ -20,7 +20,7 @@ from endotrl.rewards.environment import reward_from_environment
 from endotrl.rewards.rule import batch_diagnostics
 from endotrl.rewards.scored import heat_map_row
 
-from ..support.helpers import count_forwards
+from ..support.helpers import count_forwards, encode
 from ..support.reference import ReferenceScores, chatml, scores_from_logits, state_logits
 from ..support.reference import token_rewards as reference_token_rewards
 
@@ -32,36 +32,29 @@ PARIS = [{"role": "assistant", "content": "Paris."}]
 
 @dataclass(frozen=True)
 class Case:
-    """A batch as a trainer gives it, and what the model must read, written out by hand."""
+    """A batch as a trainer gives it, and the logits of every row, from which all rewards follow, by the reference."""
 
     prompts: list[Any]
     completions: list[Any]
     completion_ids: list[list[int]]
-    prompt_texts: list[str]
     finished: list[bool]
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The reference's view of a batch: the logits of every row, from which all rewards follow."""
-
     logits: list[Tensor]
-    actions: list[list[int]]
-    finished: list[bool]
+
+    @property
+    def batch(self) -> tuple[list[Any], list[Any], list[list[int]]]:
+        return self.prompts, self.completions, self.completion_ids
 
     def scores(self, alpha: float) -> list[ReferenceScores]:
-        return [scores_from_logits(f, a, alpha) for f, a in zip(self.logits, self.actions, strict=True)]
+        return [scores_from_logits(f, a, alpha) for f, a in zip(self.logits, self.completion_ids, strict=True)]
+
+    def take(self, rows: list[int]) -> "Case":
+        return Case(*([column[i] for i in rows] for column in vars(self).values()))
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def make_case(tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> Case:
+def make_case(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> Case:
     """
-    Four ragged rows: one turn, several turns, a system message, and again one turn; two of them are cut off.
-
-    `default_system` is what the template puts before messages without a system message.
+    Four ragged rows: one turn, several turns, a system message, and again one turn; two of them are cut off. What the
+    model must read is written out by hand; `default_system` is what the template puts before messages without one.
     """
     system = {"role": "system", "content": "Answer in one word."}
     conversations = [
@@ -74,25 +67,20 @@ def make_case(tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> C
     finished = [True, False, True, False]
     end = [tokenizer.eos_token_id]
     ids = [encode(tokenizer, text) + (end if done else []) for text, done in zip(texts, finished, strict=True)]
-    prompt_texts = []
-    for messages in conversations:
+    logits = []
+    for messages, completion_ids in zip(conversations, ids, strict=True):
         if default_system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": default_system}, *messages]
-        prompt_texts.append(chatml(messages, generation_prompt=True))
+        prompt_ids = encode(tokenizer, chatml(messages, generation_prompt=True))
+        logits.append(state_logits(model, prompt_ids, completion_ids))
     completions = [[{"role": "assistant", "content": text}] for text in texts]
-    return Case(conversations, completions, ids, prompt_texts, finished)
-
-
-def expect(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, case: Case) -> Expected:
-    prompt_ids = [encode(tokenizer, text) for text in case.prompt_texts]
-    logits = [state_logits(model, p, c) for p, c in zip(prompt_ids, case.completion_ids, strict=True)]
-    return Expected(logits, case.completion_ids, case.finished)
+    return Case(conversations, completions, ids, finished, logits)
 
 
 def assert_token_rewards(
-    actual: list[Tensor], expected: Expected, form: str, alpha: float, gamma: float, truncation: str, tolerance: float
+    actual: list[Tensor], case: Case, form: str, alpha: float, gamma: float, truncation: str, tolerance: float
 ) -> None:
-    for rewards, scores, finished in zip(actual, expected.scores(alpha), expected.finished, strict=True):
+    for rewards, scores, finished in zip(actual, case.scores(alpha), case.finished, strict=True):
         assert rewards.dtype == torch.float32
         assert rewards.shape == (len(scores.taken),)
         if truncation == "skip" and not finished:
@@ -110,54 +98,41 @@ def aggregate_by_hand(rewards: list[float], first_value: float, form: str, aggre
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
-
-
-@pytest.fixture(scope="module")
 def model(tiny_model_path):
     return AutoModelForCausalLM.from_pretrained(tiny_model_path).eval()
 
 
 @pytest.fixture(scope="module")
-def case(tokenizer):
-    return make_case(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def expected(model, tokenizer, case):
-    return expect(model, tokenizer, case)
+def case(model, tiny_model_path):
+    return make_case(model, AutoTokenizer.from_pretrained(tiny_model_path))
 
 
 class TestAgainstTheReference:
     @pytest.mark.parametrize("form", FORMS)
     @pytest.mark.parametrize("truncation", ["terminal", "bootstrap", "skip"])
     @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.7, 1.0), (0.7, 0.9)])
-    def test_tokens_and_outcomes(self, model, case, expected, form, truncation, alpha, gamma):
+    def test_tokens_and_outcomes(self, model, case, form, truncation, alpha, gamma):
         settings: dict[str, Any] = {"alpha": alpha, "gamma": gamma, "token_reward": form, "truncation": truncation}
         reward = EndogenousReward(model, **settings)
-        batch = (case.prompts, case.completions, case.completion_ids)
-        tokens, stats = reward.token_rewards(*batch), reward.score(*batch)
-        assert_token_rewards(tokens, expected, form, alpha, gamma, truncation, tolerance=1e-4)
+        tokens, stats = reward.token_rewards(*case.batch), reward.score(*case.batch)
+        assert_token_rewards(tokens, case, form, alpha, gamma, truncation, tolerance=1e-4)
         for row, rewards in zip(stats, tokens, strict=True):
             torch.testing.assert_close(reward.token_rewards_from(row), rewards, atol=1e-5, rtol=0, equal_nan=True)
-        assert [reward.aggregate_from(row) for row in stats] == pytest.approx(reward(*batch), abs=1e-5)
+        assert [reward.aggregate_from(row) for row in stats] == pytest.approx(reward(*case.batch), abs=1e-5)
         for aggregate in ("sum", "mean", "discounted"):
             reward = EndogenousReward(None, aggregate=aggregate, discount=0.8, **settings)
-            for row, scores, finished in zip(stats, expected.scores(alpha), case.finished, strict=True):
+            for row, scores, finished in zip(stats, case.scores(alpha), case.finished, strict=True):
                 value = reward.aggregate_from(row)
                 if truncation == "skip" and not finished:
                     assert value is None
                     continue
                 by_token = reference_token_rewards(scores, form, alpha, gamma, finished, truncation)
                 wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
-                assert isinstance(value, float)
                 assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
                 # What heat maps colour sums to it. What no token has is named, and is nothing by default.
                 page = heat_map_row(reward, row)
-                assert (
-                    page.total == value == pytest.approx(sum(page.contributions) + sum(page.rest.values()), abs=1e-5)
-                )
+                coloured = sum(page.contributions) + sum(page.rest.values())
+                assert page.total == value == pytest.approx(coloured, abs=1e-5)
                 names = ["V of the prompt"] * (form == "bellman" and aggregate == "discounted")
                 cut_off = form == "bellman" and truncation == "bootstrap" and not finished
                 assert list(page.rest) == names + ["V of the state where it was cut off"] * cut_off
@@ -179,18 +154,13 @@ class TestAgainstTheReference:
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1, 0, 0, 2]], ids=["in order", "with neighbours"])
 def test_batches_padding_and_neighbours_change_nothing(
-    model, tiny_model_path, case, expected, max_tokens_per_batch, padding_side, order
+    model, tokenizer, case, max_tokens_per_batch, padding_side, order
 ):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path, padding_side=padding_side)
+    tokenizer.padding_side = padding_side
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-
-    def take(rows: Any) -> list[Any]:
-        return [rows[i] for i in order]
-
     reward = EndogenousReward(model, tokenizer, max_tokens_per_batch=max_tokens_per_batch)
-    actual = reward.token_rewards(*map(take, (case.prompts, case.completions, case.completion_ids)))
-    again = Expected(take(expected.logits), take(expected.actions), take(expected.finished))
-    assert_token_rewards(actual, again, "bellman", 1.0, 1.0, "terminal", 1e-4)
+    rows = case.take(order)
+    assert_token_rewards(reward.token_rewards(*rows.batch), rows, "bellman", 1.0, 1.0, "terminal", 1e-4)
 
 
 def test_scored_completions_have_their_text_without_what_a_tool_wrote(model):
@@ -249,31 +219,6 @@ class TestPure:
             assert reward.token_rewards_from(stats).tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
             assert reward.aggregate_from(stats) == pytest.approx(total, abs=1e-6)
 
-    def test_diagnostics(self):
-        short, long = stats_by_hand(True), stats_by_hand(False)
-        long = TokenStats(
-            token_ids=torch.zeros(4, dtype=torch.long),
-            positions=torch.arange(4),
-            chosen_logits=torch.zeros(4),
-            soft_values=torch.tensor([1.0, 1.0, 1.0, 1.0, 9.0]),  # log pi = -1 everywhere
-            entropies=torch.full((4,), 2.0),
-            finished=False,
-            alpha=1.0,
-            num_completion_tokens=4,
-        )
-        figures = batch_diagnostics([-1.0, -8.0, None], [-0.5, -2.0, None], [short, long, stats_by_hand(False)])
-        assert figures == pytest.approx(
-            {
-                "truncated_fraction": 2 / 3,
-                "reward_per_token": (-1 / 2 - 8 / 4) / 2,
-                "log_prob_per_token": (-LN2 - 4) / 6,  # two tokens of together ln 1/2, four of -1
-                "soft_value": (LN4 + LN3 + 4 * 1.0) / 6,  # of the states in which the tokens were taken
-                "entropy": (0.5 + 0.6 + 4 * 2.0) / 6,
-                "length_correlation": -1.0,  # two points: the longer is worse
-            },
-            abs=1e-6,
-        )
-
     @pytest.mark.parametrize(
         ("rewards", "missing"),
         [([None, None], 5), ([-1.0, None], 1), ([-1.0, -1.0], 1)],
@@ -286,44 +231,29 @@ class TestPure:
         assert all(math.isfinite(value) for value in figures.values())
 
 
-class TestPlacement:
-    def test_path_and_instance_agree(self, tiny_model_path, model, case):
-        batch = (case.prompts, case.completions, case.completion_ids)
-        expected = EndogenousReward(model)(*batch)
-        assert EndogenousReward(tiny_model_path)(*batch) == expected
-        assert EndogenousReward(Path(tiny_model_path)).load()(*batch) == expected
-
-    @pytest.mark.parametrize("used", [False, True], ids=["before use", "after use"])
-    @pytest.mark.parametrize("kind", ["path", "instance"])
-    @pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
-    def test_travels_without_weights(self, tiny_model_path, case, clone, kind, used):
-        settings: dict[str, Any] = {
-            "alpha": 0.7, "gamma": 0.9, "token_reward": "centered", "aggregate": "discounted", "discount": 0.8,
-            "truncation": "bootstrap", "criterion": "Be exact.", "max_tokens_per_batch": 50, "name": "mine",
-        }  # fmt: skip
-        model = tiny_model_path if kind == "path" else AutoModelForCausalLM.from_pretrained(tiny_model_path)
-        reward = EndogenousReward(model, **settings)
-        batch = (case.prompts, case.completions, case.completion_ids)
-        if used:
-            reward(*batch)
-        if kind == "instance" and clone is not copy.deepcopy:
-            with pytest.raises(TypeError, match="loaded model cannot be pickled.*with that path"):
-                clone(reward)
-            return
-        other = clone(reward)
-        assert (other.__name__, repr(other.alpha), other.criterion) == ("mine", "0.7", "Be exact.")
-        if kind == "instance":
-            assert other._placement._model is model  # the user's, of which there is one
-        else:
-            assert other._placement._model is None
-            assert len(pickle.dumps(reward)) < 40_000  # the weights are 150 kB; a loaded tokenizer travels along
-        assert other(*batch) == reward(*batch)
-
-    def test_repr(self, model):
-        assert repr(EndogenousReward(None)).startswith(
-            "EndogenousReward(not attached to a trainer yet, token_reward='bellman'"
-        )
-        assert "the LlamaForCausalLM given" in repr(EndogenousReward(model))
+@pytest.mark.parametrize("used", [False, True], ids=["before use", "after use"])
+@pytest.mark.parametrize("kind", [str, Path, "instance"])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_reward_travels_without_weights(tiny_model_path, model, case, clone, kind, used):
+    settings: dict[str, Any] = {
+        "alpha": 0.7, "gamma": 0.9, "token_reward": "centered", "aggregate": "discounted", "discount": 0.8,
+        "truncation": "bootstrap", "criterion": "Be exact.", "max_tokens_per_batch": 50, "name": "mine",
+    }  # fmt: skip
+    reward = EndogenousReward(model if kind == "instance" else kind(tiny_model_path), **settings)
+    if used:
+        reward(*case.batch)
+    if kind == "instance" and clone is not copy.deepcopy:
+        with pytest.raises(TypeError, match="loaded model cannot be pickled.*with that path"):
+            clone(reward)
+        return
+    other = clone(reward)
+    assert other.__name__ == "mine"
+    if kind == "instance":
+        assert other._placement._model is model  # the user's, of which there is one
+    else:
+        assert other._placement._model is None
+        assert len(pickle.dumps(reward)) < 40_000  # the weights are 150 kB; a loaded tokenizer travels along
+    assert other(*case.batch) == reward(*case.batch) == EndogenousReward(model, **settings)(*case.batch)
 
 
 class TestBadSettings:
@@ -369,9 +299,11 @@ class TestBadSettings:
             ClipTokens(2.0, 1.0)
 
     @pytest.mark.parametrize("aggregate", ["mean", "power=0.5", "min"])
-    def test_aggregates_without_token_credit(self, aggregate):
+    def test_aggregates_without_token_credit(self, aggregate, tiny_model_path):
+        reward = EndogenousReward(tiny_model_path, aggregate=aggregate)
         with pytest.raises(ValueError, match="cannot be credited to single tokens"):
-            EndogenousReward(None, aggregate=aggregate).check_token_credit()
+            reward.outcome_and_token_rewards(["a"], ["b"])
+        assert reward._scorer is None  # said before anything was computed
 
 
 class TestBadBatches:
@@ -380,10 +312,9 @@ class TestBadBatches:
     def test_is_refused(self, model):
         reward = EndogenousReward(model)
         for call in (reward, reward.token_rewards, reward.score):
-            with count_forwards(model) as ran, pytest.raises(ValueError, match="prompt of row 1 renders to no token"):
-                call(prompts=["Hi", ""], completions=["a", "b"])
-            with pytest.raises(
-                ValueError, match="Row 1 has .* more than the 256 tokens of the frozen model's context"
+            with (
+                count_forwards(model) as ran,
+                pytest.raises(ValueError, match="Row 1 has .* more than the 256 tokens"),
             ):
                 call(prompts=["Hi", "word " * 300], completions=["a", "b"])
             assert ran == []
@@ -419,13 +350,11 @@ class TestEnvironment:
         ("variables", "message"),
         [
             ({}, "ENDOTRL_MODEL, the path or hub id of the frozen model, is not set.*`env: {ENDOTRL_MODEL: <model>}`"),
-            ({"ENDOTRL_ALPHA": "1"}, "ENDOTRL_MODEL, .* is not set"),
             ({"ENDOTRL_MODLE": "x"}, "ENDOTRL_MODLE is not a setting.*There are ENDOTRL_MODEL, ENDOTRL_ALPHA"),
+            ({"ENDOTRL_NAME": "x"}, "ENDOTRL_NAME is not a setting"),  # of another surface
             ({"ENDOTRL_ALPHA": "one"}, "ENDOTRL_ALPHA is 'one', but it must be a number"),
-            (
-                {"ENDOTRL_MAX_TOKENS_PER_BATCH": "8k"},
-                "ENDOTRL_MAX_TOKENS_PER_BATCH is '8k'.*a whole number of at least 1",
-            ),
+            ({"ENDOTRL_MAX_TOKENS_PER_BATCH": "8k"}, "is '8k'.*a whole number of at least 1"),
+            ({"ENDOTRL_OFFLOAD": "off"}, "ENDOTRL_OFFLOAD is 'off', but it must be true or false"),
         ],
     )
     def test_bad_variables(self, variables, message):
@@ -453,14 +382,13 @@ def test_smollm2(alpha, smollm2_path):
     tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"  # its template's own
-    case = make_case(tokenizer, default_system=system)
-    expected = expect(model, tokenizer, case)
-    stats = EndogenousReward(model, tokenizer, alpha=alpha).score(case.prompts, case.completions, case.completion_ids)
+    case = make_case(model, tokenizer, default_system=system)
+    stats = EndogenousReward(model, tokenizer, alpha=alpha).score(*case.batch)
     for form, truncation, gamma in itertools.product(FORMS, ("terminal", "bootstrap", "skip"), (1.0, 0.9)):
         reward = EndogenousReward(None, alpha=alpha, gamma=gamma, token_reward=form, truncation=truncation)
         actual = [reward.token_rewards_from(row) for row in stats]
-        assert_token_rewards(actual, expected, form, alpha, gamma, truncation, tolerance=1e-3)
-    for row, logits, ids in zip(stats, expected.logits, case.completion_ids, strict=True):
+        assert_token_rewards(actual, case, form, alpha, gamma, truncation, tolerance=1e-3)
+    for row, logits, ids in zip(stats, case.logits, case.completion_ids, strict=True):
         log_policy = torch.log_softmax(logits[:-1].double() / alpha, dim=-1)
         outcome = alpha * log_policy.gather(1, torch.tensor(ids)[:, None]).sum().item()
         assert EndogenousReward(None, alpha=alpha).aggregate_from(row) == pytest.approx(outcome, abs=1e-3)

@@ -13,24 +13,12 @@ from PIL import Image
 from transformers import AutoTokenizer, PreTrainedModel, ProcessorMixin
 
 from endotrl import EndogenousReward
-from endotrl.rewards import (
-    InformationGain,
-    LengthControl,
-    MeanLogProbReward,
-    RelativePerplexityReward,
-    SelfCertaintyReward,
-)
+from endotrl.rewards import InformationGain, MeanLogProbReward, RelativePerplexityReward, SelfCertaintyReward
 from endotrl.scoring import scorer as scorer_module
 
-from ..support.vision import (
-    FAMILIES,
-    make_model,
-    make_processor,
-    make_tokenizer,
-    picture,
-    reference_log_prob,
-    save_vision_model,
-)
+from ..support import vision
+from ..support.helpers import encode
+from ..support.vision import FAMILIES, picture, reference_log_prob
 
 
 @dataclass
@@ -39,8 +27,7 @@ class Vision:
     processor: ProcessorMixin
 
     def ids(self, text: str) -> list[int]:
-        tokenizer = self.processor.tokenizer
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        return [*encode(self.processor.tokenizer, text), self.processor.tokenizer.eos_token_id]
 
     def expected(self, prompt: Any, pictures: list[Image.Image], text: str) -> float:
         return reference_log_prob(self.model, self.processor, prompt, pictures, self.ids(text)).sum().item()
@@ -50,8 +37,8 @@ class Vision:
 def visions(tiny_model_path):
     made = {}
     for family in FAMILIES:
-        tokenizer = make_tokenizer(tiny_model_path, family)
-        made[family] = Vision(make_model(tokenizer, family), make_processor(tokenizer, family))
+        tokenizer = vision.make_tokenizer(tiny_model_path, family)
+        made[family] = Vision(vision.make_model(tokenizer, family), vision.make_processor(tokenizer, family))
     return made
 
 
@@ -62,7 +49,7 @@ def llava(visions):
 
 @pytest.fixture(scope="module")
 def llava_path(tiny_model_path, tmp_path_factory):
-    return save_vision_model("llava", tiny_model_path, tmp_path_factory.mktemp("llava"))
+    return vision.save_vision_model("llava", tiny_model_path, tmp_path_factory.mktemp("llava"))
 
 
 def user(*parts: str) -> list[dict[str, Any]]:
@@ -77,6 +64,7 @@ def assistant(text: str) -> list[dict[str, str]]:
 
 RED, BLUE = picture(0), picture(1)
 ONE, TWO, NONE = user("*", "What is it?"), user("Is ", "*", " like ", "*"), user("Hello")
+WITH_RED = [{"role": "user", "content": [{"type": "image", "image": RED}]}]
 SYSTEM = [{"role": "system", "content": [{"type": "text", "text": "Be short."}]}, *user("*", "What is it?")]
 # The same ids with other pictures, several pictures, one of another shape, and a prompt without any.
 ROWS = [
@@ -94,39 +82,39 @@ ANSWERS = ["A cat.", "No, the two are different", "x"]
     ("family", "budget"), [*((family, 8192) for family in FAMILIES), ("llava", 60), ("qwen2_5_vl", 60)]
 )
 def test_against_each_row_alone(family, budget, visions):
-    vision = visions[family]
+    own = visions[family]
     rows = [(prompt, pictures, text) for text in ANSWERS for prompt, pictures in ROWS]  # groups are not together
-    expected = [vision.expected(*row) for row in rows]
+    expected = [own.expected(*row) for row in rows]
     prompts, images, texts = (list(column) for column in zip(*rows, strict=True))
-    reward = EndogenousReward(vision.model, vision.processor, max_tokens_per_batch=budget)
+    reward = EndogenousReward(own.model, own.processor, max_tokens_per_batch=budget)
     completions = [assistant(text) for text in texts]
     assert reward(prompts=prompts, completions=completions, images=images) == pytest.approx(expected, abs=1e-4)
     assert reward._scorer is not None
     assert reward._scorer._shares_image_prompts is (not family.startswith("qwen3_5"))  # linear attention
     # The policy's own tokens, cut off.
-    ids = [vision.ids(text)[:-1] for text in texts]
+    ids = [own.ids(text)[:-1] for text in texts]
     given = reward.score(prompts, completions, ids, images=images)
     for stats, (prompt, pictures, _), row_ids in zip(given, rows, ids, strict=True):
-        alone = reference_log_prob(vision.model, vision.processor, prompt, pictures, row_ids)
+        alone = reference_log_prob(own.model, own.processor, prompt, pictures, row_ids)
         torch.testing.assert_close(stats.log_probs, alone, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
     """A family whose cache does not go on as the whole row does is found out, and scored row by row."""
-    vision = visions[family]
+    own = visions[family]
 
     class Forgetful(scorer_module.ImagePrompt):
         def states(self, continuations: Any) -> torch.Tensor:
             return super().states(continuations) * 1.5
 
     monkeypatch.setattr(scorer_module, "ImagePrompt", Forgetful)
-    reward = EndogenousReward(vision.model, vision.processor)
-    ids = [[], *map(vision.ids, ANSWERS[:2])]  # the first completion, with which it is tried, has no token
+    reward = EndogenousReward(own.model, own.processor)
+    ids = [[], *map(own.ids, ANSWERS[:2])]  # the first completion, with which it is tried, has no token
     nothing, *scores = reward([ONE] * 3, ["", *ANSWERS[:2]], ids, images=[[RED]] * 3)
     assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
-    assert scores == pytest.approx([vision.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
+    assert scores == pytest.approx([own.expected(ONE, [RED], text) for text in ANSWERS[:2]], abs=1e-4)
 
 
 def test_an_image_is_encoded_once_for_its_completions(llava, monkeypatch):
@@ -202,7 +190,7 @@ def test_groups_of_length_control(llava):
     """Two prompts that differ in their image are two groups, so that what one image adds is no effect of length."""
     batch: dict[str, Any] = {"prompts": [ONE] * 4, "images": [[RED], [RED], [BLUE], [BLUE]]}
     batch["completions"] = ["x", "A cat.", "xyz", "A cat, or a dog."]
-    reward = EndogenousReward(llava.model, llava.processor, correction=LengthControl())
+    reward = EndogenousReward(llava.model, llava.processor, correction="length")
     plain = EndogenousReward(llava.model, llava.processor)(**batch)
     reward(**batch)
     lengths = torch.tensor([len(llava.ids(text)) for text in batch["completions"]]).double().log()
@@ -253,11 +241,7 @@ class TestRefused:
             ("<image>What?", {}, "refuses a prompt with 0 images: Found 1 <image> tokens"),
             ("What?", {"images": [[RED]]}, "prompt that is plain text.*conversational"),
             ([{"role": "system", "content": "a"}], {"images": [[RED]]}, "no message of a user"),
-            (
-                [{"role": "user", "content": [{"type": "image", "image": RED}]}],
-                {"images": [[BLUE]]},
-                "no other images can be in the columns",
-            ),
+            (WITH_RED, {"images": [[BLUE]]}, "no other images can be in the columns"),
             (ONE, {"images": [[RED], [RED]]}, "`images` has 2 entries for 1 prompts"),
             (ONE, {"images": [["https://example.com/a.png"]]}, "is the URL 'https://example.com/a.png'"),
             (ONE, {"images": [["/nowhere/a.png"]]}, "cannot be read: .*No such file"),
@@ -284,11 +268,6 @@ class TestRefused:
             with pytest.raises(ValueError, match="completion of row 0 has a token that stands for an image"):
                 EndogenousReward(llava.model, llava.processor)(**batch, **more)
 
-    def test_tokens_of_images_that_no_processor_has_seen(self, llava):
-        tokenizer = make_tokenizer_like(llava)
-        with pytest.raises(ValueError, match="stands for an image.*'<image>'.*nothing to put there"):
-            EndogenousReward(llava.model, tokenizer)(prompts=["<image>What?"], completions=["x"])
-
     def test_truncation(self, llava):
         reward = EndogenousReward(llava.model, llava.processor, overlong_prompt="truncate_left")
         with pytest.raises(ValueError, match="A prompt with images is not truncated"):
@@ -296,9 +275,13 @@ class TestRefused:
         reward(prompts=[user("What? " * 200)], completions=["x"])  # text is, as before
 
     def test_a_tokenizer_in_place_of_a_processor(self, llava):
-        tokenizer = make_tokenizer_like(llava)
+        tokenizer = pickle.loads(pickle.dumps(llava.processor.tokenizer))
+        tokenizer.chat_template = llava.processor.chat_template
+        reward = EndogenousReward(llava.model, tokenizer)
         with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
-            EndogenousReward(llava.model, tokenizer)(prompts=[ONE], completions=["x"], images=[[RED]])
+            reward(prompts=[ONE], completions=["x"], images=[[RED]])
+        with pytest.raises(ValueError, match="stands for an image.*'<image>'.*nothing to put there"):
+            reward(prompts=["<image>What?"], completions=["x"])
 
     def test_processors_of_other_models(self, visions):
         for ours, theirs in (("llava", "qwen2_vl"), ("qwen2_vl", "llava"), ("gemma3", "llava"), ("llava", "idefics3")):
@@ -311,9 +294,3 @@ class TestRefused:
         reward = EndogenousReward(llava.model, llava.processor, chat_template_kwargs={"chat_template": template})
         with pytest.raises(ValueError, match="leaves out an image in message 1"):
             reward(prompts=[ONE], completions=["x"], images=[[RED]])
-
-
-def make_tokenizer_like(vision: Vision) -> Any:
-    tokenizer = pickle.loads(pickle.dumps(vision.processor.tokenizer))
-    tokenizer.chat_template = vision.processor.chat_template
-    return tokenizer

@@ -13,8 +13,9 @@ from endotrl.rewards import MeanLogProbReward, NegativeEntropyReward, RelativePe
 from endotrl.rewards.intrinsic import relative_perplexity
 from endotrl.rewards.rule import self_certainty
 
+from ..support.helpers import encode
 from ..support.reference import chatml, scores_from_logits, state_logits
-from ..support.trainers import make_trainer
+from ..support.trainers import history, make_trainer
 
 
 ALL = (SelfCertaintyReward, NegativeEntropyReward, MeanLogProbReward, RelativePerplexityReward)
@@ -31,23 +32,18 @@ def model(tiny_model_path):
 def logits(tiny_model_path, model):
     """For both answers: tokens, logits at their states with the question, and without."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-
-    def encode(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    prompt, empty = (encode(chatml([{"role": "user", "content": text}], True)) for text in (QUESTION, ""))
+    prompt, empty = (encode(tokenizer, chatml([{"role": "user", "content": text}], True)) for text in (QUESTION, ""))
     rows = []
     for answer in ANSWERS:
-        ids = encode(answer + "<|im_end|>")
+        ids = encode(tokenizer, answer + "<|im_end|>")
         rows.append((ids, state_logits(model, prompt, ids), state_logits(model, empty, ids)))
     return rows
 
 
-def batch():
-    return {
-        "prompts": [[{"role": "user", "content": QUESTION}]] * 2,
-        "completions": [[{"role": "assistant", "content": answer}] for answer in ANSWERS],
-    }
+BATCH = {
+    "prompts": [[{"role": "user", "content": QUESTION}]] * 2,
+    "completions": [[{"role": "assistant", "content": answer}] for answer in ANSWERS],
+}
 
 
 class TestFormulas:
@@ -85,7 +81,7 @@ class TestRewards:
             RelativePerplexityReward: [max(-1, 1 - a / b) for a, b in zip(ppl, ppl_alone, strict=True)],
         }
         for kind in ALL:
-            assert kind(tiny_model_path, device="cpu")(**batch()) == pytest.approx(expected[kind], abs=2e-4), kind
+            assert kind(tiny_model_path, device="cpu")(**BATCH) == pytest.approx(expected[kind], abs=2e-4), kind
 
     def test_no_token_no_reward(self, tiny_model_path):
         for kind in ALL:
@@ -95,29 +91,21 @@ class TestRewards:
             assert rewards[0] is None and math.isfinite(rewards[1])
 
     def test_names_pickles_and_metrics(self, tiny_model_path):
-        names = set()
-        for kind in ALL:
+        names = ("self_certainty", "negative_entropy", "mean_log_prob", "relative_perplexity")
+        for kind, name in zip(ALL, names, strict=True):
             reward = kind(tiny_model_path, device="cpu")
-            names.add(reward.__name__)
+            assert reward.__name__ == f"{name}_reward"
             copy = pickle.loads(pickle.dumps(reward))
             metrics = {}
-            assert copy(**batch(), log_metric=metrics.__setitem__) == reward(**batch())
-            assert f"{reward.__name__}/length_correlation" in metrics
-        assert names == {
-            "self_certainty_reward",
-            "negative_entropy_reward",
-            "mean_log_prob_reward",
-            "relative_perplexity_reward",
-        }
+            assert copy(**BATCH, log_metric=metrics.__setitem__) == reward(**BATCH)
+            assert f"{name}_reward/length_correlation" in metrics
         assert SelfCertaintyReward(tiny_model_path, name="mine").__name__ == "mine"
 
-    def test_grpo(self, tiny_policy_path, tmp_path):
-        rewards = [kind(tiny_policy_path, device="cpu") for kind in ALL[:3]]
-        shared = RelativePerplexityReward(None)
-        trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, [*rewards, shared], max_steps=1, beta=0.1)
+    @pytest.mark.parametrize("kind", ALL)
+    def test_attached_as_by_path(self, kind, tiny_policy_path, tmp_path):
+        shared, own = kind(None), kind(tiny_policy_path, device="cpu", name="own")
+        trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, [shared, own], max_steps=1, beta=0.1)
         shared.attach(trainer)
         trainer.train()
-        log = trainer.state.log_history[0]
-        for reward in (*rewards, shared):
-            assert math.isfinite(log[f"rewards/{reward.__name__}/mean"])
-        assert -1.0 <= log["rewards/relative_perplexity_reward/mean"] <= 1.0
+        (ours, theirs) = (history(trainer, f"rewards/{name}/mean") for name in (shared.__name__, "own"))
+        assert ours == pytest.approx(theirs, abs=1e-4) and len(ours) == 1

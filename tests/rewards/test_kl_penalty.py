@@ -7,16 +7,12 @@ import logging
 from typing import Any
 
 import pytest
-from peft import LoraConfig
 from trl import GRPOTrainer, RLOOTrainer
 
 from endotrl import CollapseMonitor, DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rewards import LengthReward, SelfCertaintyReward
 
-from ..support.trainers import make_trainer
-
-
-LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+from ..support.trainers import LORA, make_trainer
 
 
 def make(kind: type, path: str, rewards: list[Any], **settings: Any) -> Any:

@@ -51,9 +51,8 @@ def test_attached_twice_and_late(tiny_policy_path, tmp_path):
     trainer = make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward, beta=0.1, learning_rate=0.01)
     before = reward.attach(trainer).attach(trainer)(**TEXT)
     trainer.train()
-    assert (
-        reward.attach(trainer)(**TEXT) == before == pytest.approx(EndogenousReward(tiny_policy_path)(**TEXT), abs=1e-5)
-    )
+    own = EndogenousReward(tiny_policy_path)(**TEXT)
+    assert reward.attach(trainer)(**TEXT) == before == pytest.approx(own, abs=1e-5)
 
 
 def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):

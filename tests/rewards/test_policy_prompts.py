@@ -5,7 +5,6 @@ the trainer's own tokenization, from its generation, or is written out by hand.
 """
 
 import json
-import logging
 import pickle
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,15 @@ import torch
 import trl
 from datasets import Dataset
 from packaging.version import Version
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from trl import GRPOTrainer, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOTrainer
 
@@ -28,24 +35,12 @@ from endotrl.score_file import score_file
 from endotrl.sentence import SentenceRewardConfig
 
 from ..support import trainers
-from ..support.helpers import SMALL
+from ..support.helpers import SMALL, encode
+from ..support.reference import completion_log_probs
 
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
-# Roles must alternate.
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}{% else %}{{ m.content + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-# Opens the reasoning, as DeepSeek-R1's later template does, and cuts it from finished turns.
-DEEPSEEK_R1 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<User>' + m.content }}{% else %}"
-    "{{ '<Assistant>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<Assistant><think>\n' }}{% endif %}"
-)
 QUESTION = [{"role": "user", "content": "What is 3 times 4?"}]
 CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 PROMPTS = [QUESTION, [{"role": "user", "content": "Capital of Italy?"}]]
@@ -63,9 +58,6 @@ def multiply(a: int, b: int) -> int:
         b: The second.
     """
     return a * b
-
-
-DESCRIPTION = multiply.__doc__
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +113,26 @@ def ask(trainer: Any, prompts: list[Any], completions: list[Any], ids: list[list
 
 
 def answers(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[list[Any], list[list[int]]]:
-    ids = [*tokenizer("12", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ids = [*encode(tokenizer, "12"), tokenizer.eos_token_id]
     return [[{"role": "assistant", "content": "12"}]] * count, [ids] * count
+
+
+def templated(tokenizer: PreTrainedTokenizerBase, prompt: Any, **kwargs: Any) -> list[int]:
+    return tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=False, **kwargs
+    )
+
+
+def with_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Begins every text with the BOS."""
+    special = [(BOS, tokenizer.convert_tokens_to_ids(BOS))]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{BOS} $A", special_tokens=special)
+    return tokenizer
 
 
 def assert_reads_as_policy(trainer: Any, reward: Watched) -> None:
     ask(trainer, [QUESTION], *answers(trainer.processing_class, 1))
     assert reward.prompt_ids == trainer._tokenize_prompts([QUESTION])[0]
-
-
-@pytest.fixture
-def warnings_logged(caplog):
-    with caplog.at_level(logging.WARNING, logger="endotrl"):
-        yield lambda: [r.getMessage() for r in caplog.records if r.name.startswith("endotrl")]
 
 
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -198,7 +197,7 @@ class TestOwnCopy:
 
         def generate(prompt_ids: list[list[int]], *args: Any, **kwargs: Any) -> tuple[list[list[int]], None]:
             answers = texts if len(prompt_ids) == 4 else ["Done!<|im_end|>"] * len(prompt_ids)
-            return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers], None
+            return [encode(tokenizer, text) for text in answers], None
 
         monkeypatch.setattr(trainer, "_generate_single_turn", generate)
         trainer.train()
@@ -217,16 +216,13 @@ class TestOwnCopy:
             def multiply(self, a: int, b: int) -> int:
                 return a * b
 
-            multiply.__doc__ = DESCRIPTION
-
+        Multiplier.multiply.__doc__ = multiply.__doc__
         reward = Watched(EndogenousReward(path))
         factories = {"multiplier": Multiplier, "nothing": Nothing}
-        dataset_prompts = [*PROMPTS, *PROMPTS]
         trainer = make_trainer(path, reward, tmp_path, environment_factory=factories)
-        names = ["multiplier", "nothing", "nothing", "multiplier"]
-        trainer._batch_environments = names
-        read = trainer._tokenize_prompts(dataset_prompts)[0]
-        ask(trainer, dataset_prompts, *answers(trainer.processing_class, 4), environment=names)
+        trainer._batch_environments = names = ["multiplier", "nothing", "nothing", "multiplier"]
+        read = trainer._tokenize_prompts(PROMPTS * 2)[0]
+        ask(trainer, PROMPTS * 2, *answers(trainer.processing_class, 4), environment=names)
         assert reward.prompt_ids == read
         texts = trainer.processing_class.batch_decode(read)
         assert ["multiply" in text for text in texts] == [True, False, False, True]
@@ -246,21 +242,14 @@ class TestOwnCopy:
         """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward."""
         tokenizer = AutoTokenizer.from_pretrained(path)
         prompt = tokenizer("Q: 3 times 4? A:")["input_ids"]
-        call, result, answer = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("3*4=", "12", " 12")
-        )
+        call, result, answer = (encode(tokenizer, text) for text in ("3*4=", "12", " 12"))
         completion = [*call, *result, *answer, tokenizer.eos_token_id]
         rollout = rollout_of(prompt, completion, [1] * len(call) + [0] * len(result) + [1] * (len(answer) + 1))
-        reward = EndogenousReward(path)
-        trainer = make_trainer(
-            path, reward, tmp_path, prompts=[QUESTION], rollout_func=rollout, max_completion_length=64
-        )
+        settings = {"prompts": [QUESTION], "rollout_func": rollout, "max_completion_length": 64}
+        trainer = make_trainer(path, EndogenousReward(path), tmp_path, **settings)
         trainer.train()
         model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        with torch.no_grad():
-            log_probs = model(torch.tensor([prompt + completion])).logits[0].log_softmax(dim=-1)
-        states = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-        each = [log_probs[state, token].item() for state, token in zip(states, completion, strict=True)]
+        each = completion_log_probs(model, prompt, completion)
         ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
         assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
 
@@ -277,28 +266,23 @@ def trainer_of_templates(path, tmp_path_factory):
     return make_trainer(path, EndogenousReward(path), tmp_path_factory.mktemp("templates"))
 
 
-@pytest.mark.parametrize("name", [*NAMES, "mistral", "deepseek_r1"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_template_of_trl(name, path, trainer_of_templates):
     """The reward renders what the trainer's own tokenization gives, without being given its token ids."""
-    written = {"mistral": MISTRAL, "deepseek_r1": DEEPSEEK_R1}
     trainer = trainer_of_templates
     tokenizer = trainer.processing_class
-    tokenizer.chat_template = written.get(name) or (TEMPLATES / f"{name}.jinja").read_text()
-    reads_parts = name in ("smolvlm", "idefics3", "llava_next")
-    conversations = [
-        QUESTION,
-        [*QUESTION, {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n12"}, *PROMPTS[1]],
-    ]
-    if name not in ("gemma", "mistral", "deepseek_r1"):
+    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
+    thoughtful = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n12"}
+    conversations = [QUESTION, [*QUESTION, thoughtful, *PROMPTS[1]]]
+    if name != "gemma":
         conversations.append([{"role": "system", "content": "Be brief.\n"}, *QUESTION])
-    if reads_parts:
+    if name in ("smolvlm", "idefics3", "llava_next"):  # they read parts
         conversations = [
             [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
             for messages in conversations
         ]
     trainer.chat_template_kwargs = trainer.args.chat_template_kwargs = {"enable_thinking": False}
-    reward = EndogenousReward(path)
-    trainer.reward_funcs = [watched := Watched(reward)]
+    trainer.reward_funcs = [watched := Watched(EndogenousReward(path))]
     for prompt in conversations:
         ask(trainer, [prompt], *answers(tokenizer, 1))
         assert watched.prompt_ids == trainer._tokenize_prompts([prompt])[0]
@@ -312,8 +296,7 @@ class TestGiven:
         kwargs = {"chat_template_kwargs": {"enable_thinking": False}, "max_steps": 2}
         trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], **kwargs)
         trainer.train()
-        tokenizer = trainer.processing_class
-        expected = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True)["input_ids"]
+        expected = templated(trainer.processing_class, QUESTION)
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
         read = trainer._tokenize_prompts([QUESTION])[0][0]
@@ -327,7 +310,7 @@ class TestGiven:
         reward = Watched(EndogenousReward(path, tokenizer))
         trainer = make_trainer(path, reward, tmp_path, prompts=[QUESTION], tools=[multiply])
         trainer.train()
-        expected = tokenizer("1 tool, What is 3 times 4?", add_special_tokens=False)["input_ids"]
+        expected = encode(tokenizer, "1 tool, What is 3 times 4?")
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
         assert "other prompts than the reward renders" in warning
@@ -397,39 +380,29 @@ class TestOnlineDPO:
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\nIt is")
 
     def test_plain_text_has_no_special_tokens(self, path, tmp_path):
-        from tokenizers import processors
-
         folder = str(tmp_path / "with-bos")
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        bos_id = tokenizer.convert_tokens_to_ids(BOS)
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
-        )
+        tokenizer = with_bos(AutoTokenizer.from_pretrained(path))
         tokenizer.save_pretrained(folder)
         LlamaForCausalLM.from_pretrained(path).save_pretrained(folder)
-        expected = tokenizer("3 times 4 is", add_special_tokens=False)["input_ids"]
+        expected = encode(tokenizer, "3 times 4 is")
         reward = Watched(EndogenousReward(folder))
         make_trainer(folder, reward, tmp_path, OnlineDPOTrainer, ["3 times 4 is"]).train()
         assert reward.prompt_ids[0] == expected
         # GRPO's policy reads the BOS.
         make_trainer(folder, reward, tmp_path, prompts=["3 times 4 is"]).train()
-        assert reward.prompt_ids[0] == [bos_id, *expected]
+        assert reward.prompt_ids[0] == [tokenizer.convert_tokens_to_ids(BOS), *expected]
 
 
-class TestSentenceReward:
-    def test_reads_what_the_policy_reads(self, path, tmp_path):
-        folder = str(tmp_path / "sentence-reward")
-        model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8))
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(path).save_pretrained(folder)
-        reward = SentenceReward(folder)
-        trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
-        completions, ids = answers(trainer.processing_class, 1)
-        ask(trainer, [QUESTION], completions, ids)
-        (row,) = reward._prompts.of()([QUESTION], completions, ids)
-        read = trainer._tokenize_prompts([QUESTION])[0][0]
-        assert row.input_ids[: len(read)] == read
-        assert reward.policy_processing_class is trainer.processing_class
+def test_a_sentence_reward_reads_what_the_policy_reads(path, tmp_path):
+    model = SentenceRewardModel.from_backbone(path, SentenceRewardConfig(attention_dim=8))
+    reward = SentenceReward(model, AutoTokenizer.from_pretrained(path))
+    trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
+    completions, ids = answers(trainer.processing_class, 1)
+    ask(trainer, [QUESTION], completions, ids)
+    (row,) = reward._prompts.of()([QUESTION], completions, ids)
+    read = trainer._tokenize_prompts([QUESTION])[0][0]
+    assert row.input_ids[: len(read)] == read
+    assert reward.policy_processing_class is trainer.processing_class
 
 
 def test_settings_of_a_trainer_without_tools(path, tmp_path):
@@ -440,22 +413,16 @@ def test_settings_of_a_trainer_without_tools(path, tmp_path):
 
 @pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])
 def test_a_processors_own_template_bos_and_parts(writes_bos, path):
-    from tokenizers import processors
-    from transformers import CLIPImageProcessorPil, LlavaProcessor
-
     tokenizer = AutoTokenizer.from_pretrained(path, additional_special_tokens=["<image>"], image_token="<image>")
-    bos_id = tokenizer.convert_tokens_to_ids(BOS)
     if writes_bos is not None:
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
-        )
+        with_bos(tokenizer)
     tokenizer.chat_template = None
     template = ("{{ bos_token }}" if writes_bos else "") + (TEMPLATES / "llava_next.jinja").read_text()
     processor = LlavaProcessor(CLIPImageProcessorPil(), tokenizer, patch_size=14, chat_template=template)
     parts = [{"role": "user", "content": [{"type": "text", "text": "Two plus two?"}]}]
     text = [{"role": "user", "content": "Two plus two?"}]
     expected = processor.apply_chat_template(parts, add_generation_prompt=True, tokenize=True)[0]
-    assert expected.count(bos_id) == (writes_bos is not None)
+    assert expected.count(tokenizer.convert_tokens_to_ids(BOS)) == (writes_bos is not None)
     answer = [{"role": "assistant", "content": "Four."}]
     reward = EndogenousReward(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SMALL)), processor)
     rows = reward._render([parts, text], [answer] * 2, None, {})
@@ -473,10 +440,8 @@ class TestColumnsOfDatasets:
     @pytest.mark.parametrize("kind", ["endogenous", "sentence"])
     def test_each_row_is_rendered_by_its_own(self, kind: str, path: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        expected = [
-            tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=True, return_dict=False, **kw)
-            for kw in ({"tools": self.TOOLS}, {}, {"enable_thinking": False})
-        ]
+        arguments = ({"tools": self.TOOLS}, {}, {"enable_thinking": False})
+        expected = [templated(tokenizer, QUESTION, **kwargs) for kwargs in arguments]
         assert len({len(ids) for ids in expected}) == 3
         columns = {"tools": [self.TOOLS, None, None], "chat_template_kwargs": [None, None, {"enable_thinking": False}]}
         completions = answers(tokenizer, 3)[0]
@@ -520,10 +485,6 @@ class TestColumnsOfDatasets:
         for prompts, columns in (([QUESTION] * 2, {"tools": tools}), (called, {})):
             reward = Watched(EndogenousReward(path))
             reward(prompts=prompts, completions=answers(tokenizer, 2)[0], **columns)
-            expected = [
-                tokenizer.apply_chat_template(
-                    prompt, tools=own, add_generation_prompt=True, tokenize=True, return_dict=False
-                )
-                for prompt, own in zip(prompts, columns.get("tools", [None] * 2), strict=True)
-            ]
+            own = columns.get("tools", [None] * 2)
+            expected = [templated(tokenizer, prompt, tools=t) for prompt, t in zip(prompts, own, strict=True)]
             assert reward.prompt_ids == expected and expected[0] != expected[1]

@@ -5,7 +5,6 @@ model. The trainer itself, which TRL had up to 1.12: `tests/compat/test_trl_ppo.
 """
 
 import copy
-import logging
 import pickle
 
 import pytest
@@ -56,13 +55,6 @@ def queries_of(tokenizer: PreTrainedTokenizerBase, prompts: list[str] = PROMPTS)
     return [tokenizer(prompt)["input_ids"] for prompt in prompts]
 
 
-def given_to_the_reward(reward: EndogenousReward, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    texts = tokenizer.batch_decode(RESPONSES, skip_special_tokens=True)
-    rewards = reward(prompts=PROMPTS, completions=texts, completion_ids=RESPONSES)
-    assert None not in rewards
-    return torch.tensor(rewards)
-
-
 @pytest.fixture(scope="module")
 def model(tiny_policy_path):
     return EndogenousReward(tiny_policy_path).as_reward_model()
@@ -87,7 +79,9 @@ class TestEquality:
     def test_the_rewards_of_the_reward_function(self, tiny_policy_path, tokenizer, batch, settings):
         reward = EndogenousReward(tiny_policy_path, alpha=0.7, gamma=0.9, discount=0.8, **settings)
         scores = scores_of(reward.as_reward_model(), batch[0], PAD, batch[1])
-        torch.testing.assert_close(scores, given_to_the_reward(reward, tokenizer), atol=1e-5, rtol=0)
+        texts = tokenizer.batch_decode(RESPONSES, skip_special_tokens=True)
+        expected = reward(prompts=PROMPTS, completions=texts, completion_ids=RESPONSES)
+        torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
     def test_response_truncated_at_the_stop_token(self, model, tokenizer):
         # TRL overwrites what follows the stop token with padding.
@@ -149,12 +143,7 @@ class TestInvariance:
 class TestPadIsEos:
     """The other tiny model pads with the `<|im_end|>` that ends turns, in its prompts too."""
 
-    MESSAGES = (
-        [{"role": "user", "content": "Capital of France?"}],
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}],
-    )
-
-    def test_equality(self, tiny_model_path, caplog):
+    def test_equality(self, tiny_model_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
         end = tokenizer.eos_token_id
         assert tokenizer.pad_token_id == end
@@ -162,16 +151,17 @@ class TestPadIsEos:
         answers = [tokenizer(text)["input_ids"] for text in texts]
         answers[0].append(end)  # ended; the other was cut off
         assert len(answers[0]) < len(answers[1])
-        queries = [tokenizer(chatml(messages, generation_prompt=True))["input_ids"] for messages in self.MESSAGES]
+        question = {"role": "user", "content": "Capital of France?"}
+        prompts = [[question], [{"role": "system", "content": "Be brief."}, question]]
+        queries = [tokenizer(chatml(messages, generation_prompt=True))["input_ids"] for messages in prompts]
         batch, context = make_batch(queries, answers, end, extra_left=2)
         reward = EndogenousReward(tiny_model_path)
-        expected = reward(prompts=list(self.MESSAGES), completions=texts, completion_ids=answers)
+        expected = reward(prompts=prompts, completions=texts, completion_ids=answers)
         model = reward.as_reward_model()
-        with caplog.at_level(logging.WARNING, logger="endotrl"):
-            for _ in range(2):
-                scores = scores_of(model, batch, end, context)
-                torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
-        assert [record.getMessage().count("a pad token of its own") for record in caplog.records] == [1]
+        for _ in range(2):
+            scores = scores_of(model, batch, end, context)
+            torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
+        assert [message.count("a pad token of its own") for message in warnings_logged()] == [1]
 
     def test_two_ends(self, tiny_policy_path):
         # Padding with one end after another end adds no token.
@@ -187,9 +177,7 @@ class TestPadIsEos:
     def test_queries_padded_on_the_right_are_refused(self, tiny_model_path):
         model = EndogenousReward(tiny_model_path).as_reward_model()
         end = AutoTokenizer.from_pretrained(tiny_model_path).eos_token_id
-        with pytest.raises(
-            ValueError, match=r"query of row 1 ends with the token that both pads.*padding_side='left'"
-        ):
+        with pytest.raises(ValueError, match="query of row 1 ends with the token that both.*padding_side='left'"):
             scores_of(model, torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2)
 
     def test_bos_is_pad(self, model, tiny_policy_path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.helpers import assert_same_to_the_bit, encode, weights
 from ..support.trainers import make_trainer
 
 
@@ -85,7 +86,7 @@ def test_the_policys_tokens_are_scored_as_they_are(model_path):
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     reward = SentenceReward(model_path)
     text = "It is. No."
-    ids = [i for character in text for i in tokenizer(character, add_special_tokens=False)["input_ids"]]
+    ids = [i for character in text for i in encode(tokenizer, character)]
     ended = [*ids, tokenizer.eos_token_id]
     scores, token_rewards, _ = reward.outcome_and_token_rewards(["Hi?"] * 2, [text] * 2, [ids, ended])
     assert [len(rewards) for rewards in token_rewards] == [len(ids), len(ids) + 1]
@@ -108,7 +109,7 @@ def test_policy_with_another_tokenizer(model_path, tiny_policy_path, caplog):
 
     reward = SentenceReward(model_path, segmenter=by_letter)
     text = "a b c d c e"
-    ids = [*policy_tokenizer(text, add_special_tokens=False)["input_ids"], policy_tokenizer.eos_token_id]
+    ids = [*encode(policy_tokenizer, text), policy_tokenizer.eos_token_id]
     assert len(ids) == 7
     with pytest.raises(ValueError, match="policy_processing_class"):
         reward.outcome_and_token_rewards(["a b"], [text], [ids])
@@ -141,8 +142,7 @@ def test_pickle(model_path):
     data = pickle.dumps(reward)
     assert len(data) < 100_000  # no weights
     again = pickle.loads(data)
-    assert again(PROMPTS, COMPLETIONS) == expected
-    assert again.__name__ == "mine"
+    assert again(PROMPTS, COMPLETIONS) == expected and again.__name__ == "mine"
     with pytest.raises(TypeError, match="Save the model"):
         pickle.dumps(SentenceReward(SentenceRewardModel.from_pretrained(model_path)))
 
@@ -193,19 +193,18 @@ def test_grpo_with_the_scalar(model_path, tiny_model_path, tmp_path, peft):
     assert_same_to_the_bit(before, weights(reward.load()._loaded()))
 
 
-def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
+def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path, tokenizer):
     inner = EndogenousReward(tiny_model_path)
     pooled = SentencePooledReward(inner, tokenizer)
     assert isinstance(pooled, DenseReward)
     text = "It is. The capital."
-    ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ids = [*encode(tokenizer, text), tokenizer.eos_token_id]
     arguments: dict[str, Any] = dict(prompts=["Hi?"], completions=[text], completion_ids=[ids])
     scores = pooled.outcome_and_token_rewards(**arguments)
     assert isinstance(scores, DenseScores)
     assert scores.outcomes == pooled(**arguments) == inner(**arguments)
     (stats,) = inner.score(**arguments)
-    end = ids.index(tokenizer("The", add_special_tokens=False)["input_ids"][0])  # where the second sentence starts
+    end = ids.index(encode(tokenizer, "The")[0])  # where the second sentence starts
     values, log_probs = stats.soft_values, stats.log_probs
     rewards = scores.token_rewards[0]
     assert rewards.nonzero().flatten().tolist() == [end - 1, len(ids) - 1]
@@ -221,18 +220,17 @@ def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path):
         assert scores.state_values[0][h].item() == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-    ids = tokenizer("It is. A. tool. So", add_special_tokens=False)["input_ids"]
+def returning(*scores: Any) -> Any:
+    """A dense reward that always returns the same."""
+    return SimpleNamespace(outcome_and_token_rewards=lambda **batch: DenseScores(*scores))
+
+
+def test_pooled_rewards_skip_what_tools_wrote(tokenizer):
+    ids = encode(tokenizer, "It is. A. tool. So")
     start, stop = 7, 12  # a tool wrote what is between
-
-    class Inner:
-        def outcome_and_token_rewards(self, completion_ids: Any, **kwargs: Any) -> DenseScores:
-            rewards = torch.arange(1.0, len(ids) + 1)
-            rewards[start:stop] = 0.0
-            return DenseScores([rewards.sum().item()], [rewards])
-
-    pooled = SentencePooledReward(Inner(), tokenizer)
+    given = torch.arange(1.0, len(ids) + 1)
+    given[start:stop] = 0.0
+    pooled = SentencePooledReward(returning([given.sum().item()], [given]), tokenizer)
     turns = [{"role": role, "content": "x"} for role in ("assistant", "tool", "assistant")]
     scores = pooled.outcome_and_token_rewards(prompts=[[turns[0]]], completions=[turns], completion_ids=[ids])
     rewards = scores.token_rewards[0]
@@ -242,18 +240,12 @@ def test_pooled_rewards_skip_what_tools_wrote(tiny_model_path):
         pooled.outcome_and_token_rewards(prompts=["a"], completions=["b"])
 
 
-def test_pooled_rewards_do_not_read_what_has_no_outcome(tiny_model_path):
-    class Inner:
-        def outcome_and_token_rewards(self, completion_ids: Any, **kwargs: Any) -> DenseScores:
-            rewards = [torch.empty(0), torch.ones(len(completion_ids[1]))]
-            return DenseScores([None, float(len(completion_ids[1]))], rewards, rewards)
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path)
-    ids = tokenizer("It is. A.", add_special_tokens=False)["input_ids"]
-    pooled = SentencePooledReward(Inner(), tokenizer)
-    scores = pooled.outcome_and_token_rewards(
-        prompts=["a"] * 2, completions=["It is. A."] * 2, completion_ids=[ids] * 2
-    )
+def test_pooled_rewards_do_not_read_what_has_no_outcome(tokenizer):
+    ids = encode(tokenizer, "It is. A.")
+    given = [torch.empty(0), torch.ones(len(ids))]
+    pooled = SentencePooledReward(returning([None, float(len(ids))], given, given), tokenizer)
+    batch = {"prompts": ["a"], "completions": ["It is. A."], "completion_ids": [ids]}
+    scores = pooled.outcome_and_token_rewards(**{name: column * 2 for name, column in batch.items()})
     assert scores.outcomes == [None, len(ids)]
     assert scores.token_rewards[1].sum() == len(ids)
     assert scores.state_values is not None and len(scores.state_values) == 2

@@ -5,6 +5,7 @@ placement of the frozen weights; and that those weights are the same to the bit 
 """
 
 import pickle
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ import pytest
 import torch
 from datasets import Dataset
 from packaging.version import Version
-from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trl import GRPOTrainer, RLOOTrainer
 from trl.experimental.online_dpo import OnlineDPOTrainer
@@ -35,17 +35,18 @@ DATASETS = {"plain": PLAIN, "conversational": CONVERSATIONAL}
 
 
 class Recorder:
-    """A reward function of weight 0 that keeps what TRL hands over."""
+    """A reward function that keeps what TRL hands over, and always returns the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, value: float | None = 0.0) -> None:
         self.__name__ = "recorder"
+        self.value = value
         self.calls: list[dict[str, Any]] = []
 
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
-    ) -> list[float]:
+    ) -> list[float | None]:
         self.calls.append({"prompts": prompts, "completions": completions, "completion_ids": completion_ids})
-        return [float(len(ids)) for ids in completion_ids]
+        return [self.value] * len(completion_ids)
 
 
 class CountingReward:
@@ -74,22 +75,27 @@ def make_trainer(
     return trainers.make_trainer(kind, model, folder, rewards, **{**defaults, **settings})
 
 
-def reference_scores(path: str, call: dict[str, Any]) -> list[dict[str, Any]]:
+def reference_scores(path: str, call: dict[str, Any], ends: tuple[int, ...] = (EOS,)) -> list[dict[str, Any]]:
     """One sequence at a time, full logits, fp32."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     rows = []
     for prompt, ids in zip(call["prompts"], call["completion_ids"], strict=True):
-        ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids  # OnlineDPO pads
+        ids = ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids)) + 1]  # OnlineDPO pads
         messages = {} if isinstance(prompt, str) else tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
         prompt_ids = (messages or tokenizer(prompt))["input_ids"]
         scores = scores_from_logits(state_logits(model, prompt_ids, ids), ids, 1.0)
-        reward = sum(scores.log_probs)
-        rows.append({"reward": reward, "entropies": scores.entropies, "length": len(ids), "truncated": EOS not in ids})
+        row = {"reward": sum(scores.log_probs), "entropies": scores.entropies, "values": scores.values[:-1]}
+        rows.append({**row, "length": len(ids), "last": ids[-1], "truncated": ids[-1] not in ends})
     return rows
 
 
-def rewards_of(path: str, call: dict[str, Any]) -> list[float]:
-    return [row["reward"] for row in reference_scores(path, call)]
+def mean_reward(path: str, call: dict[str, Any], **kwargs: Any) -> float:
+    return float(np.mean([row["reward"] for row in reference_scores(path, call, **kwargs)]))
+
+
+def adapter(setting: str, dropout: float = 0.0) -> dict[str, Any]:
+    """The argument of a trainer that shares by `"lora"`, with its adapter off."""
+    return {"peft_config": replace(LORA, lora_dropout=dropout)} if setting == "lora" else {}
 
 
 def train(
@@ -102,9 +108,9 @@ def train(
         reward.attach(trainer)
     trainer.train()
     key = "objective/scores" if kind is OnlineDPOTrainer else f"rewards/{reward.__name__}/mean"
-    expected = [rewards_of(path, call) for call in recorder.calls]
+    expected = [mean_reward(path, call) for call in recorder.calls]
     assert len(expected) == trainer.args.max_steps
-    assert history(trainer, key) == pytest.approx([sum(step) / len(step) for step in expected], abs=1e-4)
+    assert history(trainer, key) == pytest.approx(expected, abs=1e-4)
     return trainer, recorder.calls
 
 
@@ -143,6 +149,7 @@ class TestDropIn:
                 "endogenous_reward/reward_per_token": (rewards / lengths).mean(),
                 "endogenous_reward/log_prob_per_token": rewards.sum() / lengths.sum(),
                 "endogenous_reward/entropy": np.mean([entropy for row in rows for entropy in row["entropies"]]),
+                "endogenous_reward/soft_value": np.mean([value for row in rows for value in row["values"]]),
                 "endogenous_reward/truncated_fraction": sum(row["truncated"] for row in rows) / len(rows),
                 "endogenous_reward/length_correlation": torch.corrcoef(torch.stack([rewards, lengths]))[0, 1],
             }
@@ -170,8 +177,7 @@ class TestDropIn:
                 [{"role": "system", "content": {"x": "k l", "y": "l"}[domains[prompt[0]["content"]]]}, *prompt]
                 for prompt in call["prompts"]
             ]
-            expected = rewards_of(tiny_policy_path, {**call, "prompts": judged})
-            assert logged == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+            assert logged == pytest.approx(mean_reward(tiny_policy_path, {**call, "prompts": judged}), abs=1e-4)
 
     def test_evaluation_during_training(self, tiny_policy_path, tmp_path):
         reward, recorder = EndogenousReward(tiny_policy_path), Recorder()
@@ -180,7 +186,7 @@ class TestDropIn:
         trainer = make_trainer(tiny_policy_path, [reward, recorder], tmp_path, **settings)
         trainer.train()
         # Evaluation follows each step: training call, evaluation call, training call, evaluation call.
-        expected = [sum(step) / len(step) for step in (rewards_of(tiny_policy_path, call) for call in recorder.calls)]
+        expected = [mean_reward(tiny_policy_path, call) for call in recorder.calls]
         assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(expected[::2], abs=1e-4)
         assert history(trainer, "eval_rewards/endogenous_reward/mean") == pytest.approx(expected[1::2], abs=1e-4)
         assert len(history(trainer, "eval_endogenous_reward/entropy")) == 2
@@ -196,36 +202,22 @@ class TestDropIn:
         assert_same_to_the_bit(before, frozen.state_dict())
         assert all(module.training for module in frozen.modules())
 
-
-class TestNoReward:
-    """`truncation="skip"`: completions that were cut off get `None`, which TRL treats in more than one way."""
-
-    def test_alone_they_are_left_out(self, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(tiny_policy_path, truncation="skip")
-
-        class NoReward(Recorder):
-            def __call__(self, *args: Any, **kwargs: Any) -> list[None]:
-                return [None] * len(super().__call__(*args, **kwargs))
-
-        spy = NoReward()
+    def test_completions_that_were_cut_off_are_left_out(self, tiny_policy_path, tmp_path):
+        reward, recorder = EndogenousReward(tiny_policy_path, truncation="skip"), Recorder(None)
         settings = {"log_completions": True, "learning_rate": 1e-3}
-        trainer = make_trainer(tiny_policy_path, [reward, spy], tmp_path, **settings)
+        trainer = make_trainer(tiny_policy_path, [reward, recorder], tmp_path, **settings)
         trainer.train()
-        calls = spy.calls
-        for step, call in enumerate(calls, start=1):
+        logged = history(trainer, "rewards/endogenous_reward/mean")
+        for step, (call, mean) in enumerate(zip(recorder.calls, logged, strict=True), start=1):
             table = pd.read_parquet(tmp_path / "completions" / f"completions_{step:05d}.parquet")
-            truncated = [EOS not in ids for ids in call["completion_ids"]]
+            rows = reference_scores(tiny_policy_path, call)
+            truncated = [row["truncated"] for row in rows]
             assert 0 < sum(truncated) < len(truncated)
             assert table["endogenous_reward"].isna().tolist() == truncated
             assert table["endogenous_reward/per_token"].isna().tolist() == truncated
             assert (table["advantage"][truncated] == 0).all()
-        finished = [
-            [row["reward"] for row in reference_scores(tiny_policy_path, call) if not row["truncated"]]
-            for call in calls
-        ]
-        assert history(trainer, "rewards/endogenous_reward/mean") == pytest.approx(
-            [sum(step) / len(step) for step in finished], abs=1e-4
-        )
+            finished = [row["reward"] for row in rows if not row["truncated"]]
+            assert mean == pytest.approx(sum(finished) / len(finished), abs=1e-4)
 
 
 class TestShared:
@@ -249,13 +241,14 @@ class TestShared:
         ],
     )
     def test_equals_own_copy(self, checkpointing, setting, kind, tiny_policy_path, tmp_path):
-        reward, peft = EndogenousReward(model=None), {"peft_config": LORA} if setting == "lora" else {}
-        settings: dict[str, Any] = {"beta": 0.1, "gradient_checkpointing": checkpointing, **peft}
+        reward = EndogenousReward(model=None)
+        settings: dict[str, Any] = {"beta": 0.1, "gradient_checkpointing": checkpointing, **adapter(setting)}
         trainer, _ = train(tiny_policy_path, reward, tmp_path, kind, CONVERSATIONAL, **settings)
         frozen = trainer.model.get_base_model() if setting == "lora" else trainer.ref_model
         assert reward.is_shared and (trainer.ref_model is None) == (setting == "lora")
-        assert shared_parameters(reward) <= {id(parameter) for parameter in frozen.parameters()}
+        shared = {id(weight) for name, weight in own_model(reward).named_parameters() if "lora_" not in name}
         own_weights = [(name, weight) for name, weight in frozen.named_parameters() if "lora_" not in name]
+        assert shared <= {id(weight) for _, weight in own_weights}
         loaded = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         for name, weight in own_weights:
             assert torch.equal(weight, loaded.get_parameter(name.replace(".base_layer", ""))), name
@@ -270,8 +263,7 @@ class TestShared:
     @pytest.mark.parametrize("setting", ["lora", "reference"])
     def test_a_policy_that_is_compiled(self, setting, tiny_policy_path, tmp_path):
         compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
-        peft = {"peft_config": LORA} if setting == "lora" else {}
-        train(tiny_policy_path, EndogenousReward(model=None), tmp_path, beta=0.1, **peft, **compiled)
+        train(tiny_policy_path, EndogenousReward(model=None), tmp_path, beta=0.1, **adapter(setting), **compiled)
         torch._dynamo.reset()
 
     @pytest.mark.parametrize(("kind", "pad"), [(GRPOTrainer, 16), (GRPOTrainer, 12), (OnlineDPOTrainer, 12)])
@@ -292,19 +284,9 @@ class TestShared:
         reward.attach(trainer)
         trainer.train()
         (call,) = recorder.calls
-        cut = [
-            ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids)) + 1] for ids in call["completion_ids"]
-        ]
-        assert {ids[-1] for ids in cut} >= set(ends)
-        expected = []
-        for prompt, ids in zip(call["prompts"], cut, strict=True):
-            prompt_ids = tokenizer(prompt)["input_ids"]
-            log_probs = AutoModelForCausalLM.from_pretrained(path)(
-                torch.tensor([prompt_ids + ids])
-            ).logits.log_softmax(-1)
-            expected.append(sum(log_probs[0, len(prompt_ids) - 1 + i, t].item() for i, t in enumerate(ids)))
+        assert {row["last"] for row in reference_scores(path, call, ends)} >= set(ends)
         key = "objective/scores" if kind is OnlineDPOTrainer else "rewards/endogenous_reward/mean"
-        assert history(trainer, key) == pytest.approx([sum(expected) / len(expected)], abs=1e-4)
+        assert history(trainer, key) == pytest.approx([mean_reward(path, call, ends=ends)], abs=1e-4)
 
     def test_bf16_base(self, tiny_policy_path, tmp_path):
         # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
@@ -321,8 +303,7 @@ class TestShared:
     def test_dropout_is_off_and_training_mode_comes_back(self, setting, tiny_dropout_policy_path, tmp_path):
         path = tiny_dropout_policy_path
         reward = EndogenousReward(model=None)
-        lora = LoraConfig(r=4, lora_dropout=0.5, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        trainer, _ = train(path, reward, tmp_path, beta=0.1, **({"peft_config": lora} if setting == "lora" else {}))
+        trainer, _ = train(path, reward, tmp_path, beta=0.1, **adapter(setting, dropout=0.5))
         trainer.model.train()
         trainer.model.get_submodule("base_model.model.model.norm" if setting == "lora" else "model.norm").eval()
         modes = {name: module.training for name, module in trainer.model.named_modules()}
@@ -341,12 +322,8 @@ class TestShared:
     def test_no_forward_of_its_own(self, setting, kind, tiny_policy_path, tmp_path):
         # TRL has just run its reference pass over the completions: the reward reads that.
         counter = CountingReward()
-        lora = LoraConfig(r=4, lora_dropout=0.1, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        peft = {"peft_config": lora} if setting == "lora" else {}
-        _, calls = train(tiny_policy_path, counter, tmp_path, kind, beta=0.1, **peft)
-        # Only the checks of the first call run the backbone.
-        assert len(counter.forwards) == 2
-        assert counter.forwards[1] == 0
+        _, calls = train(tiny_policy_path, counter, tmp_path, kind, beta=0.1, **adapter(setting, dropout=0.1))
+        assert len(counter.forwards) == 2 and counter.forwards[1] == 0  # only the checks of the first call run it
         # What was recorded is given up with the reward.
         assert counter.reward._placement.recorder.find(tuple(calls[-1]["completion_ids"][0])) is None
         assert counter.reward._placement.recorder._passes == []
@@ -388,29 +365,22 @@ class TestShared:
         assert clone.attach(trainer)(**batch) == reward(**batch)
 
 
-class TestRefused:
-    @pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
-    def test_trainers_without_frozen_weights(self, kind, tiny_policy_path, tmp_path):
-        reward = EndogenousReward(None)
-        trainer = make_trainer(tiny_policy_path, reward, tmp_path, kind, beta=0.0)
-        with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
-            reward.attach(trainer)
-
-    def test_policy_with_an_adapter_as_its_own_reward(self, tiny_policy_path, tmp_path):
-        policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
-        reward = EndogenousReward(policy)
-        trainer = make_trainer(policy, reward, tmp_path, peft_config=LORA)
-        with pytest.raises(RuntimeError, match=r"EndogenousReward\(model=None\)"):
-            trainer.train()
-        assert trainer.state.global_step == 0
-        # What the message says.
-        reward = EndogenousReward(model=None)
-        trainer = make_trainer(trainer.model.unload(), reward, tmp_path, peft_config=LORA)
+@pytest.mark.parametrize("kind", [GRPOTrainer, RLOOTrainer])
+def test_trainers_without_frozen_weights(kind, tiny_policy_path, tmp_path):
+    reward = EndogenousReward(None)
+    trainer = make_trainer(tiny_policy_path, reward, tmp_path, kind, beta=0.0)
+    with pytest.raises(ValueError, match="The trainer holds no frozen weights to share"):
         reward.attach(trainer)
+
+
+def test_policy_with_an_adapter_as_its_own_reward(tiny_policy_path, tmp_path):
+    policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
+    trainer = make_trainer(policy, EndogenousReward(policy), tmp_path, peft_config=LORA)
+    with pytest.raises(RuntimeError, match=r"EndogenousReward\(model=None\)"):
         trainer.train()
-
-
-def shared_parameters(reward: EndogenousReward) -> set[int]:
-    """Identities of the parameters that the reward's model has, adapters aside."""
-    with reward._placement.active() as model:
-        return {id(parameter) for name, parameter in model.named_parameters() if "lora_" not in name}
+    assert trainer.state.global_step == 0
+    # What the message says.
+    reward = EndogenousReward(model=None)
+    trainer = make_trainer(trainer.model.unload(), reward, tmp_path, peft_config=LORA)
+    reward.attach(trainer)
+    trainer.train()

@@ -41,20 +41,10 @@ EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 
 LAYER_TYPES = ["full_attention", "sliding_attention"]
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 BY_LAYER = {"full_attention": DYNAMIC, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0] * 4,
-    "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": ORIGINAL,
-}
-LLAMA_4_SCALING = {
-    "rope_type": "yarn",
-    "rope_theta": 1e4,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "llama_4_scaling_beta": 0.5,
-}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": ORIGINAL}
+LONGROPE |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+LLAMA_4_SCALING = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA_4_SCALING |= {"llama_4_scaling_beta": 0.5}
 
 BY_LENGTH: dict[str, Callable[[], PretrainedConfig]] = {
     "llama, dynamic": lambda: LlamaConfig(**SHORT, rope_parameters=DYNAMIC),
@@ -94,7 +84,7 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen2, window not used": lambda: hf.Qwen2Config(**SIZES, sliding_window=16, use_sliding_window=False),
     "mistral, window": lambda: hf.MistralConfig(**SIZES, sliding_window=16),
     "lfm2, convolutions": lambda: hf.Lfm2Config(**SIZES, full_attn_idxs=[1]),
-    "falcon-h1, attention and state space": lambda: hf.FalconH1Config(**SIZES, **MAMBA_SIZES),
+    "falcon-h1, attention and state space": lambda: hf.FalconH1Config(**SIZES, **MAMBA_SIZES, lm_head_multiplier=0.5),
     **BY_LENGTH,
     "ministral3, attention scaled by position": lambda: hf.Ministral3Config(**SIZES, rope_parameters=LLAMA_4_SCALING),
     "recurrentgemma, gated recurrence": lambda: hf.RecurrentGemmaConfig(

@@ -14,13 +14,8 @@ from endotrl.scoring.scorer import FrozenScorer
 from ..support.fake_cuda import CUDA, entered, fake_cuda
 
 
-SIZE = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "vocab_size": 512,
-}
+SIZE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZE |= {"vocab_size": 512}
 QWEN = Qwen2Config(**SIZE, num_key_value_heads=2)
 
 
@@ -84,7 +79,12 @@ def test_an_own_copy(offload, tmp_path):
     copy = OwnCopy(str(tmp_path), "float32", "cuda", offload=offload)
     with fake_cuda():
         found = torch.cat([stats.log_probs for stats in FrozenScorer(copy)(completions())])
-        assert copy._model is not None and copy._model.device.type == ("cpu" if offload else "cuda")
+        place = "cpu" if offload else "cuda"
+        assert copy._model is not None and copy._model.device.type == place
+        with pytest.raises(ZeroDivisionError), copy.active() as active:
+            assert active.device.type == "cuda"
+            raise ZeroDivisionError
+        assert copy._model.device.type == place  # after an error, too
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 

@@ -13,19 +13,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import nn
+from torch._dynamo import eval_frame
 from transformers import BertGenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from endotrl import EndogenousReward
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.scoring import FrozenScorer
-from endotrl.scoring.forward_pass import RopeLengths
 
 from .families import (
     BY_LENGTH,
-    DYNAMIC,
     FAMILIES,
-    SHORT,
     SIZES,
     Capacity,
     OneScale,
@@ -41,25 +39,8 @@ from .families import (
 )
 
 
-def assert_equal_to_alone(actual, model, rows):
-    assert_numbers(actual, each_alone(model, rows))
-
-
 class TestLengths:
     """Frequencies of rotary positions that depend on the longest row of a pass."""
-
-    @pytest.mark.parametrize(
-        ("config", "expected"),
-        [
-            (LlamaConfig(), ((), None, ())),
-            (LlamaConfig(**SHORT, rope_parameters=DYNAMIC), ((), 12, ())),
-            (FAMILIES["gemma3, dynamic in some layers"](), ((), 12, ())),
-            (FAMILIES["phi3, longrope"](), ((12,), None, ())),
-        ],
-    )
-    def test_from_config(self, config, expected):
-        lengths = RopeLengths.from_config(config)
-        assert (lengths.switches, lengths.grows_beyond, lengths.unknown) == expected
 
     def test_rows_of_one_side_share_their_pass(self):
         model, rows = make_model(FAMILIES["phi3, longrope"]()), group_rows()
@@ -92,7 +73,7 @@ class TestLengths:
     def test_what_no_config_names_is_tried_out(self, rope_type, depends_on, caplog):
         model, rows = with_rope(rope_type, depends_on), make_rows()
         with caplog.at_level(logging.INFO, logger="endotrl"):
-            assert_equal_to_alone(FrozenScorer(LoadedModel(model))(rows), model, rows)
+            assert_numbers(FrozenScorer(LoadedModel(model))(rows), each_alone(model, rows))
         assert "one completion per pass (its rotary positions depend on the longest row" in caplog.text
 
     def test_an_unknown_type_that_depends_on_nothing_is_packed(self):
@@ -102,7 +83,7 @@ class TestLengths:
         with tokens_run(model) as counts:
             actual = scorer(rows)
         assert counts == [39]
-        assert_equal_to_alone(actual, model, rows)
+        assert_numbers(actual, each_alone(model, rows))
 
 
 class TestWholePass:
@@ -134,7 +115,7 @@ class TestWholePass:
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts", "qwen3"])
     def test_rounding_of_half_precision_is_no_dependence(self, family):
         scorer = FrozenScorer(LoadedModel(make_model(FAMILIES[family]()).bfloat16()))
-        scorer(group_rows())
+        assert all(values.dtype == torch.float32 for stats in scorer(group_rows()) for values in numbers(stats))
         assert scorer._rules is not None and scorer._rules.alone is None
 
 
@@ -160,15 +141,17 @@ def test_rows_without_a_score_of_their_own():
 
 class TestThreads:
     @pytest.mark.parametrize("training", [False, True])
-    def test_two_scorers_of_one_instance(self, training):
+    def test_scorers_of_one_instance_and_of_another(self, training):
         # The user trains with dropout: whoever is done first must not set training mode back for the other.
         model = make_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 6}, attention_dropout=0.5)).train(training)
         rows = group_rows()
-        scorers = [FrozenScorer(LoadedModel(model)), FrozenScorer(LoadedModel(model), max_tokens_per_batch=20)]
+        placements = [LoadedModel(model), LoadedModel(model), LoadedModel(copy.deepcopy(model))]
+        scorers = [FrozenScorer(p, budget) for p, budget in zip(placements, (8192, 20, 8192), strict=True)]
         with ThreadPoolExecutor(4) as pool:
-            results = list(pool.map(lambda k: scorers[k % 2]([*rows, *rows[: k % 3]]), range(24)))
+            results = list(pool.map(lambda k: scorers[k % 3]([*rows, *rows[: k % 4]]), range(24)))
         assert all(module.training == training for module in model.modules())
         assert model.config._attn_implementation == "sdpa"
+        assert eval_frame._stance.stance == "default"  # what the user has compiled is run as such again
         expected = each_alone(model.eval(), rows)
         for result in results:
             assert_numbers(result[: len(rows)], expected)
@@ -205,7 +188,7 @@ class TestThreads:
             with pytest.raises(RuntimeError, match="run while an endogenous reward scored with it in another thread"):
                 model(torch.arange(5)[None])
             done.set()
-            assert_equal_to_alone(scored.result(), model, rows)
+            assert_numbers(scored.result(), each_alone(model, rows))
         model(torch.arange(5)[None])
 
 
@@ -257,11 +240,3 @@ class TestCompiled:
         reward = EndogenousReward(torch.compile(plain, backend="eager"), tokenizer)
         assert reward(["What is"], [" the capital"]) == expected
         torch._dynamo.reset()
-
-    def test_the_setting_comes_back_when_the_last_thread_is_done(self):
-        models = [make_model(LlamaConfig(**SIZES)) for _ in range(2)]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda k: FrozenScorer(LoadedModel(models[k % 2]))(group_rows()), range(6)))
-        from torch._dynamo import eval_frame
-
-        assert eval_frame._stance.stance == "default"

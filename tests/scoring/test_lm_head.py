@@ -8,7 +8,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import CohereConfig, FalconH1Config, Gemma2Config, GraniteConfig, LlamaConfig, RecurrentGemmaConfig
 
 from endotrl.scoring import lm_head
 from endotrl.scoring.lm_head import LogitTransform, fused_statistics, token_statistics
@@ -156,13 +155,6 @@ def test_a_head_that_keeps_its_output_is_not_disturbed():
     assert head.table.tolist() == [[1.0, 2.0, 3.0]]
 
 
-def test_no_tokens():
-    _, head, _ = random_problem(1, 4, 9)
-    chosen, values, entropies, _ = token_statistics(torch.zeros(0, 4), head, torch.zeros(0, dtype=torch.long))
-    assert chosen.shape == values.shape == (0,)
-    assert entropies is not None and entropies.shape == (0,)
-
-
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("softcap", [None, 30.0])
@@ -224,21 +216,3 @@ class TestPrecision:
         fused = fused_statistics(hidden_states, head, token_ids, 1.0, LogitTransform(), False, False)
         assert (fused.chosen_logits - fused.soft_values).max() <= 1e-5
         assert fused.entropies is None and fused.mean_logits is None
-
-
-class TestLogitTransformFromConfig:
-    @pytest.mark.parametrize(
-        ("config", "expected"),
-        [
-            (LlamaConfig(), LogitTransform()),
-            (CohereConfig(logit_scale=0.25), LogitTransform(scale=0.25)),
-            (GraniteConfig(logits_scaling=8.0), LogitTransform(scale=0.125)),
-            (FalconH1Config(lm_head_multiplier=0.5), LogitTransform(scale=0.5)),
-            (Gemma2Config(final_logit_softcapping=30.0), LogitTransform(softcap=30.0)),
-            (Gemma2Config(final_logit_softcapping=None), LogitTransform()),
-            (RecurrentGemmaConfig(logits_soft_cap=20.0), LogitTransform(softcap=20.0)),
-        ],
-        ids=lambda value: type(value).__name__,
-    )
-    def test_families(self, config, expected):
-        assert LogitTransform.from_config(config) == expected

@@ -75,12 +75,6 @@ def random_states(num_tokens, dtype=torch.float32, heads=(4, 2)):
 class TestAttention:
     """Its numbers, by every kernel: `test_kernels.py`."""
 
-    def test_masks_that_do_not_fit_are_not_kept(self, monkeypatch):
-        monkeypatch.setattr(forward_pass, "KEPT_MASK_ELEMENTS", 10 * 32)
-        row = PackedRow.of([Group([1] * 5, [[2] * 10, [2] * 11])])
-        attend(row, *random_states(26), 1.0)
-        assert [tuple(mask.shape) for mask in row._kept["masks"].values()] == [(10, 32)]
-
     @pytest.mark.parametrize(
         ("special", "named"),
         [

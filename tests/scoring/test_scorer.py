@@ -3,7 +3,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from endotrl.frozen.loaded_model import LoadedModel
@@ -48,23 +47,6 @@ class TestAgainstAllLogits:
             assert stats.num_completion_tokens == len(row.completion_ids)
             assert (stats.finished, stats.alpha, stats.text, stats.offsets) == (row.finished, 0.7, None, None)
 
-    def test_half_precision_is_no_worse_than_all_logits_in_it(self):
-        # The truth: float32 with the weights as they were before rounding. The rival: the same model in bfloat16, one
-        # sequence at a time, all logits. Most of both errors is the backbone's; the head must not add to it.
-        full, rows = make_model(LlamaConfig(**SIZES)), make_rows()
-        half = make_model(LlamaConfig(**SIZES)).bfloat16()
-        stats = FrozenScorer(LoadedModel(half))(rows)
-        assert all(row.chosen_logits.dtype == torch.float32 for row in stats)
-
-        def errors(found: list[tuple[Tensor, ...]]) -> Tensor:
-            pairs = zip(found, each_alone(full, rows), strict=True)
-            return torch.cat([(torch.cat(ours) - torch.cat(truth)).abs() for ours, truth in pairs])
-
-        ours, naive = errors([numbers(row) for row in stats]), errors(each_alone(half, rows))
-        assert naive.max() > 1e-3  # bfloat16 does cost something here
-        assert ours.mean() <= 1.05 * naive.mean() + 1e-3
-        assert ours.max() <= 1.05 * naive.max() + 5e-3
-
     @pytest.mark.parametrize(
         "change",
         [lambda z: 1.5 * z, lambda z: z - z.mean(-1, keepdim=True), lambda z: z.clamp(max=0.5), lambda z: z / z.std()],
@@ -80,9 +62,7 @@ class TestAgainstAllLogits:
         torch.manual_seed(0)
         scorer = FrozenScorer(LoadedModel(NewForCausalLM(LlamaConfig(**SIZES)).eval()))
         for _ in range(2):  # and it stays refused
-            with pytest.raises(
-                ValueError, match="logits of NewForCausalLM are not.*rewards would be wrong.*open an issue"
-            ):
+            with pytest.raises(ValueError, match="logits of NewForCausalLM are not.*open an issue"):
                 scorer(make_rows())
 
     def test_the_check_runs_once(self, model):
@@ -135,10 +115,8 @@ def test_no_tensor_of_tokens_by_vocabulary(monkeypatch):
     monkeypatch.setattr(lm_head, "VOCAB_BLOCK", 1024)
     vocab_size, num_rows, num_prompt, num_completion = 8192, 16, 8, 40
     model = make_model(LlamaConfig(**{**SIZES, "vocab_size": vocab_size, "hidden_size": 8}))
-    rows = [  # all different: equal ones are scored once
-        Rendered([5] * num_prompt, [7 + k] * num_completion, list(range(num_completion)), False)
-        for k in range(num_rows)
-    ]
+    places = list(range(num_completion))  # and all different: equal ones are scored once
+    rows = [Rendered([5] * num_prompt, [7 + k] * num_completion, places, False) for k in range(num_rows)]
     with LargestTensor() as largest:
         FrozenScorer(LoadedModel(model))(rows)
     # Nothing above one block of logits, or the head check's 8 tokens by vocabulary: a 80th of all logits.
@@ -161,11 +139,6 @@ class TestRefused:
         with count_forwards(model) as ran, pytest.raises(ValueError, match=message):
             FrozenScorer(LoadedModel(model))(rows, **settings)
         assert ran == []
-
-    @pytest.mark.parametrize("budget", [0, -1])
-    def test_no_budget(self, model, budget):
-        with pytest.raises(ValueError, match=rf"`max_tokens_per_batch` is {budget}.*at least one token"):
-            FrozenScorer(LoadedModel(model), max_tokens_per_batch=budget)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_damaged_weights_of_some_words(self, value):

@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import logging
 from typing import Any
 
 import pytest
@@ -8,23 +7,15 @@ from transformers import AutoConfig, AutoTokenizer
 from endotrl.sentence import SentenceEncoder, SentenceRewardConfig
 from endotrl.sentence.encoding import PLACEHOLDER
 
-
-@pytest.fixture
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
+from ..support.helpers import encode
 
 
 def make_encoder(
     path: str, segmenter: Any = None, max_length: int | None = None, overlong_prompt: Any = "error", **config: Any
 ) -> SentenceEncoder:
-    backbone_config = AutoConfig.from_pretrained(path)
-    return SentenceEncoder(
-        AutoTokenizer.from_pretrained(path),
-        SentenceRewardConfig(backbone_config, **config),
-        segmenter,
-        max_length=max_length,
-        overlong_prompt=overlong_prompt,
-    )
+    config = SentenceRewardConfig(AutoConfig.from_pretrained(path), **config)
+    settings = {"max_length": max_length, "overlong_prompt": overlong_prompt}
+    return SentenceEncoder(AutoTokenizer.from_pretrained(path), config, segmenter, **settings)
 
 
 @pytest.mark.parametrize("differences", [True, False])
@@ -33,9 +24,7 @@ def test_where_the_model_is_read(marker, differences, tiny_model_path, tokenizer
     """Before the response and behind every sentence; sentences with values of their own, before EOS."""
     encoder = make_encoder(tiny_model_path, marker=bool(marker), differences=differences)
     row, only_eos = encoder(["Hi?"] * 2, ["It is. capital", ""])
-    prompt, first, second = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Hi?", "It is.", " capital")
-    )
+    prompt, first, second = (encode(tokenizer, text) for text in ("Hi?", "It is.", " capital"))
     eos = [tokenizer.eos_token_id]
     end = [*eos, *marker] if differences else [*marker, *eos]
     assert row.input_ids == [*prompt, *marker, *first, *marker, *second, *end]
@@ -48,7 +37,7 @@ def test_where_the_model_is_read(marker, differences, tiny_model_path, tokenizer
 
 def test_ids_of_the_policy_are_kept(tiny_model_path, tokenizer):
     # Byte by byte: not how the tokenizer would encode this text.
-    ids = [i for character in "Yes. No." for i in tokenizer(character, add_special_tokens=False)["input_ids"]]
+    ids = [i for character in "Yes. No." for i in encode(tokenizer, character)]
     (row,) = make_encoder(tiny_model_path)(["Hi?"], ["Yes. No."], [ids])
     assert row.completion_ids == ids
     assert row.sentences.last_tokens == [4, 7]  # the space is a token of its own
@@ -99,70 +88,62 @@ def test_text_cannot_contain_a_marker(tiny_model_path, tokenizer):
     assert row.input_ids.index(PLACEHOLDER) not in row.sentence_ends
 
 
-def test_too_many_sentences_become_one(tiny_model_path, caplog):
+def test_too_many_sentences_become_one(tiny_model_path, warnings_logged):
     encoder = make_encoder(tiny_model_path, max_sentences=3)
-    with caplog.at_level(logging.WARNING):
-        many, few = encoder(["Hi?"] * 2, ["A b. " * 5000, "A b. C d. E f."])
+    many, few = encoder(["Hi?"] * 2, ["A b. " * 5000, "A b. C d. E f."])
     assert len(many.sentence_ends) == len(few.sentence_ends) == 4
     assert many.sentences.spans[-1][1] == len(many.sentences.text)
     assert many.sentences.last_tokens[-1] == len(many.completion_ids) - 1
     assert [many.sentences.text[start:end] for start, end in many.sentences.spans[:2]] == ["A b. ", "A b. "]
-    assert [record.message for record in caplog.records if "max_sentences" in record.message] == [
-        "A response has 5000 sentences, more than the 3 of `max_sentences`. Those from number 3 on count as one. "
-        "(Said once.)"
-    ]
+    (warning,) = warnings_logged()
+    assert "has 5000 sentences, more than the 3 of `max_sentences`. Those from number 3 on count as one" in warning
 
 
 def test_long_rows(tiny_model_path):
-    def encode(max_length: int | None, overlong_prompt: Any = "error") -> Any:
+    def row(max_length: int | None, overlong_prompt: Any = "error") -> Any:
         encoder = make_encoder(tiny_model_path, max_length=max_length, overlong_prompt=overlong_prompt)
         return encoder(["The capital of France?"], ["Paris. Yes."])[0]
 
-    whole = encode(None)
+    whole = row(None)
     length = len(whole.input_ids)
-    assert encode(length) == whole
+    assert row(length) == whole
     with pytest.raises(ValueError, match=f"3 markers, together more than the {length - 2} tokens.*truncate_left"):
-        encode(length - 2)
-    cut = encode(length - 2, "truncate_left")
+        row(length - 2)
+    cut = row(length - 2, "truncate_left")
     assert cut.input_ids == whole.input_ids[2:]
     assert [cut.input_ids[end] for end in cut.sentence_ends] == [PLACEHOLDER] * 3
     with pytest.raises(ValueError, match="Shorten the completion"):
-        encode(4, "truncate_left")
+        row(4, "truncate_left")
 
 
 def test_rows_that_are_cut(tiny_model_path, tokenizer):
-    def encode(prompt: str, completion: str, max_length: int, marker: bool = True) -> Any:
+    def cut(prompt: str, completion: str, max_length: int, marker: bool = True) -> Any:
         encoder = make_encoder(tiny_model_path, max_length=max_length, marker=marker, overlong_prompt="cut")
         return encoder([prompt], [completion])[0]
 
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
     prompt, marker = "The capital of France?", [PLACEHOLDER]
-    sentences = [ids("Paris. "), ids("Yes. "), ids("No")]
-    whole = encode(prompt, "Paris. Yes. No", 256)
+    first, second, third = (encode(tokenizer, text) for text in ("Paris. ", "Yes. ", "No"))
+    start = [*encode(tokenizer, prompt), *marker, *first, *marker, *second, *marker]
+    whole = cut(prompt, "Paris. Yes. No", 256)
     length = len(whole.input_ids)
-    assert not whole.cut and encode(prompt, "Paris. Yes. No", length) == whole
+    assert not whole.cut and cut(prompt, "Paris. Yes. No", length) == whole
     # Without EOS, and then without "No" and its marker; what is left ends with a marker.
-    for lost in range(1, len(sentences[2]) + 1):
-        row = encode(prompt, "Paris. Yes. No", length - lost)
-        left = [*sentences[2], tokenizer.eos_token_id][:-lost]
+    for lost in range(1, len(third) + 1):
+        row = cut(prompt, "Paris. Yes. No", length - lost)
+        left = [*third, tokenizer.eos_token_id][:-lost]
         assert row.cut and len(row.input_ids) == length - lost
-        assert row.input_ids == [
-            *ids(prompt), *marker, *sentences[0], *marker, *sentences[1], *marker, *left, *marker
-        ]  # fmt: skip
-        assert row.completion_ids == [*sentences[0], *sentences[1], *left]
+        assert row.input_ids == [*start, *left, *marker]
+        assert row.completion_ids == [*first, *second, *left]
         assert [row.input_ids[end] for end in row.sentence_ends] == marker * 4
         assert row.sentences.text == tokenizer.decode(row.completion_ids)
     # No room for another sentence of one token and its marker: the end of "Yes." is the end.
-    row = encode(prompt, "Paris. Yes. No", length - len(sentences[2]) - 1)
-    assert row.input_ids == [*ids(prompt), *marker, *sentences[0], *marker, *sentences[1], *marker]
+    assert cut(prompt, "Paris. Yes. No", length - len(third) - 1).input_ids == start
     # A quarter of the context is for the response, the end of the prompt for the rest.
-    row = encode("a" * 300, "b" * 300, 80, marker=False)
+    row = cut("a" * 300, "b" * 300, 80, marker=False)
     assert tokenizer.decode(row.input_ids) == "a" * 60 + "b" * 20
-    row = encode("a" * 300, "b" * 9, 80, marker=False)
+    row = cut("a" * 300, "b" * 9, 80, marker=False)
     assert tokenizer.decode(row.input_ids) == "a" * 70 + "b" * 9 + "<|im_end|>"
-    assert encode("a", "A b. " * 5000, 256).sentence_ends[-1] <= 255
+    assert cut("a", "A b. " * 5000, 256).sentence_ends[-1] <= 255
 
 
 def test_a_segmenter_that_drops_text_is_refused(tiny_model_path):

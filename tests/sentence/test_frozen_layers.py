@@ -4,17 +4,10 @@ from typing import Any
 import datasets
 import pytest
 import torch
+import transformers as hf
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
-from transformers import (
-    AutoModel,
-    AutoModelForSequenceClassification,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    OPTConfig,
-    Qwen3Config,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 from endotrl import SentenceReward, SentenceRewardModel, SentenceRewardTrainer
@@ -22,19 +15,13 @@ from endotrl.sentence import SentenceRewardConfig
 from endotrl.sentence.frozen_layers import FrozenLayers
 from endotrl.sentence.preferences import DataCollatorForSentencePreference
 
-from ..support.helpers import QUIET
+from ..support.helpers import QUIET, SMALL
 from .test_trainer import make_args
 
 
 # Of unlike lengths, so that batches are padded.
-ROWS = [
-    {
-        "prompt": "What is it?" * (1 + i % 3),
-        "chosen": " It is good." * (1 + i % 4),
-        "rejected": " No. Bad." * (1 + i % 2),
-    }
-    for i in range(12)
-]
+TEXTS = {"prompt": ("What is it?", 3), "chosen": (" It is good.", 4), "rejected": (" No. Bad.", 2)}
+ROWS = [{column: text * (1 + i % most) for column, (text, most) in TEXTS.items()} for i in range(12)]
 DATASET = Dataset.from_list(ROWS)
 
 
@@ -45,9 +32,8 @@ def own_cache(tmp_path, monkeypatch):
 
 def make_model(path: str, **config: Any) -> SentenceRewardModel:
     torch.manual_seed(0)
-    return SentenceRewardModel.from_backbone(
-        path, SentenceRewardConfig(attention_dim=8, **config), dtype=torch.float32
-    )
+    config = SentenceRewardConfig(attention_dim=8, **config)
+    return SentenceRewardModel.from_backbone(path, config, dtype=torch.float32)
 
 
 def losses_and_weights(trainer: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -71,15 +57,10 @@ def test_is_training_with_layers_frozen_in_place(count, marker, settings, tiny_m
     for module in (plain.get_input_embeddings(), plain.marker, *plain.backbone.layers[:count]):
         if module is not None:
             module.requires_grad_(False)
-    expected, weights = losses_and_weights(
-        SentenceRewardTrainer(plain, make_args(tmp_path, **args), train_dataset=DATASET)
-    )
-    trainer = SentenceRewardTrainer(
-        make_model(tiny_model_path, marker=marker),
-        make_args(tmp_path, freeze_layers=count, **args),
-        train_dataset=DATASET,
-        eval_dataset=DATASET,
-    )
+    whole = SentenceRewardTrainer(plain, make_args(tmp_path, **args), train_dataset=DATASET)
+    expected, weights = losses_and_weights(whole)
+    model, args = make_model(tiny_model_path, marker=marker), make_args(tmp_path, freeze_layers=count, **args)
+    trainer = SentenceRewardTrainer(model, args, train_dataset=DATASET, eval_dataset=DATASET)
     start = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     before = trainer.evaluate()["eval_loss"]
     losses, trained = losses_and_weights(trainer)
@@ -93,29 +74,19 @@ def test_is_training_with_layers_frozen_in_place(count, marker, settings, tiny_m
     assert (len(ids) == 5) == (count == 2)
 
 
-SIZES = {
-    "num_hidden_layers": 3,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_attention_heads": 2,
-    "vocab_size": 50,
-}
+SIZES = {**SMALL, "num_hidden_layers": 3, "vocab_size": 50}
+GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50),
-        GPTNeoXConfig(**SIZES),
-        OPTConfig(num_hidden_layers=3, hidden_size=16, ffn_dim=16, num_attention_heads=2, vocab_size=50),
-        Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=8),
-        Gemma3TextConfig(
-            **SIZES,
-            num_key_value_heads=1,
-            head_dim=8,
-            sliding_window=4,
-            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-        ),
+        hf.GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=50),
+        hf.GPTNeoXConfig(**SIZES),
+        hf.OPTConfig(num_hidden_layers=3, hidden_size=16, ffn_dim=16, num_attention_heads=2, vocab_size=50),
+        hf.Qwen3Config(**GROUPED),
+        hf.Gemma3TextConfig(**GROUPED, **WINDOWS),
     ],
     ids=lambda config: config.model_type,
 )
@@ -181,10 +152,8 @@ def test_states_are_made_once(tiny_model_path, tmp_path, monkeypatch):
 def test_resumed_run_is_the_same(tiny_model_path, tmp_path):
     settings = dict(freeze_layers=1, max_steps=4, save_strategy="steps", save_steps=2, learning_rate=1e-2)
     args = make_args(tmp_path, per_device_train_batch_size=4, **settings)
-    losses, weights = losses_and_weights(
-        SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=DATASET)
-    )
-    again = SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=DATASET)
+    whole, again = (SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=DATASET) for _ in range(2))
+    losses, weights = losses_and_weights(whole)
     torch.manual_seed(0)
     again.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     assert [log["loss"] for log in again.state.log_history if "loss" in log] == pytest.approx(losses)
@@ -201,12 +170,7 @@ def test_sum_without_markers_is_trls_response_level_model(tiny_model_path, tmp_p
     classifier.score.weight.data.copy_(model.sentence_head.value.weight)
     for module in (classifier.model.embed_tokens, classifier.model.layers[0]):
         module.requires_grad_(False)
-    config = RewardConfig(
-        str(tmp_path / "trl"),
-        logging_steps=1,
-        **QUIET,
-        **args,
-    )
+    config = RewardConfig(str(tmp_path / "trl"), logging_steps=1, **QUIET, **args)
     encoded = trainer.train_dataset.select_columns(["chosen_ids", "rejected_ids"])
     trainer.processing_class.pad_token = "~"
     rival = RewardTrainer(classifier, config, train_dataset=encoded, processing_class=trainer.processing_class)

@@ -199,9 +199,10 @@ SMALL = {"vocab_size": 128, "hidden_size": 32, "num_attention_heads": 4, "num_hi
 @pytest.mark.parametrize(
     "backbone_config",
     [
-        transformers.Qwen3Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
-        transformers.Gemma2Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
-        transformers.Gemma3TextConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8),
+        *(
+            config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=8)
+            for config in (transformers.Qwen3Config, transformers.Gemma2Config, transformers.Gemma3TextConfig)
+        ),
         transformers.MixtralConfig(**SMALL, intermediate_size=64, num_key_value_heads=2, num_local_experts=4),
         transformers.GPT2Config(vocab_size=128, n_embd=32, n_layer=2, n_head=4),
         transformers.OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32),

@@ -2,15 +2,12 @@
 import random
 
 import pytest
-from transformers import AutoTokenizer
 
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.sentence import RuleSegmenter, find_sentences, last_tokens
 
-
-@pytest.fixture
-def tokenizer(tiny_model_path):
-    return AutoTokenizer.from_pretrained(tiny_model_path)
+from ..rendering.tokenizers_of_all_kinds import tokenizer_named
+from ..support.helpers import encode
 
 
 # (tokens, sentences, index of the token that ends each)
@@ -41,26 +38,9 @@ def test_last_tokens_needs_tokens():
         last_tokens("a", [(0, 1)], [])
 
 
-def sentencepiece_tokenizer() -> object:
-    """Unigram with byte fallback and "▁" for spaces, as Llama 2 and Gemma have it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    pieces = [("<unk>", 0.0), *((f"<0x{i:02X}>", -9.0) for i in range(256))]
-    pieces += [
-        (piece, -2.0) for piece in ["▁", "▁The", "▁a", "e", "t", "c", ".", "!", "▁so", "o", "n", "。", "好", "!▁"]
-    ]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
-
-
-@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece"])
-def test_sentences_of_real_tokenizers_end_at_their_tokens(kind, tiny_model_path):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_path) if kind == "byte-level" else sentencepiece_tokenizer()
+@pytest.mark.parametrize("kind", ["byte-level", "llama 2", "bpe metaspace first"])
+def test_sentences_of_real_tokenizers_end_at_their_tokens(kind):
+    tokenizer = tokenizer_named(kind)
     pieces = ["The", "a", "好。", "😀!", "so", "etc.", "on.", "no...", "!", "\n", "é.", "न।", "\n\n", "1.5"]
     rng = random.Random(0)
     for _ in range(100):
@@ -79,13 +59,11 @@ def test_sentences_of_real_tokenizers_end_at_their_tokens(kind, tiny_model_path)
 
 
 def test_tools_are_in_no_sentence(tokenizer):
-    def encode(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    first, tool, second = encode("Wait. I ask<|im_end|>"), encode("\ntool. It says. "), encode("So. Done<|im_end|>")
+    texts = ("Wait. I ask<|im_end|>", "\ntool. It says. ", "So. Done<|im_end|>")
+    first, tool, second = (encode(tokenizer, text) for text in texts)
     positions = [*range(len(first)), *range(len(first) + len(tool), len(first) + len(tool) + len(second))]
     sentences = find_sentences(tokenizer, RuleSegmenter(), [*first, *tool, *second], positions)
-    texts = [sentences.text[start:end] for start, end in sentences.spans]
-    assert texts == ["Wait. ", "I ask<|im_end|>", "So. ", "Done<|im_end|>"]
+    found = [sentences.text[start:end] for start, end in sentences.spans]
+    assert found == ["Wait. ", "I ask<|im_end|>", "So. ", "Done<|im_end|>"]
     assert set(sentences.last_tokens) <= set(positions)
     assert sentences.last_tokens[1] == len(first) - 1

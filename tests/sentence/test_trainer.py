@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -20,17 +21,9 @@ from ..support.helpers import QUIET
 
 
 def make_args(tmp_path: Path, **settings: Any) -> SentenceRewardTrainerConfig:
-    return SentenceRewardTrainerConfig(
-        **{
-            "output_dir": str(tmp_path / "run"),
-            "gradient_checkpointing": False,
-            "per_device_train_batch_size": 8,
-            "attention_dim": 8,
-            "logging_steps": 1,
-            **QUIET,
-            **settings,
-        }
-    )
+    defaults = {"output_dir": str(tmp_path / "run"), "gradient_checkpointing": False, "logging_steps": 1, **QUIET}
+    defaults |= {"per_device_train_batch_size": 8, "attention_dim": 8}
+    return SentenceRewardTrainerConfig(**{**defaults, **settings})
 
 
 GOOD, BAD = "It is good. Really.", "It is bad. No way."
@@ -49,11 +42,7 @@ def assistant(content: str) -> dict[str, str]:
 ROWS: dict[str, dict[str, Any]] = {
     "explicit": {"prompt": PROMPT, "chosen": f" {GOOD}", "rejected": f" {BAD}"},
     "implicit": {"chosen": f"{PROMPT} {GOOD}", "rejected": f"{PROMPT} {BAD}"},
-    "explicit messages": {
-        "prompt": [user(PROMPT)],
-        "chosen": [assistant(GOOD)],
-        "rejected": [assistant(BAD)],
-    },
+    "explicit messages": {"prompt": [user(PROMPT)], "chosen": [assistant(GOOD)], "rejected": [assistant(BAD)]},
     "implicit messages": {
         "chosen": [user(PROMPT), assistant(GOOD)],
         "rejected": [user(PROMPT), assistant(BAD)],
@@ -96,13 +85,8 @@ def test_implicit_prompts_are_cut_between_words(tiny_model_path):
 
 def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
     rows = [{**ROWS["explicit"], "margin": margin} for margin in (0.0, 0.5, -2.0, 1.0)]
-    args = make_args(
-        tmp_path,
-        center_rewards_coefficient=0.1,
-        center_sentences_coefficient=20.0,
-        max_steps=1,
-        per_device_train_batch_size=4,
-    )
+    centered = {"center_rewards_coefficient": 0.1, "center_sentences_coefficient": 20.0}
+    args = make_args(tmp_path, max_steps=1, per_device_train_batch_size=4, **centered)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
     reward = SentenceReward(copy.deepcopy(trainer.model), processing_class=trainer.processing_class)
     scores = reward.score([PROMPT] * 2, [f" {GOOD}", f" {BAD}"])
@@ -125,15 +109,11 @@ def test_first_step_is_the_loss_by_hand(tiny_model_path, tmp_path):
 )
 def test_attention_has_a_learning_rate_of_its_own(given, expected, adapter, tiny_model_path, tmp_path):
     # The first step of Adam moves every entry by its learning rate, whatever the gradient is.
-    args = make_args(
-        tmp_path, learning_rate=1e-2, attention_learning_rate=given, max_steps=1, weight_decay=0.0, max_grad_norm=1e9
-    )
-    trainer = SentenceRewardTrainer(
-        tiny_model_path,
-        args,
-        train_dataset=Dataset.from_list([ROWS["explicit"]] * 8),
-        peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if adapter else None,
-    )
+    rates = {"learning_rate": 1e-2, "attention_learning_rate": given, "weight_decay": 0.0, "max_grad_norm": 1e9}
+    kwargs = {"peft_config": LoraConfig(r=2, target_modules=["q_proj"])} if adapter else {}
+    dataset = Dataset.from_list([ROWS["explicit"]] * 8)
+    args = make_args(tmp_path, max_steps=1, **rates)
+    trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset, **kwargs)
     parameters = {name.split(".")[-2]: p for name, p in trainer.model.named_parameters() if p.requires_grad}
     before = {name: parameters[name].detach().clone() for name in ("query", "key", "value")}
     trainer.train()
@@ -149,14 +129,11 @@ def test_learns_a_preference(marker, aggregator, tiny_model_path, tmp_path):
     # length or place. Held out are other combinations of sentences.
     fillers = ["It is.", "What is it?", "The tool is.", "I am.", "So it is.", "Yes it is."]
     rows = []
-    for i in range(len(fillers)):
-        for j in range(len(fillers)):
-            for k, place in enumerate((0, 1, 2)):
-                sentences = [fillers[i], fillers[j]]
-                good, bad = list(sentences), list(sentences)
-                good.insert(place, "Paris is.")
-                bad.insert((place + 1) % 3, "Italy is.")
-                rows.append({"prompt": "Hi?", "chosen": " " + " ".join(good), "rejected": " " + " ".join(bad), "k": k})
+    for first, second, place in itertools.product(fillers, fillers, range(3)):
+        good, bad = [first, second], [first, second]
+        good.insert(place, "Paris is.")
+        bad.insert((place + 1) % 3, "Italy is.")
+        rows.append({"prompt": "Hi?", "chosen": " " + " ".join(good), "rejected": " " + " ".join(bad)})
     dataset = Dataset.from_list(rows).train_test_split(0.25, seed=0)
     args = make_args(
         tmp_path, marker=marker, aggregator=aggregator, learning_rate=5e-3, num_train_epochs=2, eval_strategy="epoch"
@@ -272,51 +249,38 @@ def test_own_segmenter(tiny_model_path, tmp_path):
     SentenceReward(str(tmp_path / "run"), segmenter=whole)
 
 
-def without_head(path: str) -> Any:
-    adapter = LoraConfig(r=2, target_modules=["q_proj"])
-    return get_peft_model(SentenceRewardModel.from_backbone(path), adapter)
-
-
-def without_sentences(path: str) -> Any:
-    return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+WITHOUT_REJECTED = Dataset.from_list([{"prompt": "a", "chosen": "b"}])
+VIRTUAL_TOKENS = PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)
+WITHOUT_SENTENCES = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
+    ("given", "error", "message"),
     [
-        (lambda path: {"model": without_sentences(path)}, TypeError, "from_backbone"),
-        (
-            lambda path: {"model": without_head(path)}, ValueError, r"modules_to_save=\['sentence_head', 'marker'\]"
-        ),
-        (lambda path: {"model": 7}, TypeError, "`model` is a int"),
-        (
-            lambda path: {"args": RewardConfig("never", use_cpu=True, bf16=False)},
-            TypeError, "`args` is a RewardConfig",
-        ),
-        (
-            lambda path: {"train_dataset": Dataset.from_list([{"prompt": "a", "chosen": "b"}])},
-            ValueError, r"columns \['prompt', 'chosen'\].*`rejected`",
-        ),
-        (
-            lambda path: {"train_dataset": Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1]}])},
-            ValueError, "tokenized without sentences",
-        ),
-        (
-            lambda path: {"peft_config": PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2)},
-            ValueError, "in front of the text",
-        ),
+        ({"model": 7}, TypeError, "`model` is a int"),
+        ({"args": RewardConfig("never", use_cpu=True, bf16=False)}, TypeError, "`args` is a RewardConfig"),
+        ({"train_dataset": WITHOUT_REJECTED}, ValueError, r"columns \['prompt', 'chosen'\].*`rejected`"),
+        ({"train_dataset": WITHOUT_SENTENCES}, ValueError, "tokenized without sentences"),
+        ({"peft_config": VIRTUAL_TOKENS}, ValueError, "in front of the text"),
     ],
-)  # fmt: skip
-def test_what_is_refused(change, error, message, tiny_model_path, tmp_path):
+)
+def test_what_is_refused(given, error, message, tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit"]] * 4)
-    given = {
-        "model": tiny_model_path,
-        "args": make_args(tmp_path),
-        "train_dataset": dataset,
-        **change(tiny_model_path),
-    }
+    defaults = {"model": tiny_model_path, "args": make_args(tmp_path), "train_dataset": dataset}
     with pytest.raises(error, match=message):
-        SentenceRewardTrainer(**given)
+        SentenceRewardTrainer(**{**defaults, **given})
+
+
+def test_models_that_are_refused(tiny_model_path, tmp_path):
+    without_sentences = AutoModelForSequenceClassification.from_pretrained(tiny_model_path, num_labels=1)
+    adapter = LoraConfig(r=2, target_modules=["q_proj"])
+    without_head = get_peft_model(SentenceRewardModel.from_backbone(tiny_model_path), adapter)
+    for model, error, message in (
+        (without_sentences, TypeError, "from_backbone"),
+        (without_head, ValueError, r"modules_to_save=\['sentence_head', 'marker'\]"),
+    ):
+        with pytest.raises(error, match=message):
+            SentenceRewardTrainer(model, make_args(tmp_path), train_dataset=Dataset.from_list([ROWS["explicit"]]))
 
 
 def test_a_negative_learning_rate(tmp_path):

@@ -18,6 +18,11 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "nu
 ON_CPU = {"report_to": "none", "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True}
 
 
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, without special tokens around it."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:
     """Settings as on a recipe's command line."""
     return [str(part) for key, value in settings.items() for part in (f"--{key}", value)]

@@ -36,6 +36,12 @@ def state_logits(model: torch.nn.Module, prompt_ids: list[int], completion_ids: 
     return logits[len(prompt_ids) - 1 :]
 
 
+def completion_log_probs(model: torch.nn.Module, prompt_ids: list[int], completion_ids: list[int]) -> list[float]:
+    """log pi(a_h | s_h), for h = 1..H."""
+    logits = state_logits(model, prompt_ids, completion_ids)
+    return scores_from_logits(logits, completion_ids, alpha=1.0).log_probs
+
+
 def scores_from_logits(logits: torch.Tensor, actions: list[int], alpha: float) -> ReferenceScores:
     """Reads logits of shape (H + 1, V) as a soft Q-function."""
     taken, values, log_probs, entropies = [], [], [], []

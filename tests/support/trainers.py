@@ -65,6 +65,15 @@ def rollout(trainer: Any, num_rows: int = 8) -> dict[str, Any]:
     return trainer._generate_and_score_completions(rows)
 
 
+def rows_of(output: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
+    """Prompt and completion of every row of a batch, without padding."""
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    return [
+        (prompt[prompt_mask.bool()].tolist(), completion[completion_mask.bool()].tolist())
+        for prompt, prompt_mask, completion, completion_mask in zip(*(output[name] for name in names), strict=True)
+    ]
+
+
 def set_head(trainer: Any, bias: float = 0.5, seed: int | None = 0) -> None:
     """Gives PPO's critic a head that says something, as after some training."""
     head = critic_of(trainer._base_policy).head

@@ -73,11 +73,7 @@ class Watched(DenseGRPOTrainer):
 RUNS: dict[str, dict[str, Any]] = {
     # One group over both processes.
     "group": {"num_generations": 8, "loss_type": "dapo", "num_generations_eval": 4},
-    "by-function": {
-        "num_generations": 4,
-        "multi_objective_aggregation": "normalize_then_sum",
-        "credit": "sentence",
-    },
+    "by-function": {"num_generations": 4, "multi_objective_aggregation": "normalize_then_sum", "credit": "sentence"},
     "batch": {
         "num_generations": 8,
         "scale_rewards": "batch",

@@ -4,12 +4,10 @@ Configurations and arguments of both trainers: what TRL's parser makes of them, 
 for who comes from TRL's own PPO, what to use instead.
 """
 
-import copy
 import dataclasses
 import importlib
 import inspect
 import json
-import pickle
 import re
 from typing import Any
 
@@ -19,7 +17,7 @@ import trl
 from datasets import Dataset, DatasetDict
 from torch.optim import SGD
 from transformers import AutoModelForCausalLM
-from trl import GRPOConfig, GRPOTrainer, TrlParser
+from trl import GRPOConfig, GRPOTrainer
 
 import endotrl.trainers
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
@@ -33,25 +31,9 @@ from ..support.trainers import PROMPTS, length
 
 TOKENIZED = Dataset.from_dict({"input_ids": [[5, 6]] * 8, "attention_mask": [[1, 1]] * 8})
 BOTH = [DenseGRPOTrainer, PPOTrainer]
-NEW = {
-    PPOConfig: {"lam": 0.8, "critic": "none", "kl_target": 6.0, "gamma": 0.9},
-    DenseGRPOConfig: {"credit": "sentence", "gamma": 0.9, "baseline": "leave_one_out"},
-}
 
 
 class TestConfigs:
-    @pytest.mark.parametrize(("config", "settings"), NEW.items())
-    def test_command_line_and_yaml(self, config, settings, tmp_path):
-        first, *others = settings.items()
-        words = [word for name, value in others for word in (f"--{name}", str(value))]
-        (tmp_path / "run.yaml").write_text(
-            f"output_dir: {tmp_path}\nuse_cpu: true\nbf16: false\n{first[0]}: {first[1]}\n"
-        )
-        (args,) = TrlParser(config).parse_args_and_config(["--config", str(tmp_path / "run.yaml"), *words])
-        assert {name: getattr(args, name) for name in settings} == settings
-        for other in (copy.copy(args), copy.deepcopy(args), pickle.loads(pickle.dumps(args))):
-            assert other == args
-
     @pytest.mark.parametrize(("config", "count"), [(PPOConfig, 17), (DenseGRPOConfig, 4)])
     def test_the_rest_is_trls_and_what_is_new_is_documented(self, config, count, tmp_path):
         inherited = {field.name: field.default for field in dataclasses.fields(GRPOConfig)}

@@ -13,7 +13,7 @@ from endotrl import EndogenousReward
 from endotrl.rewards import DenseReward, LengthReward
 from endotrl.sentence import RuleSegmenter
 from endotrl.sentence.tokens import token_segments
-from endotrl.trainers.scored_batch import RewardRecorder, ScoredBatch
+from endotrl.trainers.scored_batch import RewardRecorder
 
 from ..support.reference import scores_from_logits, state_logits, token_rewards
 
@@ -23,6 +23,7 @@ BATCH: dict[str, Any] = {"prompts": ["p"] * 3, "completions": ["c"] * 3, "comple
 ROWS = [torch.ones(3), torch.ones(1), torch.ones(2)]
 NAN = torch.tensor([math.nan])
 LONG = [ROWS[0], torch.ones(5), ROWS[2]]
+SPLIT = [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]]
 
 
 class Dense:
@@ -56,12 +57,7 @@ class TestRecorder:
             ),
             # lists are summed,
             *(
-                (
-                    returning([kind([1.0, 2.0, 4.0]), None, kind([0.5, 0.25])]),
-                    [7.0, None, 0.75],
-                    [[1.0, 2.0, 4.0], [0.0], [0.5, 0.25]],
-                    None,
-                )
+                (returning([kind(SPLIT[0]), None, kind(SPLIT[2])]), [7.0, None, 0.75], SPLIT, None)
                 for kind in (list, tuple, np.array, torch.tensor)
             ),
             # and of dense rewards TRL gets the outcomes; where there is none, anything may come with it.
@@ -105,22 +101,6 @@ class TestRecorder:
         assert not isinstance(LengthReward(), DenseReward)
 
 
-def test_scored_batch_sums_by_weight():
-    scored = ScoredBatch(
-        rewards_per_func=torch.tensor([[9.0, 9.0, 9.0], [9.0, 9.0, 9.0], [1.0, 2.0, 3.0], [1.0, math.nan, math.nan]]),
-        reward_weights=torch.tensor([1.0, 10.0, 0.5]),
-        local=slice(2, 4),
-        token_rewards={0: torch.tensor([[1.0, 0.0], [0.5, 0.5]]), 2: torch.tensor([[1.0, 2.0], [0.0, 0.0]])},
-        state_values={2: torch.tensor([[4.0, 6.0], [0.0, 0.0]])},
-        mask=torch.ones(2, 2, dtype=torch.bool),
-        completion_ids=[[3, 3], [3, 3]],
-    )
-    assert scored.weighted(scored.token_rewards).tolist() == [[1.5, 1.0], [0.5, 0.5]]
-    assert scored.weighted(scored.state_values).tolist() == [[2.0, 3.0], [0.0, 0.0]]
-    assert scored.weighted_outcomes.tolist() == [20.0, 0.0]  # only the function that is not dense
-    assert scored.scorable.tolist() == [True] * 4
-
-
 class TestEndogenousReward:
     PROMPTS = ["The capital of France", "What is"]
 
@@ -144,9 +124,8 @@ class TestEndogenousReward:
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
         assert (scores.state_values is None) == (form != "bellman")
         for i, prompt in enumerate(self.PROMPTS):
-            reference = scores_from_logits(
-                state_logits(model, reward._tokenizer(prompt)["input_ids"], ids[i]), ids[i], alpha=0.8
-            )
+            logits = state_logits(model, reward._tokenizer(prompt)["input_ids"], ids[i])
+            reference = scores_from_logits(logits, ids[i], alpha=0.8)
             expected = token_rewards(reference, form, 0.8, 1.0, finished=i == 0, truncation=truncation)
             weights = [0.9**h if aggregate == "discounted" else 1.0 for h in range(len(ids[i]))]
             weighted = [w * r for w, r in zip(weights, expected, strict=True)]
@@ -171,20 +150,6 @@ class TestEndogenousReward:
         assert logged[0] == logged[1] and len(logged[0]) > 3
         assert len(passes) == 2
 
-    def test_skipped(self, tiny_model_path):
-        reward = EndogenousReward(tiny_model_path, truncation="skip")
-        texts, ids = self.completions(reward)
-        recorder = RewardRecorder(reward, "endo")
-        outcomes = recorder(prompts=self.PROMPTS, completions=texts, completion_ids=ids)
-        assert outcomes[0] is not None and outcomes[1] is None
-        assert recorder.scores is not None and recorder.scores.token_rewards[1].tolist() == [0.0] * len(ids[1])
-
-    def test_mean_has_no_token_rewards(self, tiny_model_path):
-        reward = EndogenousReward(tiny_model_path, aggregate="mean")
-        with pytest.raises(ValueError, match='`aggregate="mean"` cannot be credited to single tokens'):
-            reward.outcome_and_token_rewards(["a"], ["b"])
-        assert reward._scorer is None  # said before anything was computed
-
     def test_tokens_of_another_tokenizer(self, tiny_model_path, tiny_policy_path):
         reward = EndogenousReward(tiny_model_path)
         with pytest.raises(ValueError, match=r"row 0 was encoded again .* in place of 2"):
@@ -192,24 +157,23 @@ class TestEndogenousReward:
         assert reward._scorer is None
 
 
-class TestSentences:
-    @pytest.mark.parametrize(
-        ("parts", "expected"),  # texts, and `None` for the end-of-sequence token
-        [
-            (["It is. The capital is Paris. Yes!", None], ["It is. ", "The capital is Paris. ", "Yes!<|im_end|>"]),
-            (["One \N{GRINNING FACE}. Two \N{GRINNING FACE}."], ["One \N{GRINNING FACE}. ", "Two \N{GRINNING FACE}."]),
-            ([None, "It is.", None, " Paris is."], ["<|im_end|>It is.<|im_end|>", " Paris is."]),
-            ([""], []),
-            (["", None], ["<|im_end|>"]),
-            (["", None, None, None], ["<|im_end|>" * 3]),
-        ],
-    )
-    def test_tokens_belong_to_their_sentence(self, parts, expected, tiny_model_path):
-        tokenizer = EndogenousReward(tiny_model_path)._tokenizer
-        ids: list[int] = []
-        for part in parts:
-            ids += [tokenizer.eos_token_id] if part is None else tokenizer(part)["input_ids"]
-        numbers = token_segments(tokenizer, ids, RuleSegmenter()).tolist()
-        assert len(numbers) == len(ids) and numbers == sorted(numbers)
-        found = [[i for i, n in zip(ids, numbers, strict=True) if n == k] for k in range(max(numbers, default=-1) + 1)]
-        assert [tokenizer.decode(sentence) for sentence in found] == expected
+@pytest.mark.parametrize(
+    ("parts", "expected"),  # texts, and `None` for the end-of-sequence token
+    [
+        (["It is. The capital is Paris. Yes!", None], ["It is. ", "The capital is Paris. ", "Yes!<|im_end|>"]),
+        (["One \N{GRINNING FACE}. Two \N{GRINNING FACE}."], ["One \N{GRINNING FACE}. ", "Two \N{GRINNING FACE}."]),
+        ([None, "It is.", None, " Paris is."], ["<|im_end|>It is.<|im_end|>", " Paris is."]),
+        ([""], []),
+        (["", None], ["<|im_end|>"]),
+        (["", None, None, None], ["<|im_end|>" * 3]),
+    ],
+)
+def test_tokens_belong_to_their_sentence(parts, expected, tiny_model_path):
+    tokenizer = EndogenousReward(tiny_model_path)._tokenizer
+    ids: list[int] = []
+    for part in parts:
+        ids += [tokenizer.eos_token_id] if part is None else tokenizer(part)["input_ids"]
+    numbers = token_segments(tokenizer, ids, RuleSegmenter()).tolist()
+    assert len(numbers) == len(ids) and numbers == sorted(numbers)
+    found = [[i for i, n in zip(ids, numbers, strict=True) if n == k] for k in range(max(numbers, default=-1) + 1)]
+    assert [tokenizer.decode(sentence) for sentence in found] == expected

@@ -31,30 +31,21 @@ def train(kind: type, model: str, folder: Path, resume: Path | None = None, **se
 
 
 PPO_KEYS = ["loss", "ppo/value_loss", "ppo/explained_variance", "ppo/returns_mean", "grad_norm"]
+DAPO = {"loss_type": "dapo", "max_steps": 2}
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "keys", "near", "atol", "rtol"),
+    ("kind", "settings"),
     [
-        *(
-            (
-                DenseGRPOTrainer,
-                {"num_iterations": iterations, "loss_type": "dapo", "max_steps": 2},
-                ["loss"],
-                {"abs": 1e-5},
-                1e-4,
-                1e-3,
-            )
-            for iterations in (1, 2)
-        ),
-        *(
-            (PPOTrainer, {"critic": critic}, PPO_KEYS, {"abs": 1e-5, "rel": 1e-3}, 1e-5, 1e-4)
-            for critic in ("value_head", "value_model")
-        ),
+        *((DenseGRPOTrainer, {"num_iterations": iterations, **DAPO}) for iterations in (1, 2)),
+        *((PPOTrainer, {"critic": critic}) for critic in ("value_head", "value_model")),
     ],
     ids=str,
 )
-def test_however_a_batch_is_split(kind, settings, keys, near, atol, rtol, tiny_policy_path, tmp_path):
+def test_however_a_batch_is_split(kind, settings, tiny_policy_path, tmp_path):
+    is_ppo = kind is PPOTrainer
+    keys, near = (PPO_KEYS, {"abs": 1e-5, "rel": 1e-3}) if is_ppo else (["loss"], {"abs": 1e-5})
+    atol, rtol = (1e-5, 1e-4) if is_ppo else (1e-4, 1e-3)
     runs = []
     for size, checkpointing in ((8, False), (1, False), (4, True)):
         batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size}

@@ -61,20 +61,23 @@ def make(kind: str, path: str, output_dir: Path, frozen: Any, reward: dict[str, 
 
 BOOTSTRAP = {"truncation": "bootstrap"}
 DISCOUNTED = {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9}
-DENSE = [
+BOTH = [
     ({}, {}),
     ({}, {"token_reward": "log_prob"}),
     ({}, {"token_reward": "centered"}),
     ({}, {"alpha": 2.0}),
     ({}, {"truncation": "skip"}),
     ({}, {"correction": "length"}),
-    ({}, {"correction": ClipTokens(), "token_reward": "log_prob"}),
     ({}, DISCOUNTED),
-    ({}, {**DISCOUNTED, "correction": "length"}),
     ({"gamma": 0.9}, {"gamma": 0.9}),
     ({"gamma": 0.9}, {"token_reward": "log_prob"}),
-    ({"baseline": "leave_one_out"}, {}),
     ({"mask_truncated_completions": True}, {}),
+]
+DENSE = [
+    *BOTH,
+    ({}, {"correction": ClipTokens(), "token_reward": "log_prob"}),
+    ({}, {**DISCOUNTED, "correction": "length"}),
+    ({"baseline": "leave_one_out"}, {}),
     ({"num_generations_eval": 2}, {}),
     ({"beta": 0.1}, {}),
     *(({"credit": credit}, {}) for credit in ("sentence", "outcome")),
@@ -89,15 +92,7 @@ DENSE = [
     ({"multi_objective_aggregation": "normalize_then_sum", "second": True, "credit": "sentence"}, {}),
 ]
 PPO = [
-    ({}, {}),
-    ({}, {"token_reward": "log_prob"}),
-    ({}, {"token_reward": "centered"}),
-    ({}, {"alpha": 2.0}),
-    ({}, {"truncation": "skip"}),
-    ({}, {"correction": "length"}),
-    ({}, DISCOUNTED),
-    ({"gamma": 0.9}, {"gamma": 0.9}),
-    ({"gamma": 0.9}, {"token_reward": "log_prob"}),
+    *BOTH,
     ({"lam": 0.0}, {}),
     ({"lam": 1.0}, {}),
     ({"whiten_advantages": False}, {}),
@@ -117,7 +112,6 @@ PPO = [
     ({"kl_placement": "loss"}, {}),
     ({"kl_target": 1.0}, {}),
     ({"num_generations": 4}, {}),
-    ({"mask_truncated_completions": True}, {}),
     ({"second": True, "reward_weights": [0.5, 2.0]}, {}),
 ]
 

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOTrainer
 
 from endotrl import CollapseMonitor, DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rendering.policy import PolicyTokens
@@ -19,7 +20,6 @@ from endotrl.scoring import FrozenScorer
 from endotrl.scoring.reference_pass import KNOWN_INPUTS
 
 from ..support import trainers
-from ..support.helpers import QUIET
 from ..support.vision import make_model, make_processor, make_tokenizer, picture, reference_log_prob, save_vision_model
 
 
@@ -40,7 +40,6 @@ class Watched:
         self.reward, self.model, self.processor = reward, model, processor
         self.__name__ = "watched"
         self.compared = 0
-        self.by_image: dict[str, set[float]] = {}
 
     def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
         values = self.reward(prompts=prompts, completion_ids=completion_ids, **kwargs)
@@ -81,8 +80,9 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
     defaults: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     defaults |= {"num_generations": 1 if trainer is PPOTrainer else 2, "max_completion_length": 5}
     defaults |= {"learning_rate": 1e-2, "logging_steps": 1, "beta": 0.1, "dataloader_pin_memory": False}
-    data = {"train_dataset": dataset(kind)}
-    return trainers.make_trainer(trainer, model, folder, reward, **data, **{**defaults, **settings})
+    return trainers.make_trainer(
+        trainer, model, folder, reward, train_dataset=dataset(kind), **{**defaults, **settings}
+    )
 
 
 def test_what_trainers_give_a_model_for_images():
@@ -129,11 +129,8 @@ def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     assert seen.compared >= 8
     # Attached, it reads the pass that the trainer runs over the same rows.
     assert bool(passes) == (placement == "own copy")
-    assert any(
-        not torch.equal(weight, before[name]) for name, weight in made.model.named_parameters() if name in before
-    )
-    log = [entry for entry in made.state.log_history if "rewards/watched/mean" in entry]
-    assert log and all(torch.tensor(entry["rewards/watched/mean"]).isfinite() for entry in log)
+    after = dict(made.model.named_parameters())
+    assert any(not torch.equal(after[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("kind", ["image", "several"])
@@ -163,14 +160,14 @@ def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_
     """A model of text is given nothing to judge without the image, unless it is told to do without."""
     calls: list[tuple[list[Any], list[list[int]]]] = []
 
-    class Given(Watched):
-        def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
-            calls.append((self.reward(prompts=prompts, completion_ids=completion_ids, **kwargs), completion_ids))
+    def train(**settings: Any) -> None:
+        reward = EndogenousReward(tiny_model_path, **settings)
+
+        def kept(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
+            calls.append((reward(completion_ids=completion_ids, **kwargs), completion_ids))
             return calls[-1][0]
 
-    def train(**settings: Any) -> None:
-        seen = Given(EndogenousReward(tiny_model_path, **settings), None, None)
-        make_trainer(GRPOTrainer, paths["llava"], seen, tmp_path, "images", max_steps=1, beta=0.0).train()
+        make_trainer(GRPOTrainer, paths["llava"], kept, tmp_path, "images", max_steps=1, beta=0.0).train()
 
     with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
         train()
@@ -187,8 +184,6 @@ def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_
 @pytest.mark.parametrize("placement", ["own copy", "reference model"])
 def test_online_dpo(placement, paths, tmp_path):
     """It leaves placeholders bare in prompts, and the pictures in the column."""
-    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-
     path = paths["llava"]
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)
@@ -207,13 +202,11 @@ def test_online_dpo(placement, paths, tmp_path):
         seen.compared += expected.compared
         return values
 
-    settings = {"per_device_train_batch_size": 2, "max_steps": 1, "max_new_tokens": 5, "max_length": 256, **QUIET}
+    settings = {"per_device_train_batch_size": 2, "max_steps": 1, "max_completion_length": 5, "max_length": 256}
     settings |= {"generation_kwargs": {"suppress_tokens": [seen.model.config.image_token_id]}, "temperature": 1.0}
-    args = OnlineDPOConfig(str(tmp_path), gradient_checkpointing=False, **settings)
+    settings |= {"processing_class": seen.processor, "train_dataset": dataset("image")}
     model = AutoModelForImageTextToText.from_pretrained(path)
-    trainer = OnlineDPOTrainer(
-        model, reward_funcs=filled, args=args, processing_class=seen.processor, train_dataset=dataset("image")
-    )
+    trainer = trainers.make_trainer(OnlineDPOTrainer, model, tmp_path, filled, **settings)
     if placement != "own copy":
         reward.attach(trainer)
     trainer.train()

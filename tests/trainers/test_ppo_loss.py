@@ -36,32 +36,30 @@ class TestClippedValueLoss:
             assert torch.equal(clipped, expected[1])
 
 
-class TestExplainedVariance:
-    @pytest.mark.parametrize(
-        ("values", "targets", "expected"),
-        [
-            ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0),  # perfect
-            ([5.0, 5.0, 5.0], [1.0, 2.0, 3.0], 0.0),
-            ([11.0, 12.0, 13.0], [1.0, 2.0, 3.0], 1.0),  # an offset
-            ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], -3.0),
-            ([1.0, 2.0], [1.0, 1.0], math.nan),
-            ([1.0], [1.0], math.nan),
-        ],
-    )
-    def test_by_hand(self, values, targets, expected):
-        found = explained_variance(torch.tensor(values), torch.tensor(targets))
-        assert found == pytest.approx(expected, nan_ok=True)
+@pytest.mark.parametrize(
+    ("values", "targets", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], 1.0),  # perfect
+        ([5.0, 5.0, 5.0], [1.0, 2.0, 3.0], 0.0),
+        ([11.0, 12.0, 13.0], [1.0, 2.0, 3.0], 1.0),  # an offset
+        ([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], -3.0),
+        ([1.0, 2.0], [1.0, 1.0], math.nan),
+        ([1.0], [1.0], math.nan),
+    ],
+)
+def test_explained_variance(values, targets, expected):
+    found = explained_variance(torch.tensor(values), torch.tensor(targets))
+    assert found == pytest.approx(expected, nan_ok=True)
 
 
-class TestKLController:
-    @pytest.mark.parametrize(
-        ("kl", "count", "horizon", "expected"),
-        [
-            # 100 of 1000 completions: a tenth of the error, which is at most 20 %.
-            *((6.0, 100, 1000, 0.01), (6.6, 100, 1000, 0.0101), (60.0, 100, 1000, 0.0102)),
-            *((0.0, 100, 1000, 0.0098), (-3.0, 100, 1000, 0.0098)),
-            (0.0, 100_000, 1, 0.008),  # it stays positive
-        ],
-    )
-    def test_by_hand(self, kl, count, horizon, expected):
-        assert adapted_kl_coefficient(0.01, kl, 6.0, count, horizon) == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("kl", "count", "horizon", "expected"),
+    [
+        # 100 of 1000 completions: a tenth of the error, which is at most 20 %.
+        *((6.0, 100, 1000, 0.01), (6.6, 100, 1000, 0.0101), (60.0, 100, 1000, 0.0102)),
+        *((0.0, 100, 1000, 0.0098), (-3.0, 100, 1000, 0.0098)),
+        (0.0, 100_000, 1, 0.008),  # it stays positive
+    ],
+)
+def test_kl_controller(kl, count, horizon, expected):
+    assert adapted_kl_coefficient(0.01, kl, 6.0, count, horizon) == pytest.approx(expected)

@@ -23,7 +23,7 @@ from endotrl.trainers.value_head import CRITIC_FILE, critic_of, is_critic
 
 from ..support import trainers
 from ..support.helpers import assert_same_to_the_bit, weights
-from ..support.trainers import CONVERSATIONAL, LORA, PROMPTS, history, rollout, set_head
+from ..support.trainers import CONVERSATIONAL, LORA, PROMPTS, history, rollout, rows_of, set_head
 
 
 EOS = 2
@@ -49,15 +49,6 @@ def policy_weights(trainer: PPOTrainer) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in weights(trainer.model).items() if not is_critic(name)}
 
 
-def rows_of(output: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
-    """Prompt and completion of every row, without padding."""
-    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    return [
-        (prompt[prompt_mask.bool()].tolist(), completion[completion_mask.bool()].tolist())
-        for prompt, prompt_mask, completion, completion_mask in zip(*(output[name] for name in names), strict=True)
-    ]
-
-
 @torch.no_grad()
 def naive(model: Any, prompt: list[int], completion: list[int]) -> tuple[list[float], list[float], Tensor]:
     """Log-probabilities and soft values (one more) of a completion, and the hidden states of its states."""
@@ -77,13 +68,9 @@ def naive_gae(
     return advantages, [a + v for a, v in zip(advantages, values, strict=True)]
 
 
-class Lengths:
+def lengths(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     """A reward of the whole completion."""
-
-    __name__ = "lengths"
-
-    def __call__(self, completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-        return [len(ids) / 4 - 1 for ids in completion_ids]
+    return [len(ids) / 4 - 1 for ids in completion_ids]
 
 
 class TestAdvantages:
@@ -100,31 +87,18 @@ class TestAdvantages:
     )
     def test_by_hand(self, token_reward, truncation, reward_truncation, soft_value_baseline, tiny_policy_path, make):
         gamma, lam, beta = 0.9, 0.7, 0.1
-        trainer = make(
-            [
-                EndogenousReward(
-                    tiny_policy_path, token_reward=token_reward, gamma=gamma, truncation=reward_truncation
-                ),
-                Lengths(),
-            ],
-            reward_weights=[0.5, 2.0],
-            gamma=gamma,
-            lam=lam,
-            beta=beta,
-            truncation=truncation,
-            soft_value_baseline=soft_value_baseline,
-            whiten_advantages=False,
-            scale_value_loss=False,
-        )
+        form = {"token_reward": token_reward, "gamma": gamma, "truncation": reward_truncation}
+        settings = {"reward_weights": [0.5, 2.0], "gamma": gamma, "lam": lam, "beta": beta, "truncation": truncation}
+        settings |= {"soft_value_baseline": soft_value_baseline, "whiten_advantages": False, "scale_value_loss": False}
+        trainer = make([EndogenousReward(tiny_policy_path, **form), lengths], **settings)
         set_head(trainer)
         with torch.no_grad():  # so that the policy is not the reference any more
             trainer.model.lm_head.weight.mul_(1.3)
         head = critic_of(trainer._base_policy).head
         output = rollout(trainer)
         frozen = AutoModelForCausalLM.from_pretrained(tiny_policy_path).eval()
-        lengths = []
-        for i, (prompt, completion) in enumerate(rows_of(output)):
-            lengths.append((len(completion), completion[-1] == EOS))
+        rows = rows_of(output)
+        for i, (prompt, completion) in enumerate(rows):
             log_probs, _, hidden = naive(trainer.model, prompt, completion)
             ref_log_probs, soft_values, _ = naive(frozen, prompt, completion)
             predicted = (hidden @ head.weight + head.bias).tolist()
@@ -141,23 +115,18 @@ class TestAdvantages:
                 rewards.append(reward)
                 offset.append(0.5 * soft_values[h] if token_reward == "bellman" and soft_value_baseline else 0.0)
             rewards[-1] += 2.0 * (len(completion) / 4 - 1)
-            final = 0.0
-            if truncation == "bootstrap" and not finished:
-                final = predicted[len(completion)]
+            final = predicted[len(completion)] if truncation == "bootstrap" and not finished else 0.0
             values = [u + v for u, v in zip(predicted, offset, strict=False)]
             advantages, returns = naive_gae(rewards, values, gamma, lam, final)
             targets = [r - v for r, v in zip(returns, offset, strict=True)]
             n = len(completion)
-            for name, expected in [
-                ("advantages", advantages),
-                ("value_targets", targets),
-                ("old_values", predicted[:n]),
-            ]:
+            found = {"advantages": advantages, "value_targets": targets, "old_values": predicted[:n]}
+            for name, expected in found.items():
                 torch.testing.assert_close(output[name][i, :n], torch.tensor(expected), atol=2e-4, rtol=1e-4)
                 assert not output[name][i, n:].any(), f"{name} of padding"
             assert output["value_mask"][i].tolist() == [h < n for h in range(output["value_mask"].shape[1])]
-        assert len({length for length, _ in lengths}) > 1  # the test has padding,
-        assert {finished for _, finished in lengths} == {True, False}  # and completions of both kinds
+        assert len({len(completion) for _, completion in rows}) > 1  # the test has padding,
+        assert {completion[-1] == EOS for _, completion in rows} == {True, False}  # and completions of both kinds
 
     def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path, make):
         trainer = make(critic="none", lam=0.0, beta=0.0, whiten_advantages=False, max_steps=1)
@@ -208,7 +177,7 @@ class TestLoss:
         """
         critic = "none" if constant is None else "value_head"
         settings = {"lam": 1.0, "beta": 0.0, "num_iterations": 1, "whiten_advantages": False, "vf_coef": 0.0}
-        trainer = make(Lengths(), critic=critic, **settings)
+        trainer = make(lengths, critic=critic, **settings)
         if constant is not None:
             set_head(trainer, bias=constant, seed=None)
         output = rollout(trainer)
@@ -256,11 +225,8 @@ class TestLoss:
 
     def test_kl_is_in_one_place(self, make):
         losses = {}
-        for name, settings in {
-            "none": {"beta": 0.0},
-            "reward": {"beta": 5.0},
-            "loss": {"beta": 5.0, "kl_placement": "loss"},
-        }.items():
+        places = {"none": {"beta": 0.0}, "reward": {"beta": 5.0}, "loss": {"beta": 5.0, "kl_placement": "loss"}}
+        for name, settings in places.items():
             trainer = make(vf_coef=0.0, num_iterations=1, whiten_advantages=False, **settings)
             with torch.no_grad():
                 trainer.model.lm_head.weight.mul_(1.3)
@@ -294,21 +260,19 @@ class TestLoss:
         assert trainer._metrics["train"]["ppo/approx_kl"][-1] == pytest.approx(expected, rel=1e-3)
 
 
-class PathReward:
+A = 7
+
+
+def path_reward(completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
     """
     A token MDP of 4 steps: the k-th "a" in a row from the start earns 0.1, 0.4, 0.7, 1.0; EOS earns 0.5 and ends;
     anything else earns 0. A myopic policy grabs the EOS at once; four times "a" earns 2.2 and is the best there is.
     """
-
-    A = 7
-    __name__ = "path"
-
-    def __call__(self, completion_ids: list[list[int]], **kwargs: Any) -> list[list[float]]:
-        rewards = []
-        for ids in completion_ids:
-            on_path = [ids[: h + 1] == [self.A] * (h + 1) for h in range(len(ids))]
-            rewards.append([0.1 + 0.3 * h if on_path[h] else 0.5 * (token == EOS) for h, token in enumerate(ids)])
-        return rewards
+    rewards = []
+    for ids in completion_ids:
+        on_path = [ids[: h + 1] == [A] * (h + 1) for h in range(len(ids))]
+        rewards.append([0.1 + 0.3 * h if on_path[h] else 0.5 * (token == EOS) for h, token in enumerate(ids)])
+    return rewards
 
 
 @pytest.mark.slow
@@ -317,7 +281,7 @@ class TestOptimum:
     def test_known_mdp(self, critic, make):
         settings = {"beta": 0.0, "lam": 1.0, "max_completion_length": 4, "per_device_train_batch_size": 32}
         settings |= {"max_steps": 160 if critic == "none" else 240, "value_learning_rate": 2e-2}
-        trainer = make(PathReward(), critic=critic, **settings)
+        trainer = make(path_reward, critic=critic, **settings)
         trainer.train()
         rewards = history(trainer, "reward")
         assert sum(rewards[:3]) / 3 < 0.6
@@ -326,7 +290,7 @@ class TestOptimum:
             return
         trainer.args.whiten_advantages = False
         output = rollout(trainer)
-        best = (output["completion_ids"] == PathReward.A).all(dim=1)
+        best = (output["completion_ids"] == A).all(dim=1)
         assert best.sum() >= 6
         values = output["old_values"][best].mean(dim=0)
         optimal = torch.tensor([2.2, 2.1, 1.7, 1.0])
@@ -427,10 +391,9 @@ class TestSettings:
         trainer.train()
         for name, tensor in trainer.model.state_dict().items():
             assert not torch.equal(tensor, before[name]), name
+        start = weights(AutoModelForCausalLM.from_pretrained(tiny_policy_path))
         with reward._placement.active() as frozen:
-            assert_same_to_the_bit(
-                weights(AutoModelForCausalLM.from_pretrained(tiny_policy_path)), frozen.state_dict()
-            )
+            assert_same_to_the_bit(start, frozen.state_dict())
         assert len(history(trainer, "eval_ppo/explained_variance")) == 1
         # TRL's name for what has one
         for key in ("kl", "entropy", "clip_ratio/region_mean", "reward", "ppo/value_loss", "ppo/approx_kl"):
@@ -446,10 +409,8 @@ class TestSettings:
         trainer.train()
         after = trainer.model.state_dict()
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        assert {name for name in moved if is_critic(name)} == {
-            "base_model.model.ppo_critic.head.weight",
-            "base_model.model.ppo_critic.head.bias",
-        }
+        head = "base_model.model.ppo_critic.head"
+        assert {name for name in moved if is_critic(name)} == {f"{head}.weight", f"{head}.bias"}
         assert all("lora" in name or is_critic(name) for name in moved)
         assert sum("lora" in name for name in moved) == sum("lora" in name for name in before)
         trainer.save_model(str(tmp_path / "final"))

@@ -42,15 +42,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio before all tokens"),
     "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drops whole completions"),
 }
+BY_FUNCTION = {"multi_objective_aggregation": "normalize_then_sum"}
+MASKED = {"mask_truncated_completions": True, "truncation": "bootstrap"}
 REFUSED_BY_PPO: dict[str, tuple[dict[str, Any], str]] = {
-    "multi_objective_aggregation": (
-        {"multi_objective_aggregation": "normalize_then_sum"},
-        "PPO compares no completions",
-    ),
-    "mask_truncated_completions": (
-        {"mask_truncated_completions": True, "truncation": "bootstrap"},
-        "leaves such completions out",
-    ),
+    "multi_objective_aggregation": (BY_FUNCTION, "PPO compares no completions"),
+    "mask_truncated_completions": (MASKED, "leaves such completions out"),
 }
 # They warn, and set another one.
 DEPRECATED = {"use_transformers_paged", "vllm_importance_sampling_cap"}
@@ -82,60 +78,52 @@ def test_refused(kind, settings, message, tmp_path):
         make_trainer(kind, "/nowhere", tmp_path, EndogenousReward("quickstart"), **settings)
 
 
-class TestDense:
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
+def test_credit_of_whole_completions(settings, message, tiny_policy_path, tmp_path):
     """Where all tokens of a completion are credited alike, TRL's settings mean what they mean in TRL."""
-
-    @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
-    def test_credit_of_whole_completions(self, settings, message, tiny_policy_path, tmp_path):
-        for rewards, credit in ((EndogenousReward(tiny_policy_path), "outcome"), (trainers.length, "token")):
-            make_trainer("dense", tiny_policy_path, tmp_path, rewards, credit=credit, **settings).train()
-        trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
-        with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):  # it turns out to be dense
-            trainer.train()
+    for rewards, credit in ((EndogenousReward(tiny_policy_path), "outcome"), (trainers.length, "token")):
+        make_trainer("dense", tiny_policy_path, tmp_path, rewards, credit=credit, **settings).train()
+    trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
+    with pytest.raises(ValueError, match=f"{message}.*or `credit='outcome'`"):  # it turns out to be dense
+        trainer.train()
 
 
-class TestCredit:
+@pytest.mark.parametrize("kind", TRAINERS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
+        {"top_entropy_quantile": 0.5},
+        {"entropy_coef": 0.1},
+        {"delta": 1.5, "epsilon_high": 0.3},
+        {"temperature": 0.7},
+    ],
+    ids=str,
+)
+def test_gradient(settings, kind, tiny_policy_path, tmp_path):
     """On the policy, the gradient at a token is minus its advantage, times what a completion has in common."""
+    trainer = make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
+    output = trainers.rollout(trainer)
+    log_probs: list[Tensor] = []
+    compute = trainer._get_per_token_logps_and_entropies
 
-    @pytest.mark.parametrize("kind", TRAINERS)
-    @pytest.mark.parametrize(
-        "settings",
-        [
-            *({"loss_type": name} for name in ("grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo")),
-            {"top_entropy_quantile": 0.5},
-            {"entropy_coef": 0.1},
-            {"delta": 1.5, "epsilon_high": 0.3},
-            {"temperature": 0.7},
-        ],
-        ids=str,
-    )
-    def test_gradient(self, settings, kind, tiny_policy_path, tmp_path):
-        trainer = make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
-        output = trainers.rollout(trainer)
-        log_probs: list[Tensor] = []
-        compute = trainer._get_per_token_logps_and_entropies
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        outputs = compute(*args, **kwargs)
+        outputs[0].retain_grad()
+        log_probs.append(outputs[0])
+        return outputs
 
-        def keep(*args: Any, **kwargs: Any) -> Any:
-            outputs = compute(*args, **kwargs)
-            outputs[0].retain_grad()
-            log_probs.append(outputs[0])
-            return outputs
-
-        trainer._get_per_token_logps_and_entropies = keep
-        trainer._compute_loss(trainer.model, output).backward()
-        gradients, advantages = log_probs[0].grad, output["advantages"]
-        told_apart = 0
-        for gradient, advantage, mask in zip(gradients, advantages, output["completion_mask"].bool(), strict=True):
-            kept = mask & (gradient != 0)  # `top_entropy_quantile` leaves tokens out
-            if kept.sum() > 1:
-                torch.testing.assert_close(
-                    gradient[kept] * advantage[kept].sum(),
-                    advantage[kept] * gradient[kept].sum(),
-                    atol=1e-5,
-                    rtol=1e-3,
-                )
-                told_apart += int(gradient[kept].std() > 1e-4)
-        assert told_apart >= 2
+    trainer._get_per_token_logps_and_entropies = keep
+    trainer._compute_loss(trainer.model, output).backward()
+    told_apart = 0
+    rows = zip(log_probs[0].grad, output["advantages"], output["completion_mask"].bool(), strict=True)
+    for gradient, advantage, mask in rows:
+        kept = mask & (gradient != 0)  # `top_entropy_quantile` leaves tokens out
+        if kept.sum() > 1:
+            g, a = gradient[kept], advantage[kept]
+            torch.testing.assert_close(g * a.sum(), a * g.sum(), atol=1e-5, rtol=1e-3)
+            told_apart += int(g.std() > 1e-4)
+    assert told_apart >= 2
 
 
 @pytest.mark.parametrize("mixup", [1.0, 0.6])

@@ -19,7 +19,8 @@ from endotrl import PPOTrainer
 from endotrl.trainers.value_head import critic_of
 
 from ..support import trainers
-from ..support.trainers import PROMPTS, length, rollout, set_head
+from ..support.helpers import SMALL
+from ..support.trainers import PROMPTS, length, rollout, rows_of, set_head
 from ..support.vision import picture, save_vision_model
 
 
@@ -47,36 +48,24 @@ class TestImages:
         critic = critic_of(trainer._base_policy)
         set_head(trainer)
         output = rollout(trainer, 4)
-        names = ("pixel_values", "image_sizes", "num_images")
         found, _ = trainer._values_and_log_probs(output)
         # By hand: the value model, one row at a time.
-        for i, values in enumerate(found):
-            prompt, completion = (
-                output[f"{part}_ids"][i][output[f"{part}_mask"][i].bool()] for part in ("prompt", "completion")
-            )
+        for i, (values, (prompt, completion)) in enumerate(zip(found, rows_of(output), strict=True)):
+            pictures = {name: output[name][i : i + 1] for name in ("pixel_values", "image_sizes")}
             with torch.no_grad():
-                hidden = critic.backbone(
-                    input_ids=torch.cat([prompt, completion])[None],
-                    pixel_values=output["pixel_values"][i : i + 1],
-                    image_sizes=output["image_sizes"][i : i + 1],
-                ).last_hidden_state[0]
+                hidden = critic.backbone(torch.tensor([prompt + completion]), **pictures).last_hidden_state[0]
             expected = (hidden @ critic.head.weight + critic.head.bias)[len(prompt) - 1 :]
             torch.testing.assert_close(values[: len(completion) + 1], expected, atol=1e-4, rtol=1e-4)
         # The prompts are the same: with one image for all, so are the values of their first states.
         assert found[:, 0].std() > 1e-4
         blind = {**output, "pixel_values": output["pixel_values"][:1].expand_as(output["pixel_values"])}
-        assert set(names) <= blind.keys()
         assert trainer._values_and_log_probs(blind)[0][:, 0].std() < 1e-6
         before = critic.head.bias.clone()
         trainer.train()
         assert not torch.equal(critic.head.bias, before)
 
     def test_value_model_without_eyes(self, tiny_vlm_path, tmp_path):
-        blind = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=400, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
-            )
-        )
+        blind = LlamaForCausalLM(LlamaConfig(vocab_size=400, **SMALL))
         with pytest.raises(ValueError, match=r"'llama' and the policy a 'llava_next', which reads images"):
             make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model", value_model=blind)
 
@@ -91,22 +80,16 @@ class TestTrainedHead:
         weight = value_model.score.weight[0].clone()
         if from_path:
             value_model.save_pretrained(tmp_path / "value")
-        trainer = make_trainer(
-            tiny_policy_path,
-            tmp_path,
-            critic="value_model",
-            value_model=str(tmp_path / "value") if from_path else value_model,
-        )
+        given = str(tmp_path / "value") if from_path else value_model
+        trainer = make_trainer(tiny_policy_path, tmp_path, critic="value_model", value_model=given)
         head = critic_of(trainer._base_policy).head
         assert torch.equal(head.weight, weight)
         bias = value_model.score.bias
         assert head.bias.item() == pytest.approx(0.0 if bias is None else bias.item())
         output = rollout(trainer, 4)
-        prompt, completion = (
-            output[f"{part}_ids"][0][output[f"{part}_mask"][0].bool()] for part in ("prompt", "completion")
-        )
+        prompt, completion = rows_of(output)[0]
         with torch.no_grad():
-            hidden = value_model.base_model(torch.cat([prompt, completion])[None]).last_hidden_state
+            hidden = value_model.base_model(torch.tensor([prompt + completion])).last_hidden_state
             expected = value_model.score(hidden)[0, len(prompt) - 1 : -1, 0]
         torch.testing.assert_close(output["old_values"][0, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
@@ -134,16 +117,13 @@ class TestPromptLearning:
         output = rollout(trainer, 4)
         seen: list[torch.Tensor] = []
         trainer._base_policy.base_model.register_forward_hook(lambda *args: seen.append(args[2].last_hidden_state))
-        for i in range(4):
-            ids = torch.cat(
-                [output["prompt_ids"][i], output["completion_ids"][i][output["completion_mask"][i].bool()]]
-            )
+        for values, (prompt, completion) in zip(output["old_values"], rows_of(output), strict=True):
+            ids, length = torch.tensor([prompt + completion]), len(completion)
             seen.clear()
             with torch.no_grad():
-                trainer.model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None])
-            expected = (seen[0][0] @ head.weight)[-(len(ids) - 3) - 1 : -1]
-            found = output["old_values"][i, : len(ids) - 3]
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+                trainer.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+            expected = (seen[0][0] @ head.weight)[-length - 1 : -1]
+            torch.testing.assert_close(values[:length], expected, atol=1e-4, rtol=1e-4)
         trainer.train()
         assert head.bias.any()
 

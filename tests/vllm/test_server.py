@@ -4,16 +4,18 @@
 import asyncio
 import random
 import threading
-import time
 
 import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl import EndogenousReward, ServedModel
 from endotrl.frozen.served.client import ServerError
+
+from ..support.helpers import SMALL
+from ..support.trainers import history, make_trainer
 
 
 pytestmark = pytest.mark.slow
@@ -70,11 +72,8 @@ def test_logits_are_refused(start_vllm, tokenizer):
 
 def test_killed_and_restarted_during_training(server, smollm2_path, tokenizer, tmp_path):
     torch.manual_seed(0)
-    policy = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                    num_attention_heads=2, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    )  # fmt: skip
-    policy.save_pretrained(tmp_path / "policy")
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **SMALL, **ids)).save_pretrained(tmp_path / "policy")
 
     class Kill(TrainerCallback):
         restart = None
@@ -86,37 +85,11 @@ def test_killed_and_restarted_during_training(server, smollm2_path, tokenizer, t
                 self.restart.start()
 
     reward = EndogenousReward(ServedModel(server.url, patience=900), tokenizer).load()
-    args = GRPOConfig(
-        str(tmp_path), per_device_train_batch_size=4, num_generations=4, max_completion_length=12, max_steps=4,
-        beta=0.1, logging_steps=1, report_to=[], use_cpu=True, bf16=False, save_strategy="no",
-    )  # fmt: skip
-    trainer = GRPOTrainer(
-        str(tmp_path / "policy"),
-        reward_funcs=[reward, EndogenousReward(smollm2_path, name="local")],
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": texts(8, 10, 2)}),
-        processing_class=tokenizer,
-        callbacks=[Kill()],
-    )
+    rewards = [reward, EndogenousReward(smollm2_path, name="local")]
+    settings = {"per_device_train_batch_size": 4, "max_completion_length": 12, "max_steps": 4, "beta": 0.1}
+    settings |= {"train_dataset": Dataset.from_dict({"prompt": texts(8, 10, 2)}), "logging_steps": 1}
+    settings |= {"processing_class": tokenizer, "callbacks": [Kill()]}
+    trainer = make_trainer(GRPOTrainer, str(tmp_path / "policy"), tmp_path, rewards, **settings)
     trainer.train()
-    logs = [log for log in trainer.state.log_history if "rewards/local/mean" in log]
-    assert len(logs) == 4  # nothing is lost
-    for log in logs:
-        assert log["rewards/endogenous_reward/mean"] == pytest.approx(log["rewards/local/mean"], abs=1e-2)
-
-
-def test_throughput(server, smollm2_path, tokenizer):
-    prompts = [text for text in texts(2, 180, 3) for _ in range(4)]
-    completions = texts(8, 90, 4)
-    served, local = (
-        EndogenousReward(model, tokenizer, token_reward="log_prob").load()
-        for model in (ServedModel(server.url, asynchronous=False), smollm2_path)
-    )
-    seconds = {"vLLM": [], "endotrl": []}
-    for _ in range(3):
-        for name, reward in (("vLLM", served), ("endotrl", local)):
-            began = time.perf_counter()
-            count = sum(len(row.token_ids) for row in reward.score(prompts, completions))
-            seconds[name].append(time.perf_counter() - began)
-    for name, times in seconds.items():
-        print(f"{name}: {count} tokens in {sorted(times)[1]:.1f} s (median of 3)")
+    served, local = (history(trainer, f"rewards/{name}/mean") for name in ("endogenous_reward", "local"))
+    assert served == pytest.approx(local, abs=1e-2) and len(served) == 4  # nothing is lost
