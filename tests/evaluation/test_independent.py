@@ -25,6 +25,7 @@ from .rows import DATA, items_of, metrics_of, write
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
+LEVELS, STYLES = ("easy", "normal", "hard"), ("concise", "detailed", "markdown")
 
 
 def digest(text: str, criterion: str | None = None) -> float:
@@ -63,23 +64,23 @@ def share(wins):
 def rm_bench(rows, score):
     """The README of the repository: the mean of the domains, of which safety is the mean of two parts."""
 
-    def levels(part):
-        found = {"easy": [], "normal": [], "hard": []}
+    def cells(part):
+        found = defaultdict(list)
         for row in rows:
             if row.get("domain", "chat") == part:
                 for i, j in itertools.product(range(3), range(3)):
-                    level = "hard" if i < j else "easy" if i > j else "normal"
-                    found[level].append(score(row["chosen"][i]) > score(row["rejected"][j]))
-        return {level: share(wins) for level, wins in found.items() if wins}
+                    right = score(row["chosen"][i]) > score(row["rejected"][j])
+                    found["hard" if i < j else "easy" if i > j else "normal"].append(right)
+                    found[f"{STYLES[i]} > {STYLES[j]}"].append(right)
+        return {name: share(wins) for name, wins in found.items()}
 
-    parts = {part: levels(part) for part in ("chat", "math", "code", "safety-refuse", "safety-response")}
+    parts = {part: cells(part) for part in ("chat", "math", "code", "safety-refuse", "safety-response")}
     safety = [parts.pop(f"safety-{part}") for part in ("refuse", "response")]
-    if safety[0]:
-        parts["safety"] = {level: (safety[0][level] + safety[1][level]) / 2 for level in safety[0]}
+    parts["safety"] = {name: (safety[0][name] + safety[1][name]) / 2 for name in safety[0]}
     parts = {part: found for part, found in parts.items() if found}
-    expected = {level: share([found[level] for found in parts.values()]) for level in ("easy", "normal", "hard")}
-    expected |= {part: share(found.values()) for part, found in parts.items()} if len(parts) > 1 else {}
-    return expected | {"average": share([share(found.values()) for found in parts.values()])}
+    expected = {name: share([found[name] for found in parts.values()]) for name in next(iter(parts.values()))}
+    averages = {part: share([found[level] for level in LEVELS]) for part, found in parts.items()}
+    return expected | (averages if len(parts) > 1 else {}) | {"average": share(averages.values())}
 
 
 def judge_bench(rows, score):
@@ -88,11 +89,8 @@ def judge_bench(rows, score):
 
 
 def llmbar(rows, score):
-    return {
-        "average": share(
-            [score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows]
-        )
-    }
+    right = [score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows]
+    return {"average": share(right)}
 
 
 def preference(rows, score):
@@ -150,9 +148,9 @@ PREFERENCE = [{"chosen": TALK + a, "rejected": TALK + b} for _, (a, b) in PAIRS]
 NAMES = (*DOMAINS, "normal")
 DSP = [{"query": f"q{i}", "responses": dict(zip(NAMES, words(5, i), strict=True))} for i in range(30)]
 TIES = [
-    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, n), "rejected": words(3, 99 + n)}
-    for n in range(9)
-    for kind, k in (("ref", 1), ("tied", 2 + n % 4))
+    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, seed), "rejected": words(1, 200 + seed)}
+    for n in range(30)
+    for kind, k, seed in (("ref", 1, 100 + n), ("tied", 2 + n % 2, n))
 ]
 # Name of the benchmark; its real file; rows of the same format; and what it makes of them
 CASES = [
