@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-import gzip
-import io
 import json
 import math
 import os
 import shutil
-import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -225,15 +221,6 @@ class TestScores:
             report, _ = scored(reward, rows, tmp_path, block_size=2, num_examples=3)
             assert [example.row.line for example in report.examples] == [2, 3, 4]
             assert all(example.stats.text is not None for example in report.examples)
-
-    def test_standard_streams(self, reward, tmp_path, monkeypatch):
-        lines = "".join(json.dumps(text_row(i)) + "\n" for i in range(3)).encode()
-        written = io.BytesIO()
-        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(lines)))
-        monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=written))
-        report = score_file(reward, "-", "-", SETTINGS, block_size=2)
-        assert report.tally.rows == 3
-        assert [json.loads(line)["id"] for line in written.getvalue().splitlines()] == ["t0", "t1", "t2"]
 
     def test_no_more_than_a_block_is_held(self, reward, tmp_path, monkeypatch):
         sizes = []
@@ -594,23 +581,6 @@ class TestFormats:
         report, _ = scored(reward, self.ROWS, tmp_path, block_size=1)
         assert report.resumed_rows == 4
         assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-
-    def test_files_of_every_kind_give_the_same_lines(self, reward, tmp_path):
-        from datasets import Dataset
-
-        rows = [text_row(i) for i in range(5)]
-        write_rows(tmp_path / "in.jsonl", rows)
-        (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in.jsonl").read_bytes()))
-        (tmp_path / "in.json").write_text(json.dumps(rows, indent=1))
-        Dataset.from_list(rows).to_parquet(str(tmp_path / "in.parquet"))
-        outputs = set()
-        for name in ("in.jsonl", "in.jsonl.gz", "in.json", "in.parquet"):
-            for limit, kept in ((3, 0), (None, 3)):  # each is known again
-                output = tmp_path / f"{name}.out"
-                report = score_file(reward, tmp_path / name, output, SETTINGS, limit=limit, block_size=2)
-                assert report.tally.rows == (limit or 5) and report.resumed_rows == kept
-            outputs.add((tmp_path / f"{name}.out").read_bytes())
-        assert len(outputs) == 1
 
 
 class TestResidual:
