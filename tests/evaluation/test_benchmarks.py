@@ -13,7 +13,18 @@ from endotrl.evaluation.benchmarks.benchmark import fold
 from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
 from endotrl.evaluation.scorers import make_form
 
-from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
+from .rows import (
+    BEST_OF_FOUR_ROW,
+    JUDGE_ROW,
+    PAIR_ROW,
+    RM_BENCH_ROW,
+    items_of,
+    metrics_of,
+    prm_row,
+    process_row,
+    real_file,
+    write,
+)
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
@@ -55,12 +66,11 @@ class TestRewardBench:
         assert SECTIONS["Safety"]["xstest-should-refuse"] == 154
 
 
-ROW = {"id": "a", "prompt": "p", "subset": "Math", "chosen": ["a"], "rejected": ["b", "c", "d"]}
-
-
 class TestRewardBench2:
     def test_best_of_four_with_ties(self, tmp_path):
-        items = items_of("reward-bench-2", write(tmp_path / "f.jsonl", [{**ROW, "id": str(i)} for i in range(4)]))
+        items = items_of(
+            "reward-bench-2", write(tmp_path / "f.jsonl", [{**BEST_OF_FOUR_ROW, "id": str(i)} for i in range(4)])
+        )
         # Best alone: 1. Best of two: 1/2. Best of four: 1/4. Not best: 0.
         scores = [[3, 1, 2, 0], [3, 3, 2, 0], [1, 1, 1, 1], [2, 3, 2, 0]]
         assert metrics_of("reward-bench-2", items, scores)["average"] == pytest.approx((1 + 0.5 + 0.25 + 0) / 4)
@@ -73,13 +83,9 @@ class TestRewardBench2:
         ],
     )
     def test_bad_rows(self, tmp_path, ids, message):
-        rows = [{**ROW, "id": name, "subset": "Ties", "chosen": ["a", "b"]} for name in ids]
+        rows = [{**BEST_OF_FOUR_ROW, "id": name, "subset": "Ties", "chosen": ["a", "b"]} for name in ids]
         with pytest.raises(FormatError, match=message):
             items_of("reward-bench-2", write(tmp_path / "f.jsonl", rows))
-
-
-def process_row(label, steps=4, id="gsm8k-0"):
-    return {"id": id, "problem": "1+1?", "steps": [f"Step {i} of {id}." for i in range(steps)], "label": label}
 
 
 class TestProcessBench:
@@ -124,16 +130,9 @@ class TestProcessBench:
 
 
 class TestPRMBench:
-    def row(self, errors, kind="circular", idx="p0"):
-        steps = [f"{idx} step {i}" for i in range(4)]
-        return {
-            "idx": idx, "modified_question": "q", "original_question": "q", "modified_process": steps,
-            "original_process": steps, "error_steps": errors, "classification": kind,
-        }  # fmt: skip
-
     def test_empty_steps(self, tmp_path, engine):
         """Three of the authors' rows have some; a solution of nothing else is no solution."""
-        row = {**self.row([2]), "modified_process": ["1+1=2.", "", "So 2.", " "]}
+        row = {**prm_row([2]), "modified_process": ["1+1=2.", "", "So 2.", " "]}
         (item,) = items_of("prm-bench", write(tmp_path / "f.jsonl", [row]))
         (scored,) = engine.score([item])
         for form in ("bellman.sum", "log_prob.mean", "log_prob.min", "length"):
@@ -143,17 +142,17 @@ class TestPRMBench:
             items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))
 
     def test_wrong_steps_count_from_one(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1]), self.row([2, 3, 9], "deception")]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1]), prm_row([2, 3, 9], "deception")]))
         # A step behind the last is passed over.
         assert [item.facts["errors"] for item in items] == [[0], [1, 2]]
 
     def test_auc_within_a_solution(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1, 2])]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1, 2])]))
         # Wrong steps score 1 and 2, right ones 2 and 3: wins 2>1, 3>1, 3>2 and the tie 2=2, out of 4.
         assert metrics_of("prm-bench", items, [[1, 2, 2, 3]])["auc"] == pytest.approx(3.5 / 4)
 
     def test_correct_solutions_stay_out_of_the_total(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1], "redundency"), self.row([1])]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1], "redundency"), prm_row([1])]))
         assert [item.group for item in items] == ["correct", "redundency", "circular"]
         units = BENCHMARKS["prm-bench"].units(items, random_scores(items))
         assert set(units[0].values) == {"accepted"}
@@ -181,9 +180,8 @@ class TestDSP:
 
 class TestJudgeBenchAndLLMBar:
     def test_judge_bench(self, tmp_path):
-        row = {"pair_id": "x", "source": "mmlu-pro-law", "question": "q", "label": "B>A"}
-        row |= {"response_A": "a", "response_B": "b"}
-        rows = [row, {**row, "label": "A>B"}, {**row, "label": "A>B", "source": "livecodebench"}]
+        row = {**JUDGE_ROW, "source": "mmlu-pro-law"}
+        rows = [{**row, "label": "B>A"}, row, {**row, "source": "livecodebench"}]
         items = items_of("judge-bench", write(tmp_path / "f.jsonl", rows))
         metrics = metrics_of("judge-bench", items, [[1, 2], [1, 2], [1, 1]])
         assert metrics == {"accuracy": pytest.approx(1 / 3), "Knowledge": 0.5, "Coding": 0.0}

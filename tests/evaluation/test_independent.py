@@ -21,7 +21,7 @@ from endotrl.commands.main import main
 from endotrl.evaluation.benchmarks.dsp import CRITERIA
 from endotrl.evaluation.benchmarks.prm_bench import thresholds
 
-from .rows import DATA, items_of, metrics_of, write
+from .rows import DATA, JUDGE_ROW, items_of, metrics_of, prm_row, write
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
@@ -138,8 +138,14 @@ PAIRS = list(enumerate(zip(words(40), words(40, 1), strict=True)))
 RM_BENCH = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
 TOTAL = [{**RM_BENCH[i], "domain": part} for i, part in enumerate(sum(([part] * n for part, n in PARTS.items()), []))]
 JUDGE_BENCH = [
-    {"pair_id": str(i), "source": SOURCES[i % 3], "question": "q", "label": LABELS[i % 2]}
-    | {"response_A": a, "response_B": b}
+    {
+        **JUDGE_ROW,
+        "pair_id": str(i),
+        "source": SOURCES[i % 3],
+        "label": LABELS[i % 2],
+        "response_A": a,
+        "response_B": b,
+    }
     for i, (a, b) in PAIRS
 ]
 LLMBAR = [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in PAIRS]
@@ -179,13 +185,7 @@ def test_figures(benchmark, file, made, figures, score, tmp_path):
 
 @pytest.mark.parametrize("score", [digest, coarse])
 def test_prm_bench(tmp_path, score):
-    made = [
-        {
-            "idx": str(i), "modified_question": "q", "original_question": "q", "classification": "step_contradiction",
-            "modified_process": words(4, i), "original_process": words(4, i), "error_steps": [1 + i % 4],
-        }
-        for i in range(30)
-    ]  # fmt: skip
+    made = [{**prm_row([1 + i % 4], "step_contradiction", str(i)), "modified_process": words(4, i)} for i in range(30)]
     path = real_or_made(tmp_path, "prmbench/step_contradiction.jsonl", made)
     items = items_of("prm-bench", path)
     # Which threshold a solution gets is the package's own device; what it makes of it is not.

@@ -218,15 +218,6 @@ def count_a(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(str(completion).count("a")) for completion in completions]
 
 
-@pytest.mark.parametrize("falls_after", [FALLS_AFTER, math.inf])
-def test_stops_a_run_that_is_not_healthy(falls_after: float, tiny_policy_path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_policy_path, tmp_path, falls_after)
-    monitor = CollapseMonitor(action="stop").attach(trainer)
-    trainer.train()
-    stopped = [trainer.state.global_step] if trainer.state.global_step < 24 else []
-    assert [step for step, _ in monitor.alarms] == stopped and bool(stopped) == (falls_after < math.inf)
-
-
 def test_restores_the_best_checkpoint(tiny_policy_path: str, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_policy_path, tmp_path, save_strategy="steps", save_steps=5, save_total_limit=2)
     CollapseMonitor(action="restore").attach(trainer)
