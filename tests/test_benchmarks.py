@@ -70,21 +70,17 @@ def test_both_run(tiny_model_path: str, tmp_path: Path) -> None:
 
     scoring = _results(tmp_path, "scoring")
     assert {"run", "settings", "accuracy", "matmul_peak", "workloads", "sweeps", "scale", "targets"} <= scoring.keys()
-    assert list(scoring["workloads"]) == ["group", "eval", "long"]
     for entry in scoring["workloads"].values():
         assert entry["methods"].keys() == METHODS.keys()
         assert entry["useful_tokens"] < entry["padded_tokens"] and entry["useful_flops"] < entry["padded_flops"]
-        ratios = entry["methods"]["endotrl"]["ratio"]
-        assert ratios == {"median": 1.0, "min": 1.0, "max": 1.0}
+        assert entry["methods"]["endotrl"]["ratio"] == {"median": 1.0, "min": 1.0, "max": 1.0}
     assert scoring["accuracy"]["errors"]["endotrl"]["token_max"] < 1e-3
-    for picture in ("scoring-ratios", "scoring-sweeps"):
-        assert (tmp_path / "images" / f"{picture}.png").stat().st_size < 150_000
+    assert {path.name for path in tmp_path.glob("images/*")} == {"scoring-ratios.png", "scoring-sweeps.png"}
 
     placements = _results(tmp_path, "training_step")["placements"]
     assert {name for name, entry in placements.items() if entry["extra_parameters"] > 0} == {"own_copy"}
-    assert all(
-        0 < entry["reward_seconds"]["median"] < entry["step_seconds"]["median"] for entry in placements.values()
-    )
+    for entry in placements.values():
+        assert 0 < entry["reward_seconds"]["median"] < entry["step_seconds"]["median"]
 
 
 def _results(folder: Path, name: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU run in tiny sizes: every part ends, is right where it can be wrong, and is not measured twice."""
 
+import functools
 import gc
 import json
 import sys
@@ -52,9 +53,8 @@ def test_all_parts_and_a_second_run(
     assert "the figures mean nothing" in page and "Not measured" not in page
 
     former = json.loads((tmp_path / "results" / "gpu.json").read_text())
-    (tmp_path / "results" / "gpu.json").write_text(
-        json.dumps({**former, "run": {**former["run"], "processor": "H100"}})
-    )
+    former["run"]["processor"] = "H100"
+    (tmp_path / "results" / "gpu.json").write_text(json.dumps(former))
     with pytest.raises(SystemExit, match=r"another machine or other versions \(processor\)"):
         gpu_cells.main()
 
@@ -72,89 +72,66 @@ def test_all_parts_on_a_device_that_refuses_mixed_tensors(tmp_path: Path) -> Non
     assert all(not cell["absent"] for key, cell in cells.items() if key.startswith("scoring/"))
 
 
-def test_the_readmes_table_is_what_was_measured_and_nothing_else(tmp_path: Path) -> None:
+def test_the_page_says_what_was_not_measured_and_what_cannot_be(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(f"Before\n{BEGIN}\nold\n{END}\nAfter\n")
     (tmp_path / "results").mkdir()
-    run = {"tiny": False, "processor": "NVIDIA H200", "command": "c", "date": "d", "cores": 1, "threads": 1}
-    run |= {"system": "s", "torch": "1", "transformers": "2", "trl": "3", "python": "4"}
-    results = {"run": run, "cells": {}, "failed": {"step/7B: own copy": "out of memory"}}
-    page = write_page(results, tmp_path, readme).read_text()
-    assert (
-        page.count("Not measured.") == 6
-        and "- Failed: 7B: own copy: out of memory" in page
-        and "old" in readme.read_text()
-    )
-    results["cells"]["scoring/7B: a group"] = {
+    run = dict.fromkeys("processor command date system torch transformers trl python".split(), "NVIDIA H200")
+    run |= {"tiny": False, "cores": 1, "threads": 1}
+    cell: dict[str, Any] = {
         "seconds": {"endotrl": 0.5, "padded_logits": 2.0},
         "ratios": {"endotrl": 1.0, "padded_logits": 4.0},
         "batch_rows": {"endotrl": 16, "padded_logits": 8},
         "impossible": ["padded_logits"],
         "peak_bytes": {"endotrl": 10**9, "padded_logits": 3 * 10**10},
         "absent": {"fused_head": "out of memory", "reward_model": "ImportError: no kernel"},
-        "kernels": [
-            {"tokens": 8192, "chosen": "varlen", "seconds": {"blocks": 0.004, "varlen": 0.001, "flex": None}},
-            {"tokens": 1024, "chosen": "blocks", "seconds": {"blocks": 0.001}},
-        ],
-        "scored_tokens_per_second": 12345.0,
-        "share_of_peak": 0.51,
-        "roofline_seconds": 0.25,
-        "matmul_peak": 7e14,
-        "bandwidth": 3e12,
+        "kernels": [{"tokens": 8192, "chosen": "varlen", "seconds": {"blocks": 0.004, "varlen": 0.001, "flex": None}}],
+        **{"scored_tokens_per_second": 12345.0, "share_of_peak": 0.51, "roofline_seconds": 0.25},
+        **{"matmul_peak": 7e14, "bandwidth": 3e12},
     }
-    page = write_page(results, tmp_path, readme).read_text()
+    failed = {"step/7B: own copy": "out of memory"}
+    results = {"run": run, "cells": {"scoring/7B: a group": cell}, "failed": failed}
+    page, text = write_page(results, tmp_path, readme).read_text(), readme.read_text()
+    assert page.count("Not measured.") == 3 and "- Failed: 7B: own copy: out of memory" in page
     assert "| 7B: a group | 8,192 | 4.00 | 1.00 | failed | varlen |" in page
-    assert (
-        "In smaller micro-batches, as more did not fit: (a) padded batch, full logits of 7B: a group: 8 rows." in page
-    )
+    assert "as more did not fit: (a) padded batch, full logits of 7B: a group: 8 rows." in page
     assert "Not there: (b) padded batch, TRL's fused head: out of memory; (c)" in page and "no kernel." in page
-    text = readme.read_text()
-    assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text and "NVIDIA H200" in text
+    assert text.startswith("Before\n") and text.endswith("After\n") and "old" not in text
     row = "| 7B: a group | 0.500 | 0.250 | 12,345 | 51% | 4.0x **impossible** | out of memory | failed | 1.0 | 30.0 |"
     assert row in text
 
 
 def test_a_cell_that_fails_stops_no_other_and_comes_last_in_the_next_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    kept: list[tuple[str | None, list[str]]] = []
     broken = {"a": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "c": ImportError("no peft")}
 
-    def cell(name: str) -> Callable[[], dict[str, float]]:
-        def run() -> dict[str, float]:
-            calls.append(name)
-            if name in broken:
-                raise broken[name]
-            return {"value": 1.0}
+    def cell(name: str) -> dict[str, float]:
+        calls.append(name)
+        if name in broken:
+            raise broken[name]
+        return {"value": 1.0}
 
-        return run
+    def part(names: str) -> Callable[[Any], dict[str, Any]]:
+        return lambda machine: {name: functools.partial(cell, name) for name in names}
 
-    monkeypatch.setattr(
-        gpu_cells, "PARTS", {"step": lambda _: {n: cell(n) for n in "ab"}, "learning": lambda _: {"c": cell("c")}}
-    )
+    monkeypatch.setattr(gpu_cells, "PARTS", {"step": part("ab"), "learning": part("c")})
     monkeypatch.setattr(gpu_cells, "SHARES", {"step": 0.5, "learning": 0.5})
     machine = gpu_cells.Machine("cpu", True, tmp_path)
     results: dict[str, Any] = {"cells": {}, "failed": {}}
 
     def measure(minutes: float, skip: Sequence[str] = ()) -> list[str]:
-        def write() -> None:
-            kept.append((results.get("running"), [*results["cells"], *results["failed"]]))
-
         end = time.time() + 60 * minutes
-        return gpu_cells.measure(machine, results, ["step", "learning"], end, write, skip)
+        return gpu_cells.measure(machine, results, ["step", "learning"], end, lambda: None, skip)
 
-    assert measure(1) == []
-    assert calls == ["a", "b", "c"] and list(results["cells"]) == ["step/b"]
+    assert measure(1) == [] and calls == ["a", "b", "c"] and list(results["cells"]) == ["step/b"]
     assert results["failed"] == {"step/a": "out of memory", "learning/c": "ImportError: no peft"}
-    assert "Tried to allocate" in capsys.readouterr().out
-    a, b, c = "step/a", "step/b", "learning/c"
-    assert kept == [(a, []), (None, [a]), (b, [a]), (None, [b, a]), (c, [b, a]), (None, [b, a, c])]
-    del results["cells"][b], broken["c"]
-    assert measure(1, skip=[c]) == [] and calls[3:] == ["b", "a"]
+    del results["cells"]["step/b"], broken["c"]
+    assert measure(1, skip=["learning/c"]) == [] and calls[3:] == ["b", "a"]
     assert measure(1) == [] and calls[5:] == ["a", "c"]
-    assert results["failed"] == {a: "out of memory"} and set(results["cells"]) == {b, c}
-    assert measure(-1) == [a] and len(calls) == 7  # no time
+    assert results["failed"] == {"step/a": "out of memory"} and set(results["cells"]) == {"step/b", "learning/c"}
+    assert measure(-1) == ["step/a"] and len(calls) == 7  # no time
 
 
 # Ends as it is told to: each word of the first argument is what one process does.

@@ -65,26 +65,6 @@ def test_end_to_end(pairs, tmp_path, tiny_model_path, capsys, monkeypatch):
         assert ranked["scores"] == sorted(ranked["scores"], reverse=True)
 
 
-def test_an_interruption_goes_on(pairs, tmp_path, monkeypatch):
-    assert pairs("--output", "whole.jsonl") == 0
-    score, calls = EndogenousReward.score, []
-
-    def interrupted(self, *args, **kwargs):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return score(self, *args, **kwargs)
-
-    monkeypatch.setattr(EndogenousReward, "score", interrupted)
-    assert pairs("--block-size", "16", "--output", "out.jsonl") == 130
-    assert not (tmp_path / "out.jsonl").exists()
-    assert pairs("--block-size", "16", "--output", "out.jsonl") == 0
-    assert len(calls) == 3 + (8 - 2)  # two of eight blocks were done
-    for row, expected in zip(lines(tmp_path / "out.jsonl"), lines(tmp_path / "whole.jsonl"), strict=True):
-        assert row["chosen"] == expected["chosen"]
-        assert row["score_chosen"] == pytest.approx(expected["score_chosen"], abs=1e-4)
-
-
 def test_in_a_pipe(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO((tmp_path / "data/in.jsonl").read_bytes())))
     written = io.BytesIO()

@@ -158,15 +158,6 @@ class TestProgress:
         assert progress._bar.n == pytest.approx(100 * (60 + 0.75 * 240) / 300)
         progress.close()
 
-    @pytest.mark.parametrize(
-        ("size", "beginning", "num_stages"), [("quick", "a zero first", 2), ("full", "a first digit one too high", 4)]
-    )
-    def test_stages_of_a_size(self, size: str, beginning: str, num_stages: int, tmp_path: Path) -> None:
-        task = parts.arithmetic_task(parts.SIZES[size], tmp_path, seed=0)
-        assert f"55% derail: {beginning}" in task.opening
-        assert list(task.stages)[:2] == ["a small transformer learns to add", "arithmetic: trains on its own reward"]
-        assert len(task.stages) == num_stages and all(seconds > 0 for seconds in task.stages.values())
-
     def test_results_are_kept_for_the_same_settings_only(self, tmp_path: Path) -> None:
         progress = Progress({"a": 1.0})
         progress.stage("a")

@@ -20,8 +20,21 @@ RM_BENCH_ROW = {
     "chosen": ["4.", "It is 4, as 2+2=4.", "**4**, as 2+2=4."],
     "rejected": ["5.", "It is 5, as 2+2=5.", "**5**, as 2+2=5."],
 }
+BEST_OF_FOUR_ROW = {"id": "a", "prompt": "p", "subset": "Math", "chosen": ["a"], "rejected": ["b", "c", "d"]}
+JUDGE_ROW = {"pair_id": "x", "source": "livebench-math", "question": "q", "label": "A>B"}
+JUDGE_ROW |= {"response_A": "a", "response_B": "b"}
 DATA = Path(os.environ.get("ENDOTRL_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 PAIR_ROW = {"prompt": "Say hi", "chosen": "Hi!", "rejected": "No."}
+
+
+def process_row(label: int, steps: int = 4, id: str = "gsm8k-0") -> dict[str, Any]:
+    return {"id": id, "problem": "1+1?", "steps": [f"Step {i} of {id}." for i in range(steps)], "label": label}
+
+
+def prm_row(errors: list[int], kind: str = "circular", idx: str = "p0") -> dict[str, Any]:
+    row = {"idx": idx, "modified_question": "q", "original_question": "q", "classification": kind}
+    row |= dict.fromkeys(("modified_process", "original_process"), [f"{idx} step {i}" for i in range(4)])
+    return {**row, "error_steps": errors}
 
 
 def write(path: Path, rows: list[Any]) -> str:

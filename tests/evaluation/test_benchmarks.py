@@ -10,11 +10,21 @@ from trl.data_utils import extract_prompt
 from endotrl.data.sources import FormatError, read_rows
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.benchmark import fold
-from endotrl.evaluation.benchmarks.process_bench import first_below
 from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
 from endotrl.evaluation.scorers import make_form
 
-from .rows import PAIR_ROW, RM_BENCH_ROW, items_of, metrics_of, real_file, write
+from .rows import (
+    BEST_OF_FOUR_ROW,
+    JUDGE_ROW,
+    PAIR_ROW,
+    RM_BENCH_ROW,
+    items_of,
+    metrics_of,
+    prm_row,
+    process_row,
+    real_file,
+    write,
+)
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
@@ -27,19 +37,6 @@ def random_scores(items, seed=0, ties=False):
 
 
 class TestRMBench:
-    def test_by_hand(self, tmp_path):
-        items = items_of("rm-bench", write(tmp_path / "chat.json", [RM_BENCH_ROW]))
-        assert items[0].responses == (*RM_BENCH_ROW["chosen"], *RM_BENCH_ROW["rejected"])
-        # Right answers 1, 2, 3 and wrong answers 0, 2, 4 (concise, detailed, markdown). Wins of row i over column j:
-        #   1 > 0, not 1 > 2, not 1 > 4;   2 > 0, not 2 > 2 (a tie), not 2 > 4;   3 > 0, 3 > 2, not 3 > 4
-        metrics = metrics_of("rm-bench", items, [[1, 2, 3, 0, 2, 4]])
-        assert metrics["easy"] == 1.0  # (2,1), (3,1), (3,2)
-        assert metrics["normal"] == pytest.approx(1 / 3)  # (1,1) only
-        assert metrics["hard"] == 0.0  # (1,2), (1,3), (2,3)
-        assert metrics["average"] == pytest.approx(4 / 9)
-        assert metrics["markdown > detailed"] == 1.0
-        assert metrics["detailed > markdown"] == 0.0
-
     def test_domain_from_the_file_name(self, tmp_path):
         for name, part in (("safety-refuse_filtered", "safety-refuse"), ("chat_filtered", "chat")):
             assert items_of("rm-bench", write(tmp_path / f"{name}.json", [RM_BENCH_ROW]))[0].group == part
@@ -69,54 +66,29 @@ class TestRewardBench:
         assert SECTIONS["Safety"]["xstest-should-refuse"] == 154
 
 
-def ties_row(kind, number, num_correct, num_wrong):
-    return {
-        "id": f"{kind}:{number}",
-        "prompt": "Name a colour.",
-        "subset": "Ties",
-        "chosen": [f"right {i}" for i in range(num_correct)],
-        "rejected": [f"wrong {i}" for i in range(num_wrong)],
-    }
-
-
 class TestRewardBench2:
     def test_best_of_four_with_ties(self, tmp_path):
-        row = {"id": "a", "prompt": "p", "subset": "Math", "chosen": ["a"], "rejected": ["b", "c", "d"]}
-        items = items_of("reward-bench-2", write(tmp_path / "f.jsonl", [{**row, "id": str(i)} for i in range(4)]))
+        items = items_of(
+            "reward-bench-2", write(tmp_path / "f.jsonl", [{**BEST_OF_FOUR_ROW, "id": str(i)} for i in range(4)])
+        )
         # Best alone: 1. Best of two: 1/2. Best of four: 1/4. Not best: 0.
         scores = [[3, 1, 2, 0], [3, 3, 2, 0], [1, 1, 1, 1], [2, 3, 2, 0]]
         assert metrics_of("reward-bench-2", items, scores)["average"] == pytest.approx((1 + 0.5 + 0.25 + 0) / 4)
 
-    def test_ties_by_hand(self, tmp_path):
-        rows = [ties_row("ref", 0, 1, 2), ties_row("tied", 0, 2, 2)]
-        items = items_of("reward-bench-2", write(tmp_path / "f.jsonl", rows))
-        # Reference: gap 5 - 4 = 1. Tied: right answers 8 and 6 (spread 2), wrong 3 and 0: gap 6 - 3 = 3 > 2, but the
-        # smaller gap, 1, is not. Margin tanh(1 / 2 - 1).
-        metrics = metrics_of("reward-bench-2", items, [[5, 4, 0], [8, 6, 3, 0]])
-        assert metrics["Ties"] == pytest.approx(0.3 + 0.3 + 0.2 + 0.0 + 0.01 * np.tanh(-0.5), abs=1e-12)
-        # All equal: nothing is right, and 0 / 0 counts 0.
-        assert metrics_of("reward-bench-2", items, [[1, 1, 1], [2, 2, 2, 2]])["Ties"] == 0.0
-
-    def test_ties_ids_once(self, tmp_path):
-        rows = [ties_row("tied", 0, 2, 2), ties_row("ref", 0, 1, 2), ties_row("tied", 0, 3, 2)]
-        path = write(tmp_path / "f.jsonl", rows)
-        with pytest.raises(FormatError, match=r"line 3: the \"id\" tied:0 of Ties is there twice"):
-            items_of("reward-bench-2", path)
-
-    def test_bad_rows(self, tmp_path):
-        with pytest.raises(ValueError, match=r'line 1: the "id" of a row of Ties must be "ref:N" or "tied:N"'):
-            items_of("reward-bench-2", write(tmp_path / "f.jsonl", [{**ties_row("tied", 0, 2, 1), "id": "7"}]))
-
-
-def process_row(label, steps=4, id="gsm8k-0"):
-    return {"id": id, "problem": "1+1?", "steps": [f"Step {i} of {id}." for i in range(steps)], "label": label}
+    @pytest.mark.parametrize(
+        ("ids", "message"),
+        [
+            (["7"], r'line 1: the "id" of a row of Ties must be "ref:N" or "tied:N"'),
+            (["tied:0", "ref:0", "tied:0"], r"line 3: the \"id\" tied:0 of Ties is there twice"),
+        ],
+    )
+    def test_bad_rows(self, tmp_path, ids, message):
+        rows = [{**BEST_OF_FOUR_ROW, "id": name, "subset": "Ties", "chosen": ["a", "b"]} for name in ids]
+        with pytest.raises(FormatError, match=message):
+            items_of("reward-bench-2", write(tmp_path / "f.jsonl", rows))
 
 
 class TestProcessBench:
-    def test_first_below(self):
-        assert first_below([1.0, 0.2, 0.1], 0.5) == 1
-        assert first_below([1.0, 0.5], 0.5) == -1
-
     def test_a_reward_that_knows(self, tmp_path):
         rows = [process_row(label, id=f"gsm8k-{i}") for i, label in enumerate([-1, 0, 2, 3, -1, 1] * 8)]
         rows += [process_row(label, id=f"math-{i}") for i, label in enumerate([-1, 3] * 10)]
@@ -158,16 +130,9 @@ class TestProcessBench:
 
 
 class TestPRMBench:
-    def row(self, errors, kind="circular", idx="p0"):
-        steps = [f"{idx} step {i}" for i in range(4)]
-        return {
-            "idx": idx, "modified_question": "q", "original_question": "q", "modified_process": steps,
-            "original_process": steps, "error_steps": errors, "classification": kind,
-        }  # fmt: skip
-
     def test_empty_steps(self, tmp_path, engine):
         """Three of the authors' rows have some; a solution of nothing else is no solution."""
-        row = {**self.row([2]), "modified_process": ["1+1=2.", "", "So 2.", " "]}
+        row = {**prm_row([2]), "modified_process": ["1+1=2.", "", "So 2.", " "]}
         (item,) = items_of("prm-bench", write(tmp_path / "f.jsonl", [row]))
         (scored,) = engine.score([item])
         for form in ("bellman.sum", "log_prob.mean", "log_prob.min", "length"):
@@ -177,17 +142,17 @@ class TestPRMBench:
             items_of("prm-bench", write(tmp_path / "f.jsonl", [{**row, "modified_process": ["", " "]}]))
 
     def test_wrong_steps_count_from_one(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1]), self.row([2, 3, 9], "deception")]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1]), prm_row([2, 3, 9], "deception")]))
         # A step behind the last is passed over.
         assert [item.facts["errors"] for item in items] == [[0], [1, 2]]
 
     def test_auc_within_a_solution(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1, 2])]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1, 2])]))
         # Wrong steps score 1 and 2, right ones 2 and 3: wins 2>1, 3>1, 3>2 and the tie 2=2, out of 4.
         assert metrics_of("prm-bench", items, [[1, 2, 2, 3]])["auc"] == pytest.approx(3.5 / 4)
 
     def test_correct_solutions_stay_out_of_the_total(self, tmp_path):
-        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [self.row([1], "redundency"), self.row([1])]))
+        items = items_of("prm-bench", write(tmp_path / "f.jsonl", [prm_row([1], "redundency"), prm_row([1])]))
         assert [item.group for item in items] == ["correct", "redundency", "circular"]
         units = BENCHMARKS["prm-bench"].units(items, random_scores(items))
         assert set(units[0].values) == {"accepted"}
@@ -215,9 +180,8 @@ class TestDSP:
 
 class TestJudgeBenchAndLLMBar:
     def test_judge_bench(self, tmp_path):
-        row = {"pair_id": "x", "source": "mmlu-pro-law", "question": "q", "label": "B>A"}
-        row |= {"response_A": "a", "response_B": "b"}
-        rows = [row, {**row, "label": "A>B"}, {**row, "label": "A>B", "source": "livecodebench"}]
+        row = {**JUDGE_ROW, "source": "mmlu-pro-law"}
+        rows = [{**row, "label": "B>A"}, row, {**row, "source": "livecodebench"}]
         items = items_of("judge-bench", write(tmp_path / "f.jsonl", rows))
         metrics = metrics_of("judge-bench", items, [[1, 2], [1, 2], [1, 1]])
         assert metrics == {"accuracy": pytest.approx(1 / 3), "Knowledge": 0.5, "Coding": 0.0}

@@ -103,13 +103,7 @@ class TestForms:
         draws = Control("random").score(item, scored)
         assert draws == Control("random").score(item, scored) and len(set(draws)) == 3
 
-    @pytest.mark.parametrize(
-        "name",
-        [
-            *("bellman.sum", "bellman.mean", "bellman.discounted=0.95", "bellman.first=3", "log_prob.power=0.5"),
-            *("centered.min", "negative_entropy.mean", "self_certainty.sum"),
-        ],
-    )
+    @pytest.mark.parametrize("name", ["bellman.first=3", "negative_entropy.mean", "self_certainty.sum"])
     def test_the_same_as_the_reward(self, name, item, scored, tiny_model_path):
         token_reward, aggregate = name.split(".", 1)
         reward = EndogenousReward(tiny_model_path, token_reward=token_reward, aggregate=aggregate, device="cpu")

@@ -21,10 +21,11 @@ from endotrl.commands.main import main
 from endotrl.evaluation.benchmarks.dsp import CRITERIA
 from endotrl.evaluation.benchmarks.prm_bench import thresholds
 
-from .rows import DATA, items_of, metrics_of, write
+from .rows import DATA, JUDGE_ROW, items_of, metrics_of, prm_row, write
 
 
 DOMAINS = ("academy", "business", "literature", "entertainment")
+LEVELS, STYLES = ("easy", "normal", "hard"), ("concise", "detailed", "markdown")
 
 
 def digest(text: str, criterion: str | None = None) -> float:
@@ -63,23 +64,23 @@ def share(wins):
 def rm_bench(rows, score):
     """The README of the repository: the mean of the domains, of which safety is the mean of two parts."""
 
-    def levels(part):
-        found = {"easy": [], "normal": [], "hard": []}
+    def cells(part):
+        found = defaultdict(list)
         for row in rows:
             if row.get("domain", "chat") == part:
                 for i, j in itertools.product(range(3), range(3)):
-                    level = "hard" if i < j else "easy" if i > j else "normal"
-                    found[level].append(score(row["chosen"][i]) > score(row["rejected"][j]))
-        return {level: share(wins) for level, wins in found.items() if wins}
+                    right = score(row["chosen"][i]) > score(row["rejected"][j])
+                    found["hard" if i < j else "easy" if i > j else "normal"].append(right)
+                    found[f"{STYLES[i]} > {STYLES[j]}"].append(right)
+        return {name: share(wins) for name, wins in found.items()}
 
-    parts = {part: levels(part) for part in ("chat", "math", "code", "safety-refuse", "safety-response")}
+    parts = {part: cells(part) for part in ("chat", "math", "code", "safety-refuse", "safety-response")}
     safety = [parts.pop(f"safety-{part}") for part in ("refuse", "response")]
-    if safety[0]:
-        parts["safety"] = {level: (safety[0][level] + safety[1][level]) / 2 for level in safety[0]}
+    parts["safety"] = {name: (safety[0][name] + safety[1][name]) / 2 for name in safety[0]}
     parts = {part: found for part, found in parts.items() if found}
-    expected = {level: share([found[level] for found in parts.values()]) for level in ("easy", "normal", "hard")}
-    expected |= {part: share(found.values()) for part, found in parts.items()} if len(parts) > 1 else {}
-    return expected | {"average": share([share(found.values()) for found in parts.values()])}
+    expected = {name: share([found[name] for found in parts.values()]) for name in next(iter(parts.values()))}
+    averages = {part: share([found[level] for level in LEVELS]) for part, found in parts.items()}
+    return expected | (averages if len(parts) > 1 else {}) | {"average": share(averages.values())}
 
 
 def judge_bench(rows, score):
@@ -88,11 +89,8 @@ def judge_bench(rows, score):
 
 
 def llmbar(rows, score):
-    return {
-        "average": share(
-            [score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows]
-        )
-    }
+    right = [score(row[f"output_{row['label']}"]) > score(row[f"output_{3 - row['label']}"]) for row in rows]
+    return {"average": share(right)}
 
 
 def preference(rows, score):
@@ -140,8 +138,14 @@ PAIRS = list(enumerate(zip(words(40), words(40, 1), strict=True)))
 RM_BENCH = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
 TOTAL = [{**RM_BENCH[i], "domain": part} for i, part in enumerate(sum(([part] * n for part, n in PARTS.items()), []))]
 JUDGE_BENCH = [
-    {"pair_id": str(i), "source": SOURCES[i % 3], "question": "q", "label": LABELS[i % 2]}
-    | {"response_A": a, "response_B": b}
+    {
+        **JUDGE_ROW,
+        "pair_id": str(i),
+        "source": SOURCES[i % 3],
+        "label": LABELS[i % 2],
+        "response_A": a,
+        "response_B": b,
+    }
     for i, (a, b) in PAIRS
 ]
 LLMBAR = [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in PAIRS]
@@ -150,9 +154,9 @@ PREFERENCE = [{"chosen": TALK + a, "rejected": TALK + b} for _, (a, b) in PAIRS]
 NAMES = (*DOMAINS, "normal")
 DSP = [{"query": f"q{i}", "responses": dict(zip(NAMES, words(5, i), strict=True))} for i in range(30)]
 TIES = [
-    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, n), "rejected": words(3, 99 + n)}
-    for n in range(9)
-    for kind, k in (("ref", 1), ("tied", 2 + n % 4))
+    {"id": f"{kind}:{n}", "prompt": "p", "subset": "Ties", "chosen": words(k, seed), "rejected": words(1, 200 + seed)}
+    for n in range(30)
+    for kind, k, seed in (("ref", 1, 100 + n), ("tied", 2 + n % 2, n))
 ]
 # Name of the benchmark; its real file; rows of the same format; and what it makes of them
 CASES = [
@@ -181,13 +185,7 @@ def test_figures(benchmark, file, made, figures, score, tmp_path):
 
 @pytest.mark.parametrize("score", [digest, coarse])
 def test_prm_bench(tmp_path, score):
-    made = [
-        {
-            "idx": str(i), "modified_question": "q", "original_question": "q", "classification": "step_contradiction",
-            "modified_process": words(4, i), "original_process": words(4, i), "error_steps": [1 + i % 4],
-        }
-        for i in range(30)
-    ]  # fmt: skip
+    made = [{**prm_row([1 + i % 4], "step_contradiction", str(i)), "modified_process": words(4, i)} for i in range(30)]
     path = real_or_made(tmp_path, "prmbench/step_contradiction.jsonl", made)
     items = items_of("prm-bench", path)
     # Which threshold a solution gets is the package's own device; what it makes of it is not.

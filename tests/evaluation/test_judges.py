@@ -39,46 +39,35 @@ OTHER_FAMILIES = {
 }
 
 
-class TestNextToken:
-    def test_batched_equals_alone(self, engine, model):
-        rows = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14]]
-        batched = engine.next_token_logits(rows, [3, 50, 200])
-        with torch.no_grad():
-            for row, got in zip(rows, batched, strict=True):
-                assert torch.allclose(got, model(torch.tensor([row])).logits[0, -1, [3, 50, 200]], atol=1e-4)
+def reply_probabilities(model, tokenizer, ids, words):
+    """Of replies to one prompt, alone."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[-256:]])).logits[0, -1]
+    return logits[[tokenizer(word)["input_ids"][0] for word in words]].softmax(-1).tolist()
 
-    @pytest.mark.parametrize("family", OTHER_FAMILIES)
-    def test_families(self, family, items, tokenizer, tmp_path):
-        """A judge of a family whose forward pass has no `position_ids` says what a pass of one prompt says."""
-        config = OTHER_FAMILIES[family]
-        config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config).eval()
-        model.save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        engine = Engine(OwnCopy(str(tmp_path), device="cpu"))
-        judge = Judge("judge_verifier", engine)
-        yes, no = (tokenizer(word)["input_ids"][0] for word in ("Yes", "No"))
-        prompts = [judge._question(item, i) for item in items for i in range(len(item.responses))]
-        expected = []
-        for prompt in prompts:
-            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)[-256:]
-            with torch.no_grad():
-                logits = model(torch.tensor([ids])).logits[0, -1]
-            expected.append(logits[[yes, no]].softmax(-1)[0].item())
-        scores = [score for row in judge.score_items(items) for score in row]
-        assert scores == pytest.approx(expected, abs=1e-5)
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_families(family, items, tokenizer, tmp_path):
+    """A judge of a family whose forward pass has no `position_ids` says what a pass of one prompt says."""
+    config = OTHER_FAMILIES[family]
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    judge = Judge("judge_verifier", Engine(OwnCopy(str(tmp_path), device="cpu")))
+    expected = []
+    for prompt in [judge._question(item, i) for item in items for i in range(len(item.responses))]:
+        ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        expected.append(reply_probabilities(model, tokenizer, ids, ("Yes", "No"))[0])
+    assert sum(judge.score_items(items), []) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.fixture
 def naive(model, tokenizer):
-    """Probabilities of replies to one prompt, alone."""
-
     def probabilities(prompt, words):
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"][-256:]
-        with torch.no_grad():
-            logits = model(torch.tensor([ids])).logits[0, -1]
-        return logits[[tokenizer(word)["input_ids"][0] for word in words]].softmax(-1).tolist()
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return reply_probabilities(model, tokenizer, ids, words)
 
     return probabilities
 

@@ -24,7 +24,7 @@ NAMES = ["bellman.sum", "self_certainty", "centered.discounted=0.95", "length"]
 SETTINGS = {"benchmark": "preference", "model": "tiny"}
 
 
-def run(folder, items, names, placement, engines=None, **kwargs):
+def run(folder, items, names, placement, engines=None):
     folder.open(SETTINGS)
 
     def make_engine():
@@ -32,9 +32,7 @@ def run(folder, items, names, placement, engines=None, **kwargs):
             engines.append(1)
         return Engine(placement)
 
-    records = score_items(
-        items, names, folder, make_engine, lambda name, engine: make_scorer(name, engine), block_size=2, **kwargs
-    )
+    records = score_items(items, names, folder, make_engine, make_scorer, block_size=2)
     return {name: scores_of(name, items, records)[0] for name in names}
 
 
@@ -75,12 +73,6 @@ class TestResume:
         again = []
         assert run(RunFolder(folder.folder), pair_items, NAMES, placement, again) == resumed and not again
         assert len(folder.scores_path.read_bytes().splitlines()) == 6
-
-    def test_progress_counts_what_was_done(self, folder, placement, pair_items, capsys):
-        run(folder, pair_items[:4], ["length"], placement)
-        run(RunFolder(folder.folder), pair_items, ["length"], placement, progress=True)
-        shown = capsys.readouterr().err
-        assert "4/6" in shown and "6/6" in shown and "/2 " not in shown
 
     def test_half_a_line_is_cut_off(self, folder, placement, pair_items):
         before = run(folder, pair_items, NAMES, placement)

@@ -79,11 +79,6 @@ class TestSampler:
             assert list(row.samples[-1].token_ids) == greedy
         assert {s.finished for row in drawn for s in row.samples} == {True, False}
 
-    def test_seeds(self, engine):
-        sampler = MixtureSampler(engine, LIMIT, [1.0])
-        assert sampler(PROMPTS, self.temperatures, 3) == sampler(PROMPTS, self.temperatures, 3)
-        assert sampler(PROMPTS, self.temperatures, 3) != sampler(PROMPTS, self.temperatures, 4)
-
     def test_each_temperature_has_its_distribution(self, engine):
         """Frequencies of first tokens against the densities."""
         drawn = MixtureSampler(engine, 1, [1.0, 0.5])(PROMPTS[:1], [1.0] * 4000 + [0.5] * 4000, 0)[0]

@@ -17,18 +17,24 @@ TOKENS = [[7, 1, 9], [7, 2, 9], [5, 5, 5, 9], [7, 1, 9], [7, 1, 9]]
 PROBABILITIES = [0.3, 0.25, 0.4, 0.3, 0.3]
 
 
-def record(key: str, right: list[float] | None) -> dict:
-    log_probs = [math.log(p) for p in PROBABILITIES]
+def make_record(key: str, token_ids: list, answers: list, probabilities: list, right: list | None) -> dict:
+    """What is kept of a question: its samples, the last of them greedy."""
+    log_probs = np.log(probabilities)
     return {
         "key": key,
-        "texts": ["x", "y", "z", "x", "x"],
-        "token_ids": TOKENS,
-        "finished": [True, True, True, False, True],
-        "log_probs": {"1.0": log_probs, "0.5": [2 * value for value in log_probs]},
-        "rewards": log_probs,
+        "texts": list(map(str, answers)),
+        "token_ids": token_ids,
+        "finished": [True] * len(answers),
+        "log_probs": {"1.0": log_probs.tolist(), "0.5": (2 * log_probs).tolist()},
+        "rewards": log_probs.tolist(),
         "right": right,
-        "groups": [0, 1, 2, 0, 0],
+        "groups": [answers.index(answer) for answer in answers],
     }
+
+
+def record(key: str, right: list[float] | None) -> dict:
+    once = make_record(key, TOKENS, ["x", "y", "z", "x", "x"], PROBABILITIES, right)
+    return {**once, "finished": [True, True, True, False, True]}
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +80,9 @@ def test_weights(result):
 )
 def test_slope(objective, share):
     """The first step from the frozen model of one-token answers: that of the accuracy under pi^(1 + share / beta)."""
-    answers = np.array([0] * 200 + [1] * 120 + [2] * 80)  # as often as they are probable
+    answers = [0] * 200 + [1] * 120 + [2] * 80 + [0]  # as often as they are probable; the last is greedy
     base = np.array([0.5, 0.3, 0.2])
-    one = {
-        "key": "0",
-        "token_ids": [[int(a)] for a in (*answers, 0)],
-        "finished": [True] * 401,
-        "log_probs": {"1.0": np.log(base[[*answers, 0]]).tolist(), "0.5": [0.0] * 401},
-        "rewards": np.log(base[[*answers, 0]]).tolist(),
-        "right": (np.array([*answers, 0]) == 0).astype(float).tolist(),
-        "groups": [[0, 200, 320][a] for a in (*answers, 0)],
-    }
+    one = make_record("0", [[a] for a in answers], answers, base[answers], [float(a == 0) for a in answers])
     found = from_records([one], Mixture({1.0: 400, 0.0: 1}), objective, [1.0]).details["slope"]["value"]
     step = 1e-5
     power = base ** (1 + share * step)
@@ -124,17 +122,8 @@ def test_verdicts(right, words):
 def second_best(key: str) -> dict:
     """40 samples, as often as they are probable: a wrong answer before the right one, which is before three others."""
     answers = [0] * 16 + [1] * 12 + [2] * 4 + [3] * 4 + [4] * 4 + [0]  # the last is greedy
-    log_probs = [math.log((0.4, 0.3, 0.1, 0.1, 0.1)[a]) for a in answers]
-    return {
-        "key": key,
-        "texts": [str(a) for a in answers],
-        "token_ids": [[a, 9] for a in answers],
-        "finished": [True] * 41,
-        "log_probs": {"1.0": log_probs, "0.5": [2 * value for value in log_probs]},
-        "rewards": log_probs,
-        "right": [float(a == 1) for a in answers],
-        "groups": [answers.index(a) for a in answers],
-    }
+    probabilities = [(0.4, 0.3, 0.1, 0.1, 0.1)[a] for a in answers]
+    return make_record(key, [[a, 9] for a in answers], answers, probabilities, [float(a == 1) for a in answers])
 
 
 def test_right_answers_are_probable_but_not_most():

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
 from endotrl import CollapseMonitor, HeldOut
-from tests.support.helpers import ON_CPU
+from tests.support.trainers import length, make_trainer
 from tests.support.worker import FixedRollouts, leave_group
 
 
@@ -23,10 +22,6 @@ FALLS_AFTER = 14
 
 class FixedGRPO(FixedRollouts, GRPOTrainer):
     pass
-
-
-def longer(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-    return [float(len(ids)) for ids in completion_ids]
 
 
 def accuracy(completion_ids: list[list[int]], trainer_state: Any, **kwargs: Any) -> list[float]:
@@ -40,29 +35,11 @@ def says_much(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
 
 
 def main(model: str, folder: str, rows: str) -> None:
-    args = GRPOConfig(
-        output_dir=folder,
-        max_steps=24,
-        per_device_train_batch_size=int(rows),
-        num_generations=4,
-        max_completion_length=8,
-        learning_rate=1e-3,
-        scale_rewards="none",
-        reward_weights=[1.0, 0.0],
-        shuffle_dataset=False,
-        logging_steps=1,
-        save_strategy="no",
-        **ON_CPU,
-    )
-    trainer = FixedGRPO(
-        model=AutoModelForCausalLM.from_pretrained(model),
-        reward_funcs=[longer, accuracy],
-        args=args,
-        train_dataset=Dataset.from_dict(
-            {"prompt": ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4}
-        ),
-        processing_class=AutoTokenizer.from_pretrained(model),
-    )
+    prompts = ["a b c", "d e", "f", "g h i j", "a a", "k l", "b", "c d e f"] * 4
+    settings = {"max_steps": 24, "per_device_train_batch_size": int(rows), "learning_rate": 1e-3, "logging_steps": 1}
+    settings |= {"scale_rewards": "none", "reward_weights": [1.0, 0.0], "shuffle_dataset": False}
+    settings |= {"train_dataset": Dataset.from_dict({"prompt": prompts})}
+    trainer = make_trainer(FixedGRPO, model, folder, [length, accuracy], **settings)
     # An odd number: the second process asks one of them again. As many answers as in a group: see `FixedRollouts`.
     questions = [{"prompt": prompt} for prompt in ("a l", "b k", "c j", "d i", "e h")]
     HeldOut(questions, says_much, every=10, num_samples=4).attach(trainer)

@@ -169,16 +169,6 @@ def test_a_fast_fall_from_the_first_step() -> None:
     assert alarm is not None and alarm <= 7
 
 
-def test_names_of_held_out_rewards_suffice() -> None:
-    # Not attached: only what the trainer logs.
-    log = [
-        {"reward": i, "rewards/accuracy/mean": e["collapse/held_out/accuracy"]}
-        for i, e in enumerate(accuracies([0.7] * 30 + [0.7 - 0.01 * i for i in range(40)]))
-    ]
-    assert first_alarm(log, held_out=["accuracy"]) is not None
-    assert first_alarm(log) is None
-
-
 BASE = {"reward": 0.0, "completions/mean_length": 100.0, "completions/clipped_ratio": 0.1, "entropy": 1.0, "kl": 0.01}
 BASE |= {"collapse/repetition": 0.02, "r/log_prob_per_token": -1.0, "collapse/distinct_completions": 8.0}
 BASE |= {"collapse/length_correlation": -0.5, "collapse/reward_is_verdict": 0.0}

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from transformers import AutoModelForCausalLM
+from trl import GRPOTrainer
 
 from endotrl.monitoring.first_policy import FirstPolicy
 
-from .test_monitor import QUIETLY
+from ..support.trainers import length, make_trainer, rollout
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -22,17 +21,10 @@ def test_adapter_of_the_reference(moved: bool, tiny_policy_path: str, tmp_path: 
         AutoModelForCausalLM.from_pretrained(tiny_policy_path),
         LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False),
     )
-    args = GRPOConfig(str(tmp_path), beta=0.1, per_device_train_batch_size=8, max_completion_length=8, **QUIETLY)
-    trainer = GRPOTrainer(
-        model,
-        reward_funcs=lambda completion_ids, **kwargs: [float(len(ids)) for ids in completion_ids],
-        args=args,
-        train_dataset=Dataset.from_dict({"prompt": ["a b c"] * 8}),
-        processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
-    )
+    trainer = make_trainer(GRPOTrainer, model, tmp_path, length, beta=0.1)
     trainer.args.sync_ref_model = moved  # which TRL 1.16 refuses for adapters
     first = FirstPolicy(trainer, None)
-    output = trainer._generate_and_score_completions([trainer.train_dataset[i] for i in range(8)])
+    output = rollout(trainer)
 
     def distance() -> float:
         assert (log_probs := first.log_probs(output)) is not None

@@ -9,37 +9,34 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+from trl import GRPOTrainer, RLOOTrainer
+from trl.experimental.online_dpo import OnlineDPOTrainer
 
-from endotrl import CollapseMonitor, DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
+from endotrl import CollapseMonitor, DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.monitoring.batch_statistics import change_since, repetition
 from endotrl.monitoring.observer import BatchObserver
 
+from ..support import trainers
 from ..support.helpers import assert_same_to_the_bit, weights
 
 
 pytestmark = pytest.mark.slow
-DATASET = Dataset.from_dict({"prompt": ["a b c", "d e", "f", "g h i j"] * 8})
 FALLS_AFTER = 14
-QUIETLY: dict[str, Any] = {"report_to": [], "use_cpu": True, "bf16": False, "disable_tqdm": True, "logging_steps": 1}
-QUIETLY["save_strategy"] = "no"
-GRPO, PPO = (GRPOTrainer, GRPOConfig), (PPOTrainer, PPOConfig)
-TRAINERS = [GRPO, (RLOOTrainer, RLOOConfig), (DenseGRPOTrainer, DenseGRPOConfig), PPO]
+TRAINERS = [GRPOTrainer, RLOOTrainer, DenseGRPOTrainer, PPOTrainer]
+ADAPTER = LoraConfig(target_modules=["q_proj", "v_proj"])
 MOVED = {"beta": 0.05, "sync_ref_model": True, "ref_model_sync_steps": 1}
 FIRST = {
-    "copy": (*GRPO, {"beta": 0.0}),
-    "reference": (*GRPO, {"beta": 0.05}),
-    "adapter": (*GRPO, {"beta": 0.0, "adapter": True, "learning_rate": 3e-2}),
-    "RLOO": (RLOOTrainer, RLOOConfig, {"beta": 0.05}),
-    "PPO": (*PPO, {"beta": 0.0}),
-    "value head": (*PPO, {"beta": 0.0, "critic": "value_head"}),
-    "value model": (*PPO, {"beta": 0.0, "critic": "value_model"}),
-    "moved": (*GRPO, MOVED),
-    "moved, value head": (*PPO, {"critic": "value_head", **MOVED}),
+    "copy": (GRPOTrainer, {"beta": 0.0}),
+    "reference": (GRPOTrainer, {"beta": 0.05}),
+    "adapter": (GRPOTrainer, {"beta": 0.0, "peft_config": ADAPTER, "learning_rate": 3e-2}),
+    "RLOO": (RLOOTrainer, {"beta": 0.05}),
+    "PPO": (PPOTrainer, {"beta": 0.0}),
+    "value head": (PPOTrainer, {"beta": 0.0, "critic": "value_head"}),
+    "value model": (PPOTrainer, {"beta": 0.0, "critic": "value_model"}),
+    "moved": (GRPOTrainer, MOVED),
+    "moved, value head": (PPOTrainer, {"critic": "value_head", **MOVED}),
 }
 
 
@@ -67,41 +64,23 @@ class Reported(TrainerCallback):
 
 
 def make_trainer(
-    path: str,
-    output_dir: Path,
-    falls_after: float = FALLS_AFTER,
-    trainer_class: Any = GRPOTrainer,
-    config_class: Any = GRPOConfig,
-    weight: float = 0.0,
-    adapter: bool = False,
-    **settings: Any,
+    path: str, folder: Path, falls_after: float = FALLS_AFTER, kind: type = GRPOTrainer, **settings: Any
 ) -> Any:
     common = {"beta": 0.05, "learning_rate": 1e-4, "max_steps": 24, "per_device_train_batch_size": 32, "seed": 3}
-    common |= {"num_generations": 4, "max_completion_length": 8, "reward_weights": [1.0, weight], **QUIETLY}
-    if config_class is PPOConfig:
+    common |= {"num_generations": 4, "reward_weights": [1.0, 0.0], "logging_steps": 1}
+    if kind is PPOTrainer:
         common |= {"critic": "none", "scale_rewards": "none"}
-    args = config_class(output_dir=str(output_dir), **{**common, **settings})
-    return trainer_class(
-        model=AutoModelForCausalLM.from_pretrained(path),
-        reward_funcs=[EndogenousReward(path), ScriptedAccuracy(falls_after)],
-        args=args,
-        train_dataset=DATASET,
-        processing_class=AutoTokenizer.from_pretrained(path),
-        **({"peft_config": LoraConfig(target_modules=["q_proj", "v_proj"])} if adapter else {}),
-    )
+    rewards = [EndogenousReward(path), ScriptedAccuracy(falls_after)]
+    return trainers.make_trainer(kind, path, folder, rewards, **{**common, **settings})
 
 
 def steps(trainer: Any) -> list[dict[str, float]]:
     return [entry for entry in trainer.state.log_history if "reward" in entry]
 
 
-@pytest.mark.parametrize(("trainer_class", "config_class"), TRAINERS, ids=lambda c: c.__name__)
-def test_figures_of_every_trainer(
-    trainer_class: Any, config_class: Any, tiny_policy_path: str, tmp_path: Path
-) -> None:
-    trainer = make_trainer(
-        tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, max_steps=3, logging_steps=3
-    )
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_figures_of_every_trainer(kind: type, tiny_policy_path: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tiny_policy_path, tmp_path, math.inf, kind, max_steps=3, logging_steps=3)
     monitor = CollapseMonitor().attach(trainer)
     seen: list[tuple[list[list[int]], torch.Tensor]] = []
     calculate = trainer._calculate_rewards
@@ -150,12 +129,12 @@ def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
     return torch.stack(sums)
 
 
-@pytest.mark.parametrize(("trainer_class", "config_class", "settings"), FIRST.values(), ids=FIRST)
+@pytest.mark.parametrize(("kind", "settings"), FIRST.values(), ids=FIRST)
 def test_compared_with_the_first_policy(
-    trainer_class: Any, config_class: Any, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path
+    kind: type, settings: dict[str, Any], tiny_policy_path: str, tmp_path: Path
 ) -> None:
     settings = {"max_steps": 4, "learning_rate": 3e-3, "num_iterations": 1, **settings}
-    trainer = make_trainer(tiny_policy_path, tmp_path, math.inf, trainer_class, config_class, **settings)
+    trainer = make_trainer(tiny_policy_path, tmp_path, math.inf, kind, **settings)
     CollapseMonitor().attach(trainer)
     first = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     generate, calculate = trainer._generate_and_score_completions, trainer._calculate_rewards
@@ -228,20 +207,8 @@ def test_warns_once(tiny_policy_path: str, tmp_path: Path, caplog: pytest.LogCap
 def test_a_verifier_may_lead_away(tiny_policy_path: str, tmp_path: Path) -> None:
     """Of a reward that says right or wrong, the first policy's belief is no judge; of a count, it is."""
     for reward, judged in ((lambda completions, **_: [float("a" in c) for c in completions], False), (count_a, True)):
-        trainer = GRPOTrainer(
-            AutoModelForCausalLM.from_pretrained(tiny_policy_path),
-            reward_funcs=[reward],
-            args=GRPOConfig(
-                str(tmp_path),
-                max_steps=1,
-                per_device_train_batch_size=32,
-                num_generations=4,
-                max_completion_length=8,
-                **QUIETLY,
-            ),
-            train_dataset=DATASET,
-            processing_class=AutoTokenizer.from_pretrained(tiny_policy_path),
-        )
+        settings = {"max_steps": 1, "per_device_train_batch_size": 32, "logging_steps": 1}
+        trainer = trainers.make_trainer(GRPOTrainer, tiny_policy_path, tmp_path, reward, **settings)
         CollapseMonitor().attach(trainer)
         trainer.train()
         assert ("collapse/first_log_prob_change" in steps(trainer)[0]) is judged
@@ -249,15 +216,6 @@ def test_a_verifier_may_lead_away(tiny_policy_path: str, tmp_path: Path) -> None
 
 def count_a(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(str(completion).count("a")) for completion in completions]
-
-
-@pytest.mark.parametrize("falls_after", [FALLS_AFTER, math.inf])
-def test_stops_a_run_that_is_not_healthy(falls_after: float, tiny_policy_path: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tiny_policy_path, tmp_path, falls_after)
-    monitor = CollapseMonitor(action="stop").attach(trainer)
-    trainer.train()
-    stopped = [trainer.state.global_step] if trainer.state.global_step < 24 else []
-    assert [step for step, _ in monitor.alarms] == stopped and bool(stopped) == (falls_after < math.inf)
 
 
 def test_restores_the_best_checkpoint(tiny_policy_path: str, tmp_path: Path) -> None:
@@ -310,16 +268,12 @@ def shorter(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
     return [-float(ids.index(2) + 1 if 2 in ids else len(ids)) for ids in completion_ids]
 
 
-def online_dpo(path: str, output_dir: Path, reward: Any, max_steps: int, ends: list[int] | None = None) -> Any:
-    args = OnlineDPOConfig(
-        str(output_dir), **QUIETLY, max_steps=max_steps, per_device_train_batch_size=8, max_new_tokens=8
-    )
+def online_dpo(path: str, folder: Path, reward: Any, max_steps: int, ends: list[int] | None = None) -> Any:
     model = AutoModelForCausalLM.from_pretrained(path)
     model.generation_config.eos_token_id = ends or model.generation_config.eos_token_id
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    return OnlineDPOTrainer(
-        model=model, reward_funcs=reward, args=args, processing_class=tokenizer, train_dataset=DATASET
-    )
+    settings = {"max_steps": max_steps, "logging_steps": 1}
+    settings |= {"processing_class": AutoTokenizer.from_pretrained(path, padding_side="left")}
+    return trainers.make_trainer(OnlineDPOTrainer, model, folder, reward, **settings)
 
 
 def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
@@ -351,16 +305,10 @@ def test_online_dpo_with_two_ends(tiny_policy_path: str, tmp_path: Path, monkeyp
     assert any(ids[-1] == 9 for ids in observed)
 
 
-def test_bad_settings() -> None:
-    for arguments, says in (
-        ({"action": "halt"}, "`action` is 'halt'"),
-        ({"held_out": "accuracy"}, r"list of names: \['accuracy'\]"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            CollapseMonitor(**arguments)
-
-
 def test_what_does_not_go_with_a_trainer(tiny_policy_path: str, tmp_path: Path) -> None:
+    for setting, says in ({"action": "halt"}, "`action` is 'halt'"), ({"held_out": "a"}, r"list of names: \['a'\]"):
+        with pytest.raises(ValueError, match=says):
+            CollapseMonitor(**setting)
     trainer = make_trainer(tiny_policy_path, tmp_path)
     for name, says in (("accuracies", "no reward function"), ("endogenous_reward", "trained on")):
         with pytest.raises(ValueError, match=f"{name}.*{says}.*here accuracy"):

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from endotrl.monitoring.batch_statistics import (
     group_correlation,
     repetition,
 )
-from endotrl.monitoring.observer import BatchObserver
 
 
 def test_repetition_by_hand() -> None:
@@ -159,10 +157,3 @@ def test_a_verdict_recurs_and_has_few_values(batches: list[tuple[str, list[float
     for completions, values in batches:
         seen.add(completions, values)
     assert seen.is_verdict == ValuesSeen(seen.values, seen.recurs).is_verdict == is_verdict
-
-
-def test_what_is_remembered_follows_the_batches() -> None:
-    observer = BatchObserver(SimpleNamespace(accelerator=SimpleNamespace(gather=lambda values: values)))
-    memory = observer.remember({})
-    observer._observe([[1], [2], [3], [4]], torch.tensor([1.0, 1.0, 0.0, 0.0]), 2)
-    assert memory["value_recurs"] and sorted(memory["values_seen"]) == [0.0, 1.0] and memory["sums"]

@@ -359,14 +359,6 @@ class TestCommand:
             batches = [a.per_device_train_batch_size * a.gradient_accumulation_steps for a in arguments]
             assert batches[0] == batches[1]
 
-    def test_page_fits_80_columns(self, config_only, monkeypatch, capsys):
-        monkeypatch.setenv("COLUMNS", "80")
-        assert main(["plan", GRPO, "--model", config_only]) == 0
-        shown = capsys.readouterr().out
-        assert max(map(len, shown.splitlines())) <= 80
-        printed = " ".join(shown.split())
-        assert "; 8 GPUs of 80 GiB" in printed and "which the reward reads too (`attach`: 0 GiB more)" in printed
-
     def test_time_of_all_epochs(self, config_only, tmp_path, monkeypatch, capsys):
         """Rows of a file are counted; of 2 epochs over 3200 prompts, each group is 8 of the sequences of a step."""
         monkeypatch.setenv("COLUMNS", "80")

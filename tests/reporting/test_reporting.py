@@ -67,23 +67,18 @@ class Document(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        self.parents: list[tuple[str, list[str]]] = []  # of each tag, the classes of what it stands in
         self._open: list[str] = []
-        self._classes: list[str] = []
         self.feed(text)
         self.close()
         assert not self._open, f"left open: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self.parents.append((tag, [*self._classes]))
         if tag not in self.VOID:
             self._open.append(tag)
-            self._classes.append(dict(attrs).get("class") or "")
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
-        self._classes.pop()
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -112,18 +107,6 @@ class TestPage:
         assert "url(" not in document.text and "@import" not in document.text  # the text of <style> is in it
         policy = next(a["content"] for _, a in document.tags if a.get("http-equiv") == "Content-Security-Policy")
         assert "default-src 'none'" in policy and "script-src" not in policy and "http" not in policy
-
-    def test_readable_on_a_phone_and_in_dark_mode(self):
-        text = page("Title", [])
-        assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
-        assert "prefers-color-scheme: dark" in text and "@media print" in text and '<html lang="en">' in text
-
-    def test_what_may_be_wide_scrolls_by_itself(self):
-        wide = struct.pack(">II", 1300, 400)
-        blocks = [table(["a"], [[1]]), figure(PNG, "One pixel"), figure(PNG[:16] + wide + PNG[24:], "Wide")]
-        document = Document(page("Title", [("", Markup("").join(blocks))]))
-        scrolls = [(tag, "scroll" in classes) for tag, classes in document.parents if tag in ("table", "img")]
-        assert scrolls == [("table", True), ("img", False), ("img", True)]
 
     @pytest.mark.parametrize("nasty", NASTY)
     def test_text_stays_text(self, nasty):
@@ -179,13 +162,6 @@ class TestTokenHeatMap:
             "Lowest: “two” −9.00, “↵three” −8.00, “one” −1.00. Highest: “seven” +2.00, “eight” +1.00, “six” +0.25."
         )
 
-    def test_blank_partial_and_long_units_among_the_extremes(self):
-        text = "  " + "x" * 60 + "abcdefgh"
-        units = [(0, 2), (2, 62), (62, 62), *((62 + i, 63 + i) for i in range(8))]
-        rewards = [-9.0, -8.0, -7.0, *map(float, range(8))]
-        document = Document(heat(text, units, rewards, 5.0, unit="sentence"))
-        assert f"Lowest: “··” −9.00, “{'x' * 39}…” −8.00, “▯” −7.00. Highest: “h” +7.00," in document.text
-
     def test_white_space_and_parts_of_characters_are_visible(self):
         text = "a\n\n  \t 9\u200bé"
         offsets = [(0, 1), (1, 3), (3, 6), (6, 9), (9, 9), (9, 10)]
@@ -212,10 +188,9 @@ class TestTokenHeatMap:
         assert Document(whole).text == family and Document(split).text == "👩U+200D👧"
 
     def test_lengths_must_fit(self):
-        with pytest.raises(ValueError, match="There are 2 tokens, but 1 values of 'contribution'"):
-            heat("ab", spans("ab"), [0.0])
-        with pytest.raises(ValueError, match="There are 2 tokens, but 3 values of 'entropy'"):
-            heat("ab", spans("ab"), [0.0, 0.0], columns={"entropy": [1.0, 1.0, 1.0]})
+        for rewards, columns, says in (([0.0], {}, "1 values of 'contribution'"), ([0.0] * 2, {"x": [1]}, "1 .* 'x'")):
+            with pytest.raises(ValueError, match=f"There are 2 tokens, but {says}"):
+                heat("ab", spans("ab"), rewards, columns=columns)
 
 
 class TestHeatMaps:
@@ -253,7 +228,7 @@ class TestColorScale:
         ("values", "sides", "shown", "shades"),
         [
             ([-4.0, 0.0], "below", "≤ −4.00.0neutral at 0.0.", STEPS + 1),
-            ([0.0, 2.0], "above", "0.0≥ +2.0neutral", STEPS + 1),
+            ([0.0, 2.0], "above", "0.0≥ +2.0neutral at 0.0.", STEPS + 1),
             ([-4.0, 2.0], "both", "≤ −4.0≥ +4.0neutral", 2 * STEPS + 1),
         ],
     )
@@ -262,17 +237,6 @@ class TestColorScale:
         assert scale.sides == sides
         document = Document(legend(scale))
         assert shown in document.text and [tag for tag, _ in document.tags].count("i") == shades
-
-    @pytest.mark.parametrize(
-        ("scale", "shown"),
-        [
-            (ColorScale(8.24), ("≤ −8.2", "≥ +8.2", "neutral at 0.0.")),
-            (ColorScale(0.0234, center=0.5), ("≤ +0.48", "≥ +0.52", "neutral at 0.50.")),
-        ],
-    )
-    def test_legend_tells_the_ends_apart(self, scale, shown):
-        text = Document(legend(scale)).text
-        assert all(part in text for part in shown)
 
     def test_shades_are_symmetric_about_the_center(self):
         scale = ColorScale(limit=4.0, center=1.0)
@@ -318,13 +282,6 @@ class TestBlocks:
         with pytest.raises(ValueError, match="A row has 1 cells, but the table has 2 columns"):
             table(["a", "b"], [["a"]])
 
-    def test_short_text_does_not_wrap(self):
-        block = table(["scorer", "why"], [["bellman.sum", "a" * 41], ["length", ""]])
-        assert '<td class="s">bellman.sum</td><td class="w">aaa' in block
-        assert '<th class="s">scorer</th><th class="w">why</th>' in block
-        # On a phone a first column of short texts is as wide as their longest: one of words need not be.
-        assert '<td class="b">27+82=</td>' in table(["question"], [["27+82="], ["1+1="]])
-
     def test_figure(self):
         assert 'alt="A &amp; B"' in figure(PNG, caption="A & B")
         with pytest.raises(ValueError, match="not a PNG file: it begins with b'GIF89a'"):
@@ -348,13 +305,6 @@ class TestTerminal:
         assert max(cell_len(line) for line in lines.splitlines()) <= width
         if width >= 80:
             assert "−123.457" in lines and "…" in lines
-
-    def test_the_last_column_folds_or_is_cut(self):
-        rows = [[0.123, "style_residual:bellman.discounted=0.95"]]
-        folded = self.render(terminal_table(["accuracy", "scorer"], rows, fold=True), 30)
-        assert max(map(len, folded.splitlines())) <= 30
-        assert "style_residual:bellman.discounted=0.95" in "".join(line[10:].strip() for line in folded.splitlines())
-        assert "…" in self.render(terminal_table(["accuracy", "scorer"], rows), 30)
 
     @pytest.mark.parametrize("nasty", NASTY)
     def test_text_cannot_steer_the_terminal(self, nasty):

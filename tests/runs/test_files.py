@@ -45,20 +45,6 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, is_refused: Callable[[str
     monkeypatch.setattr(Path, "open", open_)
 
 
-@pytest.mark.parametrize(
-    "code", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get
-)
-def test_a_disk_that_refuses(code, tiny_model_path, tmp_path, monkeypatch, capsys):
-    """One line for the user, and no half of a result that looks whole."""
-    refuse(monkeypatch, code, lambda name: name.startswith("out.jsonl"))
-    assert score(tiny_model_path, tmp_path) != 0
-    message = capsys.readouterr().err
-    assert os.strerror(code) in message and "Traceback" not in message
-    monkeypatch.undo()
-    assert score(tiny_model_path, tmp_path) == 0  # and then it goes on
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(LINES)
-
-
 def test_two_runs_in_one_output(tiny_model_path, tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join(LINES) + "\n", encoding="utf-8")
     path = tmp_path / "out.jsonl"

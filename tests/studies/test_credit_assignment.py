@@ -49,12 +49,8 @@ def test_table_and_best_learning_rate() -> None:
     best = {arm: benchmark.best_learning_rate(runs[arm], reached[arm], 640) for arm in runs}
     assert best == {"grpo": "0.001", "dense": "0.001"}
     assert benchmark.best_learning_rate(runs["grpo"], {rate: [None] for rate in runs["grpo"]}, 640) == "0.003"
-    results = {
-        "settings": {"samples": 640},
-        "best_learning_rate": best,
-        "success_rates": runs,
-        "samples_to_threshold": reached,
-    }
+    results = {"best_learning_rate": best, "success_rates": runs, "samples_to_threshold": reached}
+    results["settings"] = {"samples": 640}
     _, rows = benchmark.summary_rows(results)
     assert [row[1:] for row in rows] == [["0.001", "> 640", "1 of 3", "10%"], ["0.001", "400", "3 of 3", "90%"]]
     assert len(benchmark.summary_rows(results, every_rate=True)[1]) == 4

@@ -23,6 +23,7 @@ from .runs import healthy, write_state
 
 
 ROWS = healthy(30)
+needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
 
 
 def write_wandb(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -111,7 +112,7 @@ def test_evaluations_and_summaries(tmp_path: Path) -> None:
     assert second == {"step": 5, "eval_reward": 0.7}
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@needs_wandb
 def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_wandb(tmp_path, ROWS)
     for place in (path, path.parent, tmp_path):
@@ -133,14 +134,14 @@ def test_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         read_run(path)
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@needs_wandb
 def test_a_tracker_that_has_the_end_only(tmp_path: Path) -> None:
     write_wandb(tmp_path, ROWS[15:])  # a run that was resumed, under another id
     write_state(tmp_path / "checkpoint-20" / "trainer_state.json", ROWS[:20])
     assert same(read_run(tmp_path), ROWS)
 
 
-@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+@needs_wandb
 def test_a_wandb_run_that_was_resumed(tmp_path: Path) -> None:
     for i, rows in enumerate((ROWS[:20], ROWS[15:18])):  # from a checkpoint, and not as far yet
         path = write_wandb(tmp_path / str(i), rows)
@@ -184,34 +185,22 @@ def test_events(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "says"),
+    ("name", "content", "says"),
     [
-        (lambda path: path / "nowhere", FileNotFoundError, "does not exist. A run is a `trainer_state.json`"),
-        (lambda path: path, ValueError, "No log is in"),
-        (lambda path: (path / "a.txt").write_text("a") and path / "a.txt", ValueError, "of no kind that is known"),
-        (
-            lambda path: write_state(path / "a.json", []),
-            ValueError,
-            "has no log entry: nothing was logged yet, it is being written, or",
-        ),
-        (
-            lambda path: (path / "a.json").write_text('{"hidden_size": 64}') and path / "a.json",
-            ValueError,
-            "has no log",
-        ),
-        (
-            lambda path: (path / "a.json.gz").write_bytes(gzip.compress(b"{}" * 99)[:20]) and path / "a.json.gz",
-            ValueError,
-            "cannot be read as gzip",
-        ),
-        (lambda path: (path / "a.wandb").write_text("x") and path / "a.wandb", ValueError, "is no W&B run"),
+        ("nowhere", None, "does not exist. A run is a `trainer_state.json`"),
+        ("", None, "No log is in"),
+        ("a.txt", b"a", "of no kind that is known"),
+        ("a.json", b'{"global_step": 0, "log_history": []}', "has no log entry: nothing was logged yet"),
+        ("a.json", b'{"hidden_size": 64}', "has no log"),
+        ("a.json.gz", gzip.compress(b"{}" * 99)[:20], "cannot be read as gzip"),
+        pytest.param("a.wandb", b"x", "is no W&B run", marks=needs_wandb),
     ],
 )
-def test_what_is_no_run(make: Any, error: type[Exception], says: str, tmp_path: Path) -> None:
-    if says == "is no W&B run" and find_spec("wandb") is None:
-        error, says = ImportError, "pip install"
-    with pytest.raises(error, match=says):
-        read_run(make(tmp_path))
+def test_what_is_no_run(name: str, content: bytes | None, says: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=says):
+        read_run(tmp_path / name)
 
 
 def write_completions(folder: Path, step: int, longer: bool) -> None:
@@ -255,9 +244,3 @@ def test_what_is_no_table_of_completions(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no table")
     with pytest.raises(ValueError, match="a.parquet is no Parquet file, or is being written, and there is no other"):
         diagnose(tmp_path)
-
-
-def test_files_that_are_not_read_are_few_words(tmp_path: Path) -> None:
-    for name in "abcdef":
-        (tmp_path / f"{name}.jsonl").write_text('{"step": 1, "reward": 1.0}\n')
-    assert diagnose(tmp_path).run.notes == ["Not read, of the same folder: b.jsonl, c.jsonl, d.jsonl, ..."]
