@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from endotrl import CollapseMonitor, HeldOut
+from endotrl.runs.processes import leave
 from tests.support.helpers import ON_CPU
-from tests.support.worker import FixedRollouts, leave_group
+from tests.support.worker import FixedRollouts
 
 
 FALLS_AFTER = 14
@@ -79,4 +80,4 @@ def main(model: str, folder: str, rows: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    leave_group()
+    leave()
