@@ -24,9 +24,8 @@ from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
 from .dense_reward_trainer import DenseRewardTrainer, checked_args, loss_mask
-from .ppo_config import PPOConfig
+from .ppo_config import FORMER_ARGUMENTS, PPOConfig, check_names
 from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
-from .ppo_migration import ARGUMENTS, check_names
 from .scored_batch import ScoredBatch
 from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 from .value_head import (
@@ -119,7 +118,7 @@ class PPOTrainer(DenseRewardTrainer):
         value_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        check_names(kwargs, ARGUMENTS, "PPOTrainer")
+        check_names(kwargs, FORMER_ARGUMENTS, "PPOTrainer")
         if isinstance(model, GRPOConfig):
             raise TypeError(
                 "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
