@@ -60,3 +60,17 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
     )
+
+
+def goes_on(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a run with its settings at `path`, which goes on. `ValueError` if it has other settings."""
+    if not path.exists():
+        return False
+    way_out = "Choose another --output, or start anew with --overwrite."
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged. {way_out}") from error
+    if changed := changed_settings(before, settings):
+        raise ValueError(f"{path.parent} holds a run with other settings: {changed}. {way_out}")
+    return True

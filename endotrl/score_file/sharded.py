@@ -21,7 +21,7 @@ from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.files import write_json
-from ..runs.jsonl import append_lines, changed_settings, parse_line
+from ..runs.jsonl import append_lines, goes_on, parse_line
 from ..runs.processes import processes, share
 from .rows import DECIMALS, Reward, Row, output_record, rows_of, score_rows
 
@@ -102,13 +102,9 @@ class ShardedScores:
         path = self.folder / "settings.json"
         if overwrite:
             self.remove()
-        if path.exists() and (changed := changed_settings(json.loads(path.read_bytes()), settings)):
-            raise ValueError(
-                f"{self.folder} holds results of a run with other settings: {changed}. Choose another output, or "
-                "overwrite this one (--overwrite)."
-            )
-        self.folder.mkdir(exist_ok=True)
-        write_json(path, settings)
+        if not goes_on(path, settings):
+            self.folder.mkdir(exist_ok=True)
+            write_json(path, settings)
 
     def _find(self, own: Path) -> None:
         """Finds what all processes have written so far, and mends the end of this one's file."""

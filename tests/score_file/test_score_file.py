@@ -687,9 +687,7 @@ class TestResidual:
         assert not (tmp_path / "out.jsonl.shards").exists()
         other = tmp_path / "other.jsonl"
         ShardedScores(reward, source, Path(f"{other}.shards"), 4, 4, True).fill({**SETTINGS, "tokens": True})
-        with pytest.raises(
-            ValueError, match=r"other\.jsonl\.shards holds results of a run with other settings: `alpha`"
-        ):
+        with pytest.raises(ValueError, match=r"other\.jsonl\.shards holds a run with other settings: `alpha`"):
             score_file(reward, source, other, {**SETTINGS, "alpha": 0.5})
 
     def test_what_it_cannot_do(self, reward, tmp_path):
