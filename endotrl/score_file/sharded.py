@@ -23,7 +23,7 @@ from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.files import write_json
 from ..runs.jsonl import append_lines, goes_on, parse_line
 from ..runs.processes import processes, share
-from .rows import DECIMALS, Reward, Row, output_record, rows_of, score_rows
+from .rows import DECIMALS, Reward, Row, output_records, rows_of, score_rows
 
 
 Slopes = Mapping[str, Sequence[float]]
@@ -71,7 +71,7 @@ class ShardedScores:
         with bar:
             for block in share(missing(), state.process_index, state.num_processes):
                 began = time.perf_counter()
-                records = score_block(self.reward, block, self.tokens)
+                records = output_records(self.reward, block, score_rows(self.reward, block), self.tokens)
                 results = {"seconds": time.perf_counter() - began, "records": records}
                 append_lines(own, [{"block": _key(block), "results": results}], ensure_ascii=False)
         state.wait_for_everyone()
@@ -124,12 +124,6 @@ class ShardedScores:
 def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
     """The responses of the first rows of an input."""
     return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
-
-
-def score_block(reward: Reward, block: Sequence[Row], tokens: bool) -> list[dict[str, Any]]:
-    """Output lines of responses."""
-    results = score_rows(reward, block)
-    return [output_record(reward, row, result, tokens) for row, result in zip(block, results, strict=True)]
 
 
 def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:

@@ -248,7 +248,7 @@ class TestScores:
         monkeypatch.setattr(EndogenousReward, "score", counting)
         rows = [text_row(i) for i in range(100)]
         report, _ = scored(reward, rows, tmp_path, block_size=16, num_examples=3)
-        assert sizes == [16] * 6 + [4, 3]  # and the examples
+        assert sizes == [16] * 6 + [4]
         tally = report.tally
         assert len(tally.head) == 10 and len(report.examples) == 3
 
