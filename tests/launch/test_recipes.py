@@ -239,7 +239,10 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
             ["--generation_kwargs", '{"min_p": 3}'],
             "`generation_kwargs` is {'min_p': 3}, with which nothing is generated",
         ),
-        (["--lr_scheduler_kwargs", '{"cycles": 2}'], "`lr_scheduler_kwargs` is {'cycles': 2}, which do not fit"),
+        (
+            ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 2}'],
+            "{'cycles': 2}, which do not fit",
+        ),
         # What YAML reads
         ({"beta": "much"}, "argument --beta: invalid float value: 'much'"),
         ({"temperature": None}, "`temperature` is null, but it needs a value"),
