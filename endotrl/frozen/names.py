@@ -62,6 +62,11 @@ def load_tokenizer(
     model: str, trust_remote_code: bool = False, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
     """Tokenizer of a model, or of the base model of an adapter without one; `OSError` if there is none."""
+    if not model:
+        raise ValueError(
+            "The model given was not loaded from a path or the hub, so its tokenizer cannot be found. Pass it as "
+            "`processing_class`."
+        )
     model = resolve_model(model)
     base, base_revision = base_model(model, revision)
     if base != model and not optional_file(model, "tokenizer_config.json", revision):

@@ -244,13 +244,8 @@ class FrozenModelReward:
         if self._loaded is None:
             if isinstance(placement, ServedModel):
                 self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
-            elif placement.config._name_or_path:
-                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
             else:
-                raise ValueError(
-                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
-                    "tokenizer cannot be found. Pass it as `processing_class`."
-                )
+                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
         return self._loaded
 
     @property

@@ -85,7 +85,7 @@ def score_file(
         raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
     tally, slopes = Tally(), dict[str, Any]()
-    with only_run_on(output_path) if state.is_main_process else nullcontext():
+    with only_run_on(output_path, input_path) if state.is_main_process else nullcontext():
         reader = Reader(input_path)
         output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
