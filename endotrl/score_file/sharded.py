@@ -4,11 +4,9 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -21,7 +19,7 @@ from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.files import write_json
-from ..runs.jsonl import append_lines, goes_on, parse_line
+from ..runs.jsonl import append_lines, goes_on, read_log
 from ..runs.processes import processes, share
 from .rows import DECIMALS, Reward, Row, output_records, rows_of, score_rows
 
@@ -110,15 +108,8 @@ class ShardedScores:
         """Finds what all processes have written so far, and mends the end of this one's file."""
         self._places.clear()
         for path in sorted(self.folder.glob("*.jsonl")):
-            place = 0
-            with path.open("rb") as file:
-                for line in file:
-                    # A line that an interruption has damaged is not there: its block is done again.
-                    with suppress(ValueError):
-                        self._places[parse_line(line, ("block", "results"))["block"]] = (path, place)
-                    place += len(line) if line.endswith(b"\n") else 0
-            if path == own:
-                os.truncate(path, place)
+            for place, record in read_log(path, ("block", "results"), mend=path == own):
+                self._places[record["block"]] = (path, place)
 
 
 def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
