@@ -8,7 +8,7 @@ setting the temperature to 0. (In `endotrl demo`, wrong demonstrations derail, a
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from endotrl.demo.grpo_runs import generate_answers
+from endotrl.reporting.curves import COLORS, GREY
 from endotrl.tasks import arithmetic
 
 
@@ -117,3 +118,13 @@ def mean_and_interval(values: list[float]) -> tuple[float, float]:
         return tensor.mean().item(), float("nan")
     quantile = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}.get(len(values), 2.0)
     return tensor.mean().item(), quantile * (tensor.std() / len(values) ** 0.5).item()
+
+
+def draw_dots(axis: Any, series: Mapping[str, Sequence[float | None]]) -> None:
+    """Dots of several series, those of a row joined by a line."""
+    for y, row in enumerate(zip(*series.values(), strict=True)):
+        known = [x for x in row if x is not None]
+        axis.plot([min(known, default=0), max(known, default=0)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
+    for color, marker, (label, found) in zip(COLORS, "os^Dv<", series.items(), strict=False):
+        points = [(x, y) for y, x in enumerate(found) if x is not None]
+        axis.plot(*zip(*points, strict=True), marker, color=color, label=label, markersize=5)

@@ -25,9 +25,9 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from benchmarks.measure import write_figures
-from endotrl.evaluation.plots import CYCLE
 from endotrl.monitoring.detector import FIRST_LOG_PROB_CHANGE as FIRST_LOG_PROB
 from endotrl.reporting import terminal_table
+from endotrl.reporting.curves import COLORS
 
 from .arithmetic_runs import NUM_HELD_OUT
 from .collapse_runs import ARMS, EVERY, TASKS, described, judged_again, kept_results, run, use_one_thread
@@ -140,7 +140,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             if result["run"] not in arms:
                 continue
             number = arms.index(result["run"])
-            color, style = CYCLE[number % len(CYCLE)], ("-", "--", ":")[number // len(CYCLE) % 3]
+            color, style = COLORS[number % len(COLORS)], ("-", "--", ":")[number // len(COLORS) % 3]
             points = sorted((int(step), accuracy) for step, accuracy in result["held_out"].items())
             first_seed = min(r["seed"] for r in results if r["run"] == result["run"])
             label = ARMS[result["run"]].label if result["seed"] == first_seed else None

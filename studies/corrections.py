@@ -28,12 +28,12 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.evaluation.plots import as_png, draw_dots, label_rows, pyplot
+from endotrl.evaluation.plots import as_png, label_rows, pyplot
 from endotrl.reporting import terminal_table
 from endotrl.rewards import InformationGain
 from endotrl.tasks import arithmetic
 
-from .arithmetic_runs import NUM_HELD_OUT, WRONG_DEMONSTRATIONS, make_base
+from .arithmetic_runs import NUM_HELD_OUT, WRONG_DEMONSTRATIONS, draw_dots, make_base
 from .collapse_runs import Ask, described, kept_results, train, use_one_thread, verdict
 
 

@@ -35,9 +35,10 @@ from benchmarks.measure import describe_run, machine_line, markdown_table, write
 from endotrl import EndogenousReward, forecast
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.demo.parts import LORA
-from endotrl.evaluation.plots import CYCLE, as_png, pyplot
+from endotrl.evaluation.plots import as_png, pyplot
 from endotrl.frozen.names import resolve_model
 from endotrl.reporting import quiet_libraries, terminal_table
+from endotrl.reporting.curves import COLORS
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10
@@ -370,7 +371,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
                 [r["trained"]["accuracy"] for r in some if has_converged(r) == settled],
                 marker,
                 markersize=5,
-                color=CYCLE[list(ARMS).index(arm)],
+                color=COLORS[list(ARMS).index(arm)],
                 fillstyle="full" if settled else "none",
                 label=f"{name}, {ARMS[arm][0]}" if settled else None,
             )

@@ -124,18 +124,8 @@ def publish(
     sections: Sequence[tuple[str, Markup | str]] = (),
 ) -> None:
     """Results to `results.json`, `results.md`, `report.html`, `examples.html`, W&B if asked to, and the terminal."""
-    results = {
-        "model": args.model,
-        "model_version": settings["model_version"],
-        "data": args.data,
-        "settings": dict(settings),
-        "versions": versions("torch", "transformers", "trl", "numpy"),
-        "command": args.command_line,
-        "updated": now(),
-        "seconds": round(sum(record["seconds"] for record in used), 3),
-        "tokens": sum(sum(record["tokens"]) for record in used),
-        **results,
-    }
+    tokens = sum(sum(record["tokens"]) for record in used)
+    results = {**about_run(args, settings, used), "tokens": tokens, **results}
     paths = {name: folder.folder / name for name in ("report.html", "examples.html", "results.md", "results.json")}
     report, examples_path, table, path = paths.values()
     with working("Pages", not args.quiet):
@@ -163,6 +153,22 @@ def publish(
     if results.get("cut"):
         say(f"Cut at the limit of tokens: {counted(results['cut'], 'response')}.")
     console.print("\n".join(map(str, paths.values())), markup=False, soft_wrap=True)
+
+
+def about_run(
+    args: argparse.Namespace, settings: Mapping[str, Any], used: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What results say of the run that made them, from the records that they are about."""
+    return {
+        "model": args.model,
+        "model_version": settings["model_version"],
+        "data": args.data,
+        "settings": dict(settings),
+        "versions": versions("torch", "transformers", "trl", "numpy"),
+        "command": args.command_line,
+        "updated": now(),
+        "seconds": round(sum(record["seconds"] for record in used), 3),
+    }
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> list[Item]:

@@ -29,12 +29,12 @@ from ..runs.processes import processes
 from ..runs.wandb_run import check_wandb
 from .common import counted_items
 from .evaluate import LOADING, check_processes, open_answering_model, open_model, open_vllm, publish
+from .evaluate_options import BEST_OF_N_SCORERS
 
 
 SHOWN_CHOICES = 8
 Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
 GREEDY = "greedy"
-BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
 SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "backend")
 MANY_CUT = 0.1  # fraction of samples that the verdict mentions
 

@@ -2,8 +2,9 @@
 """Options of `endotrl eval` and `endotrl forecast`. Imports nothing heavy, so that `--help` answers at once."""
 
 import argparse
-from typing import Any
+from typing import Any, get_args
 
+from ..forecasting import BETAS, TEMPERATURES, ScaleRewards, Trainer
 from .common import (
     COUNT,
     DATA_HELP,
@@ -30,6 +31,7 @@ BENCHMARK_HELP = {
     "preference": "any preference dataset of TRL's formats",
 }
 NEEDS_DATA = ("dsp", "preference")
+BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
 YES_NO: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 # Settings that the reward of a completion depends on.
 REWARD = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion", "correction")
@@ -74,7 +76,7 @@ def add_eval(commands: Any) -> None:
         "random; next to the mean of all and the best possible.",
     )
     _add_answers(parser, "eval-best-of-n")
-    default = "bellman.sum log_prob.mean bellman.discounted=0.95 centered.sum self_certainty"
+    default = " ".join(BEST_OF_N_SCORERS)
     parser.add_argument("--scorers", metavar="NAME", nargs="+", help=f"scorers that choose (default: {default})")
     parser.add_argument("--reward-model", metavar="M", help="model whose reward chooses (default: that which answers)")
 
@@ -98,7 +100,7 @@ def add_forecast(commands: Any) -> None:
     several: dict[str, Any] = {"type": positive_number, "nargs": "+"}
     add("--samples", **COUNT, default=16, help="samples per question")
     temperatures = "temperatures of the samples; half of the samples are at 1"
-    add("--temperatures", metavar="T", nargs="+", type=temperature, default=[1.0, 0.7, 0.5], help=temperatures)
+    add("--temperatures", metavar="T", nargs="+", type=temperature, default=[*TEMPERATURES], help=temperatures)
     add("--seed", type=int, default=0, help="seed of the sampling")
     add(
         "--grader",
@@ -107,12 +109,12 @@ def add_forecast(commands: Any) -> None:
         help="how answers are graded: math, text (without math-verify), exact (the completion is the answer), or "
         "FILE.py:FUNCTION of a completion and an answer",
     )
-    add("--betas", metavar="BETA", **several, default=[2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01], help="KL penalties")
-    add("--trainer", choices=("rloo", "grpo", "dense_grpo", "ppo"), default="grpo", help="trainer to forecast")
+    add("--betas", metavar="BETA", **several, default=[*BETAS], help="KL penalties")
+    add("--trainer", choices=get_args(Trainer), default="grpo", help="trainer to forecast")
     add("--num-generations", **COUNT | {"metavar": "G"}, default=8, help="completions per group in training")
     add(
         "--scale-rewards",
-        choices=("group", "batch", "none"),
+        choices=get_args(ScaleRewards),
         default="none",
         help="as in TRL's GRPOConfig, whose default is group: rewards are divided by their spread, which changes what "
         "beta means",

@@ -24,8 +24,7 @@ from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
-from ..runs.record import now, versions
-from .evaluate import check_processes, check_template, open_answering_model, open_vllm
+from .evaluate import about_run, check_processes, check_template, open_answering_model, open_vllm
 from .evaluate_options import REWARD
 
 
@@ -68,17 +67,8 @@ def run(args: argparse.Namespace) -> None:
         units = [unit_of(q, sample, grader) for q, sample in zip(questions, chosen, strict=True)]
         result = from_records(records, mixture, objective, args.betas, {"power_sampling": units})
         result.details["power_sampling_beta"] = beta
-    more = {
-        "model": args.model,
-        "data": args.data,
-        "settings": settings,
-        "versions": versions("torch", "transformers", "trl", "numpy"),
-        "command": args.command_line,
-        "updated": now(),
-        "seconds": round(sum(record["seconds"] for record in records), 1),
-    }
     path = folder.folder / "forecast.json"
-    write_json(path, {**result.to_dict(), **more})
+    write_json(path, {**result.to_dict(), **about_run(args, settings, records)})
     title = f"Forecast: {objective.words}, {counted(len(records), 'question')}, {args.model}"
     replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:

@@ -24,7 +24,6 @@ from PIL.Image import Image
 
 STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
-DEFAULT_SPLIT = "test"
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 # A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
@@ -167,9 +166,7 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
         yield row
 
 
-def read_rows(
-    data: str | None, hub: HubDataset | None = None, name: str = "", split: str = DEFAULT_SPLIT
-) -> Iterator[Row]:
+def read_rows(data: str | None, hub: HubDataset | None = None, name: str = "") -> Iterator[Row]:
     """
     Rows of `data`, as [`Reader`] reads them, or else of `hub`: at least one, of which none may be bad. `name` is the
     benchmark's, for messages.
@@ -178,7 +175,7 @@ def read_rows(
     if source is None:
         raise ValueError(f"{name} is not on the hub: give its file or folder with --data.")
     row = None
-    for row in Reader(source, split):
+    for row in Reader(source, "test"):
         if row.problem is not None:
             raise row.error(row.problem)
         yield row

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from ..evaluation.plots import as_png, pyplot
 from ..reporting import HeatMapRow, figure, heat_maps, page, settings_table, table
+from ..reporting.curves import BLUE, GREEN, ORANGE
 
 
 # Ways to ask a model; the last costs 16 answers per question.
@@ -24,9 +25,9 @@ TITLES = {
     "text_alone": "reward for the text alone",
 }
 NUM_ANSWERS = 8
-# Okabe and Ito's colours, told apart with every common colour blindness, and a line style each for those who see none.
-STYLES = {"endogenous": ("#0072b2", "-"), "random": ("#d55e00", "--"), "length": ("#777777", ":")}
-STYLES |= {"other_image": ("#009e73", "-."), "text_alone": ("#777777", ":")}
+# A colour, and a line style for those who see none.
+STYLES = {"endogenous": (BLUE, "-"), "random": (ORANGE, "--"), "length": ("#777777", ":")}
+STYLES |= {"other_image": (GREEN, "-."), "text_alone": ("#777777", ":")}
 
 
 @dataclass(frozen=True)

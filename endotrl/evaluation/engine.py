@@ -14,7 +14,7 @@ from ..rendering.messages import Prompt, add_criterion, as_messages
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy import ProcessingClass, Reading, tokenizer_of
 from ..rendering.renderer import Rendered, cut_completion
-from ..rewards.intrinsic import empty_prompt_ids
+from ..rewards.intrinsic import without_prompts
 from ..scoring.scorer import Placement
 from ..scoring.token_stats import TokenStats
 from .items import Item
@@ -75,8 +75,7 @@ class Engine:
         scored = [ScoredResponse(stats, cut=row.cut) for stats, row in zip(all_stats, rows, strict=True)]
         if alone:
             chats = [self.chat or not isinstance(item.prompt, str) for item in owners]
-            empty = [empty_prompt_ids(self.renderer, chat) for chat in chats]  # a prompt that says nothing
-            others = [replace(row, prompt_ids=ids, images=None) for row, ids in zip(rows, empty, strict=True)]
+            others = without_prompts(self.renderer, rows, chats)
             for i, stats in enumerate(self._scorer(others, alpha=self.alpha, entropy=False)):
                 scored[i] = replace(scored[i], log_probs_alone=stats.log_probs)
         pieces = iter(scored)

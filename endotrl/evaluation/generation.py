@@ -11,6 +11,7 @@ from math import comb
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..frozen.served import ServedModel
@@ -39,14 +40,22 @@ def loaded_placement(engine: Engine) -> Placement:
 
 
 @contextmanager
-def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, a model's own settings of generation, such as a repetition penalty, do not hold."""
-    own = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        model.generation_config = own
+def generating(engine: Engine, rows: Sequence[Sequence[int]]) -> Iterator[tuple[PreTrainedModel, Tensor, Tensor]]:
+    """
+    Inside, the model's own settings of generation, such as a repetition penalty, do not hold, but for where it ends.
+    Token ids and mask of the rows, `(B, T)`, are padded on the left, and where the model is.
+    """
+    ends = sorted(engine.renderer.eos_token_ids)
+    pad = ends[0] if ends else 0
+    ids, mask = pad_ids(rows, pad, left=True)
+    with loaded_placement(engine).active() as model:
+        own = model.generation_config
+        model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=ends or None)
+        device = model.get_input_embeddings().weight.device
+        try:
+            yield model, ids.to(device), mask.to(device)
+        finally:
+            model.generation_config = own
 
 
 def seed_of(*parts: Any) -> int:
@@ -71,7 +80,7 @@ class Sampler:
     ) -> None:
         if temperature < 0 or not 0 < top_p <= 1:
             raise ValueError(f"Temperature {temperature}, top-p {top_p}: temperature is at least 0, top-p in (0, 1].")
-        self._placement = loaded_placement(engine)
+        loaded_placement(engine)  # raises now if it is on a server
         self._engine, self._max_new_tokens = engine, max_new_tokens
         self._temperature, self._top_p, self._vllm = temperature, top_p, vllm
 
@@ -92,25 +101,18 @@ class Sampler:
         return results
 
     def _generate(self, rows: Sequence[Sequence[int]], num_samples: int) -> list[list[Sample]]:
-        engine = self._engine
-        ends = sorted(engine.renderer.eos_token_ids)
-        pad = ends[0] if ends else 0
-        ids, mask = pad_ids(rows, pad, left=True)
         greedy = self._temperature == 0.0
         sampling = {} if greedy else {"temperature": self._temperature, "top_p": self._top_p, "top_k": 0}
-        with self._placement.active() as model, plain_generation(model):
-            device = model.get_input_embeddings().weight.device
+        with generating(self._engine, rows) as (model, ids, mask):
             output = model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=ids,
+                attention_mask=mask,
                 max_new_tokens=self._max_new_tokens,
                 do_sample=not greedy,
                 num_return_sequences=num_samples,
-                pad_token_id=pad,
-                eos_token_id=ends or None,
                 **sampling,
             )[:, ids.shape[1] :].tolist()
-        samples = [sample_of(engine, row) for row in output]
+        samples = [sample_of(self._engine, row) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
 
     def _generate_by_vllm(self, rows: Sequence[Sequence[int]], num_samples: int, seed: int) -> list[list[Sample]]:

@@ -5,20 +5,16 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
+from ..reporting.curves import BLUE, GREY
 from .results import CEILING, RIVALS
 from .tables import best_first, value
-
-
-# Okabe and Ito's colours, told apart with every common colour blindness.
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
-CYCLE = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-MARKERS = "os^Dv<"
 
 
 def plot_metric(results: Mapping[str, Any]) -> bytes:
     """The main metric of each scorer with its interval, the best on top; a line at the best one that knows nothing."""
     metric, names = results["main_metric"], best_first(results)
-    fig, axis = rows_figure(names)
+    fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
+    label_rows(axis, names)
     for y, name in enumerate(names):
         estimate, known = results["metrics"][name][metric], name in (*RIVALS, CEILING)
         color = GREY if known else BLUE
@@ -31,23 +27,6 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
     beside = "" if rival is None else f"; dotted: {rival}"
     axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
     return as_png(fig)
-
-
-def draw_dots(axis: Any, series: Mapping[str, Sequence[float | None]]) -> None:
-    """Dots of several series, those of a row joined by a line."""
-    for y, row in enumerate(zip(*series.values(), strict=True)):
-        known = [x for x in row if x is not None]
-        axis.plot([min(known, default=0), max(known, default=0)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
-    for color, marker, (label, found) in zip(CYCLE, MARKERS, series.items(), strict=False):
-        points = [(x, y) for y, x in enumerate(found) if x is not None]
-        axis.plot(*zip(*points, strict=True), marker, color=color, label=label, markersize=5)
-
-
-def rows_figure(names: Sequence[str]) -> tuple[Any, Any]:
-    """A figure with a row for each name, the first on top."""
-    fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
-    label_rows(axis, names)
-    return fig, axis
 
 
 def label_rows(axis: Any, names: Sequence[str]) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folder of an evaluation: settings, scores as they come, token statistics, results."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +12,13 @@ from filelock import BaseFileLock
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..runs.files import lock, replacing, write_json
-from ..runs.jsonl import append_lines, changed_settings, read_lines
+from ..runs.files import lock_folder, replacing, write_json
+from ..runs.jsonl import append_lines, goes_on, read_lines
 from ..runs.processes import processes, share
 from ..scoring.token_stats import TokenStats
 from .engine import ScoredResponse
 
 
-LOCK_FILE = ".run.lock"
 BLOCK = 16  # items that are done and saved together
 Item = TypeVar("Item")
 
@@ -79,23 +77,18 @@ class RunFolder:
         """Makes the folder, and keeps other runs out of it until this object is gone."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        message = f"Another run is writing to {self.folder} right now. Wait for it, or choose another --output."
-        self._lock = lock(self.folder / LOCK_FILE, message)
+        self._lock = lock_folder(self.folder, "--output")
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         """Makes the folder, or checks that what is in it was made under the same settings."""
-        way_out = "Choose another --output, or start anew with --overwrite."
-        if self.settings_path.exists() and not overwrite:
-            try:
-                before = json.loads(self.settings_path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{self.settings_path} is damaged. {way_out}") from error
-            if changed := changed_settings(before, settings):
-                raise ValueError(f"{self.folder} holds a run with other settings: {changed}. {way_out}")
-            return
-        if (self.scores_path.exists() or self.answers_path.exists()) and not overwrite:
-            raise ValueError(f"{self.folder} holds scores, and no settings.json tells what made them. {way_out}")
+        if not overwrite:
+            if goes_on(self.settings_path, settings):
+                return
+            if self.scores_path.exists() or self.answers_path.exists():
+                raise ValueError(
+                    f"{self.folder} holds scores, and no settings.json tells what made them. Choose another --output, "
+                    "or start anew with --overwrite."
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         for pattern in ("scores*.jsonl", "answers*.jsonl", "results.json"):
             for path in self.folder.glob(pattern):

@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RL on a reward of a frozen model ends with, from samples of the frozen model."""
+"""What RL on a reward of a frozen model ends with, from its samples. Nothing heavy is imported here."""
+
+from typing import Literal
+
+
+Trainer = Literal["rloo", "grpo", "dense_grpo", "ppo"]  # the first two are TRL's, the others ours
+ScaleRewards = Literal["group", "batch", "none"]  # as in `trl.GRPOConfig`
+BETAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
+TEMPERATURES = (1.0, 0.7, 0.5)

@@ -20,15 +20,12 @@ from ..frozen.loaded_model import weights_digest
 from ..grading import VERSION
 from ..reporting import notebook_cell
 from ..rewards.endogenous import EndogenousReward
+from . import BETAS, TEMPERATURES, ScaleRewards, Trainer
 from .collect import Grade, Grader, collect
-from .policies import Objective, ScaleRewards, Trainer
+from .policies import Objective
 from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary
 from .verdict import suggested_beta, verdict
-
-
-BETAS = (2.0, 1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-TEMPERATURES = (1.0, 0.7, 0.5)
 
 
 @dataclass(frozen=True)

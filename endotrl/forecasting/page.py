@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..evaluation.plots import BLUE, CYCLE, GREY, as_png, pyplot
+from ..evaluation.plots import as_png, pyplot
 from ..reporting import figure, number, page, plain, settings_table, table
+from ..reporting.curves import BLUE, COLORS, GREY
 from .summary import METRICS, MIN_ESS
 
 
@@ -68,7 +69,7 @@ def plot(forecast: "Forecast") -> bytes:
         some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
         label = None if enough or not some else "samples do not suffice"
         axis.plot([r["beta"] for r in some], [r[metric] for r in some], "o", markersize=5, **style, label=label)
-    colors = [GREY, *CYCLE[1:], "#000000"]
+    colors = [GREY, *COLORS[1:], "#000000"]
     for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
         if metric in found:
             label = name_of(forecast, key)

@@ -31,17 +31,16 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_choice
+from . import ScaleRewards, Trainer
 
 
 Array = NDArray[np.float64]
-Trainer = Literal["rloo", "grpo", "dense_grpo", "ppo"]
-ScaleRewards = Literal["group", "batch", "none"]
 
 STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
 PROMPTS = 16  # whose groups are averaged over together, for memory
@@ -56,7 +55,7 @@ SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 class Objective:
     """What is trained. Raises `ValueError` if there is no such trainer or scale, or a group has fewer than two."""
 
-    trainer: Trainer = "grpo"  # RLOO and GRPO are TRL's, the others ours
+    trainer: Trainer = "grpo"
     num_generations: int = 8  # completions of a group, G; RLOO and PPO do not depend on it
     # As in `trl.GRPOConfig`, whose default is "group". RLOO and PPO have none: what they normalise includes the KL.
     scale_rewards: ScaleRewards = "none"

@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..evaluation.engine import Engine
-from ..evaluation.generation import Sample, Sampler, loaded_placement, plain_generation, prompt_rows, sample_of
+from ..evaluation.generation import Sample, Sampler, generating, loaded_placement, prompt_rows, sample_of
 from ..rendering.messages import Prompt
 from ..rendering.renderer import Rendered
 from ..reporting import counted
-from ..scoring.batching import pad_ids
 from ..scoring.scorer import FrozenScorer
 
 
@@ -118,26 +117,15 @@ class MixtureSampler:
 
     def _draw(self, rows: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Iterator[Drawn]:
         engine, num = self._engine, len(temperatures)
-        ends = sorted(engine.renderer.eos_token_ids)
-        pad = ends[0] if ends else 0
-        ids, mask = pad_ids(rows, pad, left=True)
-        with loaded_placement(engine).active() as model, plain_generation(model):
-            device = model.get_input_embeddings().weight.device
-            ids, mask = ids.to(device), mask.to(device)
+        with generating(engine, rows) as (model, ids, mask):
             cache = _prompt_cache(model, ids, mask, num)
-            recorder = _Recorder(torch.tensor([*temperatures] * len(rows), device=device), self._recorded)
+            recorder = _Recorder(torch.tensor([*temperatures] * len(rows), device=ids.device), self._recorded)
             output = model.generate(
                 input_ids=ids.repeat_interleave(num, dim=0),
                 attention_mask=mask.repeat_interleave(num, dim=0),
-                generation_config=GenerationConfig(
-                    max_new_tokens=self._max_new_tokens,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_k=0,
-                    top_p=1.0,
-                    pad_token_id=pad,
-                    eos_token_id=ends or None,
-                ),
+                max_new_tokens=self._max_new_tokens,
+                do_sample=True,
+                top_k=0,
                 logits_processor=LogitsProcessorList([recorder]),
                 **({} if cache is None else {"past_key_values": cache}),
             )

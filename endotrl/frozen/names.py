@@ -58,16 +58,19 @@ def base_model(model: str, revision: str | None = None) -> tuple[str, str]:
     return name, revision or "main"
 
 
-def load_tokenizer(
-    model: str, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Tokenizer of a model, or of the base model of an adapter without one; `OSError` if there is none."""
-    model = resolve_model(model)
-    base, base_revision = base_model(model, revision)
-    if base != model and not optional_file(model, "tokenizer_config.json", revision):
+    if not model:
+        raise ValueError(
+            "The model given was not loaded from a path or the hub, so its tokenizer cannot be found. Pass it as "
+            "`processing_class`."
+        )
+    model, revision = resolve_model(model), "main"
+    base, base_revision = base_model(model)
+    if base != model and not optional_file(model, "tokenizer_config.json", None):
         model, revision = base, base_revision
     try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision or "main")
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
             f"The tokenizer of {model!r} cannot be loaded. If its files are not beside the model's, load it from "

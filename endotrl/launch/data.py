@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data of a recipe, checked before any model is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset_builder
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetsError
 from transformers import TrainingArguments
 from trl import DatasetMixtureConfig, GRPOConfig, RewardConfig, ScriptArguments, get_dataset
 
 from ..data.formats import check_text
-from ..data.splits import load_splits, table_suffix
+from ..data.sources import is_json, read_rows
 from ..tasks import facts
 from .arguments import RecipeArguments
 
@@ -19,6 +26,9 @@ from .arguments import RecipeArguments
 Data: TypeAlias = Dataset | IterableDataset
 Split: TypeAlias = tuple[Data, Data | None]  # to train on, and to evaluate on
 Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
+
+TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
@@ -72,6 +82,39 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
         return info.splits[split].num_examples
     except (DatasetsError, OSError, KeyError, TypeError) as error:
         raise ValueError(f"The number of rows of {name} is not known: {' '.join(str(error).split())[:200]}") from error
+
+
+def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """
+    The splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read as
+    [`Reader`] reads them, row by row; other files by `datasets`, with the types that they have. Raises `ValueError` if
+    it cannot be read as rows, for JSON with the line, and `OSError` if there is nothing of that name.
+    """
+    path, suffix = Path(name), table_suffix(name)
+    if suffix is not None and not path.is_file():
+        raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
+    try:
+        if suffix is None:
+            return load_dataset(name, name=config, streaming=streaming)
+        if not is_json(path):
+            return load_dataset(TABLES[suffix], data_files=name, streaming=streaming)
+        if streaming:
+            rows = IterableDataset.from_generator(_rows, gen_kwargs={"name": name})
+            return IterableDatasetDict(train=rows)
+        # The cache is known by the arguments: a file that has changed is read again.
+        stat = path.stat()
+        stamp = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        return DatasetDict(train=Dataset.from_generator(_whole_rows, gen_kwargs={"name": name, "stamp": stamp}))
+    except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
+        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
+        raise ValueError(f"`dataset_name` is {name!r}, but {what}: {error.__cause__ or error}") from error
+
+
+def table_suffix(name: str) -> str | None:
+    """What a name says about the table in a file, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
+    path = Path(name)
+    suffix = next((suffix for suffix in path.suffixes[::-1] if suffix not in COMPRESSED), "")
+    return suffix if suffix in TABLES and not path.is_dir() else None
 
 
 def column_names(dataset: Data) -> list[str]:
@@ -158,3 +201,13 @@ def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str 
     else:
         content = [*content, {"type": "text", "text": suffix}]
     return [*prompt[:-1], {**prompt[-1], "content": content}]
+
+
+def _rows(name: str) -> Iterator[dict[str, Any]]:
+    yield from (row.data for row in read_rows(name))
+
+
+def _whole_rows(name: str, stamp: tuple[str, int, int]) -> Iterator[dict[str, Any]]:
+    """Rows that have all keys of the file, as those of a table."""
+    keys = dict.fromkeys(key for row in _rows(name) for key in row)
+    yield from ({key: row.get(key) for key in keys} for row in _rows(name))

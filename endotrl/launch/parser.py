@@ -123,7 +123,7 @@ class RecipeParser(TrlParser):
     def _unknown(self, words: Sequence[str]) -> str:
         moved: dict[str, str] = {}
         if any(dataclass.__name__ == "PPOConfig" for dataclass in self.dataclass_types):
-            from ..trainers.ppo_migration import CONFIG as moved  # needs a newer TRL than other recipes
+            from ..trainers.ppo_config import FORMER_OPTIONS as moved  # needs a newer TRL than other recipes
         known = [action.dest for action in self._actions]
         names = [word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")]
         unknown = [

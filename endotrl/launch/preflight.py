@@ -11,8 +11,9 @@ import transformers
 from datasets import IterableDataset
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, Trainer
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PretrainedConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.optimization import get_scheduler
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
 
 from ..frozen.names import context_length, load_config, load_tokenizer
@@ -58,18 +59,37 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
+    probe = [torch.nn.Parameter(torch.zeros(2, 2))]
     if not has_one_learning_rate(training_args):  # or DeepSpeed has an optimizer of its own
         try:
             optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training_args)
-            optimizer_class([torch.nn.Parameter(torch.zeros(2, 2))], **arguments)
+            optimizer_class(probe, **arguments)
         except (ImportError, ValueError, TypeError) as error:
             if "need to pass a" not in str(error):  # those that look at the model, too, are made with it
                 optim = getattr(training_args.optim, "value", training_args.optim)
                 raise ValueError(f"`optim: {optim}` cannot be made with these settings: {error}") from error
-    _check_model(training_args, model_args)
+    kind, kwargs = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs
+    try:
+        get_scheduler(kind, torch.optim.SGD(probe, training_args.learning_rate), 0, 100, kwargs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`lr_scheduler_kwargs` is {kwargs}, which do not fit `{kind.value}`: {error}") from error
+    config = _check_model(training_args, model_args)
+    if further:
+        _check_generation(further, config.get_text_config().vocab_size)
 
 
-def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
+def _check_generation(kwargs: dict[str, Any], vocab_size: int) -> None:
+    """Raises `ValueError` for what transformers refuses when it generates, by a token of a model in miniature."""
+    settings = {"do_sample": True, "pad_token_id": 0, **kwargs, "max_new_tokens": 1}
+    with torch.random.fork_rng([]):
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=2, n_layer=1, n_head=1))
+        try:
+            model.generate(torch.zeros(1, 1, dtype=torch.long), generation_config=GenerationConfig(**settings))
+        except Exception as error:  # of many kinds, as each setting is checked in its own way
+            raise ValueError(f"`generation_kwargs` is {kwargs}, with which nothing is generated: {error}") from error
+
+
+def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> PretrainedConfig:
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("There is no model to train. Set `model_name_or_path`.")
@@ -79,13 +99,13 @@ def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConf
     attention = (training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
     # As TRL finds it; a class that is not transformers' own is known only by its code.
     model_class = getattr(transformers, (config.architectures or [""])[0], None)
-    if attention is None or model_class is None:
-        return
-    with loaded_whole(), torch.device("meta"):
-        try:
-            model_class._from_config(config, attn_implementation=attention)
-        except (ImportError, ValueError) as error:
-            raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
+    if attention is not None and model_class is not None:
+        with loaded_whole(), torch.device("meta"):
+            try:
+                model_class._from_config(config, attn_implementation=attention)
+            except (ImportError, ValueError) as error:
+                raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
+    return config
 
 
 def fit_lengths(

@@ -2,15 +2,15 @@
 """The policy as training found it, to compare the present one with."""
 
 import copy
-import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
+
+from ..scoring.reference_pass import loss_mask, token_log_probs
 
 
 # Weights of up to this many bytes are copied without being asked to.
@@ -46,9 +46,7 @@ class FirstPolicy:
         """
         if not (self._adapter or self._reference or self._model is not None):
             return None
-        mask = output["completion_mask"].bool()
-        if "tool_mask" in output:
-            mask = mask & output["tool_mask"].bool()
+        mask = loss_mask(output)
         first = output.get("ref_per_token_logps") if self._reference else None
         if first is None:
             first = self._token_log_probs(output, self._trainer.model if self._model is None else self._model, True)
@@ -62,28 +60,14 @@ class FirstPolicy:
 
     def _token_log_probs(self, output: dict[str, Any], model: Any, as_first: bool) -> Tensor:
         trainer = self._trainer
-        compute = trainer._get_per_token_logps_and_entropies
-        completion_ids = output["completion_ids"]
         adapter: AbstractContextManager[Any] = nullcontext()
         if as_first and self._model is None:
             policy = trainer.accelerator.unwrap_model(trainer.model)
             adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         training = model.training
         model.eval()  # no dropout: it would draw random numbers, and the run is not to change
-        with (
-            torch.no_grad(),
-            adapter,
-            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
-        ):
-            log_probs, *_ = compute(
-                model,
-                torch.cat([output["prompt_ids"], completion_ids], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                completion_ids.shape[1],
-                batch_size=trainer.args.per_device_train_batch_size,
-                # Images
-                **{name: output[name] for name in inspect.signature(compute).parameters if name in output},
-            )
+        with adapter:
+            log_probs = token_log_probs(trainer, model, output, trainer.args.per_device_train_batch_size)
         model.train(training)
         return log_probs
 

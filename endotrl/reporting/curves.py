@@ -11,7 +11,8 @@ from .text import plain
 
 BARS = "▁▂▃▄▅▆▇█"
 # Okabe and Ito's colours, told apart with every common colour blindness.
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+COLORS = BLUE, ORANGE, GREEN, *_ = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+GREY = "#999999"
 WIDTH, HEIGHT, MARGIN = 480, 110, 6
 
 

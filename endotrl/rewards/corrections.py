@@ -101,7 +101,7 @@ class InformationGain:
     weight: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a loaded model, the name alone: the reward's own [`Generalist`] scores, and answers for its weights."""
+        """Of a loaded model, the name alone: another [`EndogenousReward`] scores, and answers for its weights."""
         model = self.generalist
         name = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
         return {**self.__dict__, "generalist": name}

@@ -15,16 +15,16 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from .._moved import accept_positional
 from ..checks import check_criterion
-from ..frozen.served import ServedModel
+from ..frozen.served import ServedModel, is_url
 from ..rendering.images import Images
 from ..rendering.messages import Completions, Prompts, TokenIds
 from ..rendering.offsets import decode_with_offsets
+from ..rendering.policy import foreign_token_ids
 from ..rendering.renderer import OverlongPrompt, Rendered
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, InformationGain, LengthControl, length_shares, length_slope
-from .frozen_model_reward import FrozenModelReward, Generalist
+from .frozen_model_reward import FrozenModelReward
 from .protocol import DenseScores, check_same_tokens
 from .rule import RewardRule, log_batch
 from .scored import ScoredCompletions
@@ -99,7 +99,6 @@ class EndogenousReward(FrozenModelReward):
     correction = property(attrgetter("rule.correction"))
     length_slope = 0.0  # that [`LengthControl`] took out of the last batch
 
-    @accept_positional
     def __init__(
         self,
         model: str | PreTrainedModel | ServedModel | None,
@@ -135,9 +134,12 @@ class EndogenousReward(FrozenModelReward):
         asynchronous = isinstance(self._placement, ServedModel) and self._placement.asynchronous
         if type(self) is EndogenousReward and asynchronous and TRL_AWAITS_INSTANCES:
             self.__class__ = AsyncEndogenousReward  # TRL looks for `async def __call__` in the class
-        self._generalist = None
+        self._generalist: EndogenousReward | None = None
         if isinstance(self.correction, InformationGain):
-            self._generalist = Generalist(self.correction, processing_class, alpha, **placement)
+            other = self.correction.generalist
+            # Of a loaded or served model, the tokenizer cannot always be found.
+            tokenizer = None if isinstance(other, str) and not is_url(other) else processing_class
+            self._generalist = EndogenousReward(other, tokenizer, token_reward="log_prob", alpha=alpha, **placement)
 
     def __repr__(self) -> str:
         where = "not attached to a trainer yet" if self._placement is None else self._placement.description
@@ -284,10 +286,17 @@ class EndogenousReward(FrozenModelReward):
         return RewardModelAdapter(self)
 
     def _score_rows(self, rows: list[Rendered], entropy: bool, progress: bool = False) -> list[TokenStats]:
-        if self._scorer is None and self._generalist is not None:
-            self._generalist.check_tokenizer(self)
-        stats = super()._score_rows(rows, entropy, progress)
-        return stats if self._generalist is None else self._generalist.add_log_probs(rows, stats, progress)
+        generalist = self._generalist
+        if generalist is None:
+            return super()._score_rows(rows, entropy, progress)
+        if foreign_token_ids(generalist._tokenizer, self._tokenizer) != frozenset():
+            raise ValueError(
+                f"The generalist {generalist.config._name_or_path!r} has another tokenizer than the frozen model "
+                f"{self.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two "
+                "models of one family."
+            )
+        pairs = super()._score_rows(rows, entropy, progress), generalist._score_rows(rows, False, progress)
+        return [replace(row, generalist_log_probs=other.log_probs) for row, other in zip(*pairs, strict=True)]
 
 
 class AsyncEndogenousReward(EndogenousReward):

@@ -2,8 +2,7 @@
 """Rewards of a frozen language model: whose weights, which tokenizer, and from rows to token statistics."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any, Self, get_args
 from weakref import WeakSet
 
@@ -15,7 +14,7 @@ from ..frozen.loaded_model import LoadedModel
 from ..frozen.names import load_processing_class, load_tokenizer, model_renderer
 from ..frozen.own_copy import OwnCopy
 from ..frozen.placement import make_scorer, place
-from ..frozen.served import ServedModel, is_url
+from ..frozen.served import ServedModel
 from ..frozen.sharded_weights import shards_weights
 from ..frozen.shared_weights import SharedWeights, share_with
 from ..rendering.images import Images
@@ -25,7 +24,6 @@ from ..rendering.renderer import OverlongPrompt, Rendered, Renderer
 from ..scoring.batching import plan_batches
 from ..scoring.scorer import Placement
 from ..scoring.token_stats import TokenStats
-from .corrections import InformationGain
 from .rule import RewardRule
 
 
@@ -246,54 +244,13 @@ class FrozenModelReward:
         if self._loaded is None:
             if isinstance(placement, ServedModel):
                 self._loaded = load_tokenizer(placement.tokenizer_name, self.trust_remote_code)
-            elif placement.config._name_or_path:
-                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
             else:
-                raise ValueError(
-                    "The model instance given to the endogenous reward was not loaded from a path or the hub, so its "
-                    "tokenizer cannot be found. Pass it as `processing_class`."
-                )
+                self._loaded = load_processing_class(placement.config, self.trust_remote_code)
         return self._loaded
 
     @property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return tokenizer_of(self._get_processing_class())
-
-
-class Generalist(FrozenModelReward):
-    """The second frozen model of [`InformationGain`], which has the tokenizer of the first."""
-
-    def __init__(
-        self,
-        gain: InformationGain,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None,
-        alpha: float,
-        **settings: Any,
-    ) -> None:
-        if gain.generalist is None:
-            raise ValueError(
-                "The `generalist` of `InformationGain` is None, but it must be a path, a hub id or a loaded model: no "
-                "trainer has one to share."
-            )
-        self.rule = RewardRule("log_prob", alpha=alpha)
-        # Of a loaded or served model, the tokenizer cannot always be found.
-        has_own = isinstance(gain.generalist, str) and not is_url(gain.generalist)
-        super().__init__(gain.generalist, None if has_own else processing_class, "generalist", **settings)
-
-    def check_tokenizer(self, reward: FrozenModelReward) -> None:
-        """Raises `ValueError` if the frozen model of the reward has another tokenizer."""
-        theirs, ours = self._tokenizer, reward._tokenizer
-        if theirs is not ours and theirs.get_vocab() != ours.get_vocab():
-            raise ValueError(
-                f"The generalist {self.config._name_or_path!r} has another tokenizer than the frozen model "
-                f"{reward.config._name_or_path!r}, so that their log-probabilities are of different tokens. Take two "
-                "models of one family."
-            )
-
-    def add_log_probs(self, rows: list[Rendered], stats: Sequence[TokenStats], progress: bool) -> list[TokenStats]:
-        """The token statistics of rows, with the generalist's log-probabilities."""
-        others = self._score_rows(rows, entropy=False, progress=progress)
-        return [replace(row, generalist_log_probs=other.log_probs) for row, other in zip(stats, others, strict=True)]
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:

@@ -4,6 +4,7 @@ Rivals of the endogenous reward as TRL reward functions: what else a language mo
 They read a frozen model; Intuitor and RENT score with the policy itself, which moves during training.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,12 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
             "has no token before it. Give the tokenizer one of them."
         )
     return [first]
+
+
+def without_prompts(renderer: Renderer, rows: Sequence[Rendered], chats: Sequence[bool]) -> list[Rendered]:
+    """Rows in whose prompts nothing is said, each of a chat or of plain text: see [`empty_prompt_ids`]."""
+    empty = {chat: empty_prompt_ids(renderer, chat) for chat in set(chats)}
+    return [replace(row, prompt_ids=empty[chat], images=None) for row, chat in zip(rows, chats, strict=True)]
 
 
 class _IntrinsicReward(FrozenModelReward):
@@ -119,11 +126,7 @@ class RelativePerplexityReward(_IntrinsicReward):
     _default_name = "relative_perplexity_reward"
 
     def _rewards(self, prompts: Prompts, rows: list[Rendered], stats: list[TokenStats]) -> list[float | None]:
-        chat = [not isinstance(prompt, str) for prompt in prompts]
-        empty = {is_chat: empty_prompt_ids(self._prompts.of(), is_chat) for is_chat in set(chat)}
-        without = [
-            replace(row, prompt_ids=empty[is_chat], images=None) for row, is_chat in zip(rows, chat, strict=True)
-        ]
+        without = without_prompts(self._prompts.of(), rows, [not isinstance(prompt, str) for prompt in prompts])
         return [
             relative_perplexity(own.log_probs, alone.log_probs) if len(own.token_ids) else None
             for own, alone in zip(stats, self._score_rows(without, entropy=False), strict=True)

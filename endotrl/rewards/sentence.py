@@ -226,11 +226,6 @@ class SentenceReward:
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         if self._own_tokenizer is None:
-            if not self._source:
-                raise ValueError(
-                    "The model instance given to the sentence reward was not loaded from a path or the hub, so its "
-                    "tokenizer cannot be found. Pass it as `processing_class`."
-                )
             self._own_tokenizer = load_tokenizer(self._source, self.trust_remote_code)
         return self._own_tokenizer
 

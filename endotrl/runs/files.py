@@ -35,6 +35,13 @@ def lock(path: Path, message: str) -> BaseFileLock:
     return held
 
 
+def lock_folder(folder: Path, setting: str) -> BaseFileLock:
+    """[`lock`] of a folder, which is made, for one run; `setting` is what names another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = f"Another run is writing to {folder} right now. Wait for it, or choose another {setting}."
+    return lock(folder / ".run.lock", busy)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write in place of `path`: after a crash there is the old one or the new one, never half of one."""

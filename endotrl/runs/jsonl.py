@@ -3,7 +3,8 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,25 +33,24 @@ def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
     return record
 
 
+def read_log(path: Path, keys: Sequence[str], mend: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
+    """
+    The records of a log, and where each begins. What an interruption has damaged is not there, and is made again; with
+    `mend`, a last line that was only half written is cut off.
+    """
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError):
+                yield end, parse_line(line, keys)
+            end += len(line) if line.endswith(b"\n") else 0
+    if mend:
+        os.truncate(path, end)
+
+
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a log; none if it is not there. A last line that was only half written is cut off."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n"):
-        with path.open("r+b") as file:
-            file.truncate(sum(map(len, lines[:-1])))
-        del lines[-1]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(parse_line(line, keys))
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {number}: damaged ({error}). Take the line out, and the same command makes it again; "
-                "or start anew with --overwrite."
-            ) from error
-    return records
+    """The records of a log, as of [`read_log`]; none if it is not there."""
+    return [record for _, record in read_log(path, keys)] if path.exists() else []
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -60,3 +60,17 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         for key in dict.fromkeys([*before, *now])
         if before.get(key) != now.get(key)
     )
+
+
+def goes_on(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a run with its settings at `path`, which goes on. `ValueError` if it has other settings."""
+    if not path.exists():
+        return False
+    way_out = "Choose another --output, or start anew with --overwrite."
+    try:
+        before = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged. {way_out}") from error
+    if changed := changed_settings(before, settings):
+        raise ValueError(f"{path.parent} holds a run with other settings: {changed}. {way_out}")
+    return True

@@ -20,12 +20,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from ..reporting import say
 from .checkpoints import checkpoints, delete_old, discard_later, last_complete_checkpoint, mark_complete
-from .files import lock
+from .files import lock_folder
 from .record import check_same_settings, recorded_settings, write_record
 from .wandb_run import continue_wandb_run
 
 
-LOCK_FILE = ".run.lock"
 # In a checkpoint: what was gathered for the next log, and TRL's count of tokens.
 SINCE_LAST_LOG_FILE = "since_last_log.json"
 # Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
@@ -38,10 +37,8 @@ def only_run_in(output_dir: str) -> Iterator[None]:
     """Inside, no other run can enter with this folder; the first process of a run holds the [`lock`] for all."""
     with ExitStack() as stack:
         if PartialState().is_main_process:
-            busy = f"Another run is writing to {output_dir} right now. Wait for it, or choose another `output_dir`."
             try:
-                Path(output_dir).mkdir(parents=True, exist_ok=True)
-                stack.callback(lock(Path(output_dir) / LOCK_FILE, busy).release)
+                stack.callback(lock_folder(Path(output_dir), "`output_dir`").release)
             except OSError as error:
                 raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
         yield

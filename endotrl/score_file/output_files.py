@@ -27,12 +27,14 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 
 
 @contextmanager
-def only_run_on(path: str | Path) -> Iterator[None]:
-    """Inside, no other run can enter with this output, standard output excepted."""
-    path = Path(path)
+def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]:
+    """Inside, no other run can enter with this output, standard output excepted; it is not the `source`."""
+    path, source = Path(path), Path(source)
     if str(path) == STREAM:
         yield
         return
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"The output would be written over the input {source}.")
     if not path.parent.is_dir():
         raise ValueError(f"The folder of the output, {path.parent}, does not exist. Make it first.")
     lock_path = Path(f"{path}.lock")
@@ -109,8 +111,6 @@ class Output:
         """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
         if self.stream:
             return
-        if self.path.exists() and self._reader.path != STREAM and self.path.samefile(self._reader.path):
-            raise ValueError(f"The output would be written over the input {self._reader.path}.")
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
             return
         way_out = "Choose another output, or overwrite this one (--overwrite)."

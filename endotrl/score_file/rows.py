@@ -103,8 +103,14 @@ def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
     return _score_kind(reward, rows[:middle]) + _score_kind(reward, rows[middle:])
 
 
-def output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict[str, Any]:
-    """Output line of a row."""
+def output_records(
+    reward: Reward, rows: Sequence[Row], results: Sequence[Result], tokens: bool
+) -> list[dict[str, Any]]:
+    """Output lines of rows, from what [`score_rows`] says of them."""
+    return [_output_record(reward, row, result, tokens) for row, result in zip(rows, results, strict=True)]
+
+
+def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dict[str, Any]:
     if isinstance(stats, str):
         return {**row.head, "reward": None, "error": stats}
     if not isinstance(stats, TokenStats):

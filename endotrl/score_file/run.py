@@ -2,7 +2,7 @@
 """From the first row to the last: block by block, behind what an earlier run has done."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,8 +17,8 @@ from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
 from .output_files import Output, Tally, only_run_on
-from .rows import Reward, Row, score_rows
-from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, score_block, take_out
+from .rows import Reward, Row, output_records, score_rows
+from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, take_out
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def score_file(
         raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
     tally, slopes = Tally(), dict[str, Any]()
-    with only_run_on(output_path) if state.is_main_process else nullcontext():
+    with only_run_on(output_path, input_path) if state.is_main_process else nullcontext():
         reader = Reader(input_path)
         output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
@@ -103,12 +103,12 @@ def score_file(
             slopes |= fit_slopes(residual, shards.scored())
             output.notes["slopes"] = {g: dict(zip(RESIDUALS[residual], b, strict=True)) for g, b in slopes.items()}
         output.begin()
-        shown: list[Row] = []  # the first good ones
+        shown: list[Example] = []  # the first good ones
 
-        def take(row: Row, record: dict[str, Any]) -> None:
+        def take(row: Row, record: dict[str, Any], stats: Any = None) -> None:
             tally.add(row, record)
             if "error" not in record and len(shown) < num_examples:
-                shown.append(row)
+                shown.append(Example(row, stats))
 
         rows = read_responses(reader, limit)
         for record, row in zip(output.kept_records(), rows, strict=False):
@@ -118,20 +118,24 @@ def score_file(
         with tqdm(total=total, initial=output.kept_rows, desc=what, unit=" rows", disable=not progress) as bar:
             while block := list(islice(rows, block_size)):
                 began = time.perf_counter()
+                results: Sequence[Any] = [None] * len(block)
                 if in_shards:
                     records, seconds = shards.get(block)
                 else:
-                    records = score_block(reward, block, tokens)
+                    results = score_rows(reward, block)
+                    records = output_records(reward, block, results, tokens)
                     seconds = time.perf_counter() - began
-                for row, record in zip(block, records, strict=True):
+                for row, record, stats in zip(block, records, results, strict=True):
                     if residual is not None:
                         take_out(residual, slopes, row, record)
-                    take(row, record)
+                    take(row, record, stats)
                     if "error" in record and on_error is not None:
                         on_error(row.line, record["error"])
                 output.write(records, tally, seconds)
                 bar.update(len({row.line for row in block}))
-        examples = [Example(row, stats) for row, stats in zip(shown, score_rows(reward, shown), strict=True)]
+        # What an earlier run, or another process, has scored is scored again.
+        fresh = iter(score_rows(reward, [example.row for example in shown if example.stats is None]))
+        examples = [example if example.stats is not None else Example(example.row, next(fresh)) for example in shown]
         if in_shards and residual is None:
             shards.remove()
     return ScoreReport(tally, output.kept_rows, output.seconds, examples, slopes)

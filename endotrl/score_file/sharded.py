@@ -4,11 +4,9 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -21,9 +19,9 @@ from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.files import write_json
-from ..runs.jsonl import append_lines, changed_settings, parse_line
+from ..runs.jsonl import append_lines, goes_on, read_log
 from ..runs.processes import processes, share
-from .rows import DECIMALS, Reward, Row, output_record, rows_of, score_rows
+from .rows import DECIMALS, Reward, Row, output_records, rows_of, score_rows
 
 
 Slopes = Mapping[str, Sequence[float]]
@@ -71,7 +69,7 @@ class ShardedScores:
         with bar:
             for block in share(missing(), state.process_index, state.num_processes):
                 began = time.perf_counter()
-                records = score_block(self.reward, block, self.tokens)
+                records = output_records(self.reward, block, score_rows(self.reward, block), self.tokens)
                 results = {"seconds": time.perf_counter() - began, "records": records}
                 append_lines(own, [{"block": _key(block), "results": results}], ensure_ascii=False)
         state.wait_for_everyone()
@@ -102,38 +100,21 @@ class ShardedScores:
         path = self.folder / "settings.json"
         if overwrite:
             self.remove()
-        if path.exists() and (changed := changed_settings(json.loads(path.read_bytes()), settings)):
-            raise ValueError(
-                f"{self.folder} holds results of a run with other settings: {changed}. Choose another output, or "
-                "overwrite this one (--overwrite)."
-            )
-        self.folder.mkdir(exist_ok=True)
-        write_json(path, settings)
+        if not goes_on(path, settings):
+            self.folder.mkdir(exist_ok=True)
+            write_json(path, settings)
 
     def _find(self, own: Path) -> None:
         """Finds what all processes have written so far, and mends the end of this one's file."""
         self._places.clear()
         for path in sorted(self.folder.glob("*.jsonl")):
-            place = 0
-            with path.open("rb") as file:
-                for line in file:
-                    # A line that an interruption has damaged is not there: its block is done again.
-                    with suppress(ValueError):
-                        self._places[parse_line(line, ("block", "results"))["block"]] = (path, place)
-                    place += len(line) if line.endswith(b"\n") else 0
-            if path == own:
-                os.truncate(path, place)
+            for place, record in read_log(path, ("block", "results"), mend=path == own):
+                self._places[record["block"]] = (path, place)
 
 
 def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
     """The responses of the first rows of an input."""
     return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
-
-
-def score_block(reward: Reward, block: Sequence[Row], tokens: bool) -> list[dict[str, Any]]:
-    """Output lines of responses."""
-    results = score_rows(reward, block)
-    return [output_record(reward, row, result, tokens) for row, result in zip(block, results, strict=True)]
 
 
 def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states of the forward pass that a trainer runs over its reference model anyway, for the reward to read."""
+"""Forward passes as a trainer runs them: the states of that over its reference model, for the reward to read."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,3 +159,27 @@ def _is_given(
             if not torch.equal(theirs, padded):
                 return False
     return True
+
+
+def token_log_probs(trainer: Any, model: Any, output: Mapping[str, Any], batch_size: int) -> Tensor:
+    """
+    Log-probabilities of a batch's completions under a `model`, of shape `(B, T)`, as TRL's GRPO and RLOO trainers
+    compute those of their policy; `output` is what the trainer made of the batch.
+    """
+    from trl.models.utils import disable_gradient_checkpointing  # heavy, and who scores a file has no trainer
+
+    compute = trainer._get_per_token_logps_and_entropies
+    images = {name: output[name] for name in inspect.signature(compute).parameters if name in output}
+    ids, mask = (
+        torch.cat([output[f"prompt_{kind}"], output[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
+    )
+    num_tokens = output["completion_ids"].shape[1]
+    with torch.no_grad(), disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
+        log_probs, *_ = compute(model, ids, mask, num_tokens, batch_size, **images)
+    return log_probs
+
+
+def loss_mask(output: Mapping[str, Any]) -> Tensor:
+    """`True` for the tokens that the loss of TRL's trainers counts, of shape `(B, T)`."""
+    mask = output["completion_mask"].bool()
+    return mask & output["tool_mask"].bool() if "tool_mask" in output else mask

@@ -15,8 +15,8 @@ from ..rewards.corrections import LengthControl
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.sentence import SentenceReward
-from ..score_file.rows import Row, rows_of
-from ..score_file.sharded import Scored, by_prompt, fit_slopes, score_block, take_out
+from ..score_file.rows import Row, output_records, rows_of, score_rows
+from ..score_file.sharded import Scored, by_prompt, fit_slopes, take_out
 from .choose import Choice, Counts
 
 
@@ -213,7 +213,7 @@ def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[
         if any(row.error for row in block):
             records: list[dict[str, Any]] = [{"error": row.error} for row in block]
         elif isinstance(reward, EndogenousReward | SentenceReward):
-            records = score_block(reward, block, tokens=False)
+            records = output_records(reward, block, score_rows(reward, block), tokens=False)
         else:
             records = _rewarded(reward, block)
         for row, record in zip(block, records, strict=True):

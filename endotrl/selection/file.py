@@ -46,7 +46,7 @@ def choose_from_file(
         raise ValueError("Standard input and output belong to one process. With several, name a file for each.")
     with ExitStack() as stack:
         if state.is_main_process:
-            stack.enter_context(only_run_on(output_path))
+            stack.enter_context(only_run_on(output_path, input_path))
         folder = Path(f"{output_path}.scores")
         if streams:
             temporary = Path(stack.enter_context(TemporaryDirectory()))
@@ -55,9 +55,7 @@ def choose_from_file(
                 with (temporary / "input").open("wb") as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy)
                 input_path = temporary / "input"
-        output, source = Path(output_path), Path(input_path)
-        if output.exists() and source.exists() and output.samefile(source):
-            raise ValueError(f"The output would be written over the input {source}.")
+        output = Path(output_path)
         if output.exists() and not folder.exists() and not overwrite:
             raise ValueError(
                 f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this "

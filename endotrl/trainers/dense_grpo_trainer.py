@@ -8,11 +8,12 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from ..credit import spread_over_segments, sum_by_segment
+from ..scoring.reference_pass import loss_mask
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import token_segments
 from .dense_advantages import dense_advantages, rewards_to_go
 from .dense_grpo_config import DenseGRPOConfig
-from .dense_reward_trainer import DenseRewardTrainer, checked_args, loss_mask
+from .dense_reward_trainer import DenseRewardTrainer, checked_args
 from .scored_batch import ScoredBatch, pad_rows
 from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 

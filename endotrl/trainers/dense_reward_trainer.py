@@ -14,6 +14,7 @@ from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_calla
 from ..rewards.frozen_model_reward import FrozenModelReward
 from ..rewards.protocol import DenseReward, DenseScores
 from ..rewards.sentence import SentenceReward
+from ..scoring.reference_pass import loss_mask
 from .model_card import with_rewards
 from .resume import load_rollouts, save_rollouts, skip_epochs
 from .scored_batch import RewardRecorder, ScoredBatch, pad_rows
@@ -186,9 +187,3 @@ def checked_args(args: Any, config_class: type[Config], model: Any, name: str, a
             f"of TRL's `GRPOConfig`, and those of {additions}."
         )
     return args
-
-
-def loss_mask(output: dict[str, Any]) -> Tensor:
-    """`True` for the tokens that TRL's loss counts, of shape `(B, T)`."""
-    mask = output["completion_mask"].bool()
-    return mask & output["tool_mask"].bool() if "tool_mask" in output else mask

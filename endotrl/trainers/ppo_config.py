@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of [`PPOTrainer`]."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, get_args
@@ -10,12 +11,49 @@ from trl import GRPOConfig
 from ..bellman import check_discount
 from ..checks import check_choice
 from ..field_help import with_help
-from .ppo_migration import CONFIG, check_names
 
 
 Critic = Literal["value_head", "value_model", "none"]
 KLPlacement = Literal["reward", "loss"]
 PPOTruncation = Literal["terminal", "bootstrap"]
+
+# What became of the options of TRL's own PPO (`trl.experimental.ppo`, up to TRL 1.12), and of its trainer's arguments.
+FORMER_OPTIONS = {
+    "kl_coef": "`beta`",
+    "kl_estimator": "nothing; it is k1 with `kl_placement='reward'`, and k3 with `kl_placement='loss'`",
+    "cliprange": "`epsilon`",
+    "num_ppo_epochs": "`num_iterations`",
+    "num_mini_batches": "`steps_per_generation` over `gradient_accumulation_steps`",
+    "whiten_rewards": "`whiten_advantages`; rewards are not whitened",
+    "response_length": "`max_completion_length`",
+    "stop_token": "nothing; the EOS tokens of the model's generation config and tokenizer end a completion",
+    "stop_token_id": "`eos_token_id` of the model's generation config",
+    "missing_eos_penalty": "a reward function that returns minus the penalty for `completion_ids` without EOS",
+    "total_episodes": "`max_steps` or `num_train_epochs`",
+    "local_rollout_forward_batch_size": "`per_device_train_batch_size`, which bounds all forward passes",
+    "num_sample_generations": "`log_completions` and `logging_steps`",
+    "exp_name": "`run_name`",
+    "sft_model_path": "the argument `model` of `PPOTrainer`",
+    "reward_model_path": "the argument `reward_funcs` of `PPOTrainer`, which takes the path of a reward model",
+}
+FORMER_ARGUMENTS = {
+    **dict.fromkeys(("policy", "policy_model"), "`model`"),
+    "config": "`args`",
+    "tokenizer": "`processing_class`",
+    "reward_model": "`reward_funcs`, which takes functions and reward models",
+    "ref_model": "nothing; the reference is the checkpoint of `model`, or `model` without its adapter",
+    "dataset": "`train_dataset`",
+    "data_collator": "nothing; prompts are tokenized and padded when they are used",
+}
+
+
+def check_names(given: Iterable[str], former: Mapping[str, str], where: str) -> None:
+    """Raises `TypeError` that says what became of options of TRL's own PPO, if some are `given`."""
+    if found := [name for name in given if name in former]:
+        raise TypeError(
+            f"{where} has no {', '.join(f'`{name}`' for name in found)}: that is TRL's own PPO, up to TRL 1.12. "
+            f"{' '.join(f'`{name}`: now {former[name]}.' for name in found)} See docs/questions/coming-from.md."
+        )
 
 
 class _SingleGeneration(int):
@@ -123,7 +161,7 @@ class PPOConfig(GRPOConfig):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "PPOConfig":
         # Before the dataclass says "unexpected keyword argument"
-        check_names(kwargs, CONFIG, "PPOConfig")
+        check_names(kwargs, FORMER_OPTIONS, "PPOConfig")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

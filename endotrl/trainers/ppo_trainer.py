@@ -2,7 +2,6 @@
 """Proximal policy optimization with rewards of tokens and a critic, on TRL's `GRPOTrainer`."""
 
 import functools
-import inspect
 import json
 import textwrap
 from collections.abc import Iterator
@@ -16,17 +15,16 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import create_model_from_path, disable_dropout_in_model, get_config_model_id
 
 from ..credit import generalized_advantage_estimate, whiten
 from ..learning_rates import has_one_learning_rate, set_learning_rate
 from ..rewards.endogenous import EndogenousReward
-from .dense_reward_trainer import DenseRewardTrainer, checked_args, loss_mask
-from .ppo_config import PPOConfig
+from ..scoring.reference_pass import loss_mask, token_log_probs
+from .dense_reward_trainer import DenseRewardTrainer, checked_args
+from .ppo_config import FORMER_ARGUMENTS, PPOConfig, check_names
 from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
-from .ppo_migration import ARGUMENTS, check_names
 from .scored_batch import ScoredBatch
 from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 from .value_head import (
@@ -119,7 +117,7 @@ class PPOTrainer(DenseRewardTrainer):
         value_model: str | PreTrainedModel | None = None,
         **kwargs: Any,
     ) -> None:
-        check_names(kwargs, ARGUMENTS, "PPOTrainer")
+        check_names(kwargs, FORMER_ARGUMENTS, "PPOTrainer")
         if isinstance(model, GRPOConfig):
             raise TypeError(
                 "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
@@ -237,25 +235,15 @@ class PPOTrainer(DenseRewardTrainer):
         The critic's values before each token and after the last, of shape `(B, T + 1)`, 0 without a critic, and the
         policy's log-probabilities of shape `(B, T)`, at the rollout; `None` for those that nobody needs.
         """
-        args, completion_ids = self.args, output["completion_ids"]
-        num_rows, num_tokens = completion_ids.shape
-        values = torch.zeros(num_rows, num_tokens + 1, device=completion_ids.device)
+        args, (num_rows, num_tokens) = self.args, output["completion_ids"].shape
+        values = torch.zeros(num_rows, num_tokens + 1, device=output["completion_ids"].device)
         old_log_probs = output.get("old_per_token_logps")
         has_critic = args.critic != "none"
         if not has_critic and (old_log_probs is not None or self.beta == 0.0):
             return values, old_log_probs
         recorder = ForwardRecorder(self.model, has_critic)
-        signature = inspect.signature(self._get_per_token_logps_and_entropies)
-        # As TRL computes `old_per_token_logps`
-        with torch.no_grad(), disable_gradient_checkpointing(self.model, args.gradient_checkpointing_kwargs):
-            log_probs, _, _ = self._get_per_token_logps_and_entropies(
-                recorder,  # type: ignore[arg-type]
-                torch.cat([output["prompt_ids"], completion_ids], dim=1),
-                torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1),
-                num_tokens,
-                args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size,
-                **{name: output[name] for name in signature.parameters if name in output},  # images
-            )
+        batch_size = args.per_device_train_batch_size if self.model.training else args.per_device_eval_batch_size
+        log_probs = token_log_probs(self, recorder, output, batch_size)
         return recorder.values if has_critic else values, log_probs if old_log_probs is None else old_log_probs
 
     @functools.wraps(GRPOTrainer._get_per_token_logps_and_entropies)

@@ -229,6 +229,14 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         (["--report_to", "mlflow"], "`report_to: mlflow` needs a package…pip install mlflow"),
         (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
         (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
+        (
+            ["--generation_kwargs", '{"min_p": 3}'],
+            "`generation_kwargs` is {'min_p': 3}, with which nothing is generated",
+        ),
+        (
+            ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 2}'],
+            "{'cycles': 2}, which do not fit",
+        ),
         # What YAML reads
         ({"beta": "much"}, "argument --beta: invalid float value: 'much'"),
         ({"temperature": None}, "`temperature` is null, but it needs a value"),

@@ -127,7 +127,7 @@ def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path, 
         "from endotrl.frozen import cpu_dtype\n"
         "from endotrl.launch.arguments import make_parser\n"
         "from endotrl.launch.cpu import choose_precision\n"
-        "from tests.support.worker import leave_group\n"
+        "from endotrl.runs.processes import leave\n"
         "folder, *words = sys.argv[1:]\n"
         "rank = os.environ['RANK']\n"
         "cpu_dtype.matmul_seconds = lambda: {'bfloat16': 1.0 + int(rank), 'float32': 1.5}\n"
@@ -136,7 +136,7 @@ def test_all_processes_have_the_dtype_that_the_first_measures(tiny_policy_path, 
         "_, args, reward, model, _ = parser.parse_args_and_config(words)\n"
         "with open(f'{folder}/{rank}.json', 'w') as file:\n"
         "    json.dump([args.bf16, model.dtype, reward.reward_dtype], file)\n"
-        "leave_group()\n"
+        "leave()\n"
     )
     words = ["--model_name_or_path", tiny_policy_path, "--dtype", "auto", "--use_cpu", "True", "--report_to", "none"]
     words += ["--output_dir", str(tmp_path / "output"), "--per_device_train_batch_size", "8"]

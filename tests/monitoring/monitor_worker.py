@@ -13,8 +13,9 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from endotrl import CollapseMonitor, HeldOut
+from endotrl.runs.processes import leave
 from tests.support.trainers import length, make_trainer
-from tests.support.worker import FixedRollouts, leave_group
+from tests.support.worker import FixedRollouts
 
 
 FALLS_AFTER = 14
@@ -56,4 +57,4 @@ def main(model: str, folder: str, rows: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    leave_group()
+    leave()

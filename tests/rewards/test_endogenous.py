@@ -284,7 +284,6 @@ class TestBadSettings:
             ({"correction": LengthControl}, "`correction` is"),
             ({"correction": "clip"}, "arbitrary constants"),  # of Bellman rewards
             ({"correction": InformationGain("x"), "token_reward": "centered"}, "difference of log-probabilities"),
-            ({"correction": InformationGain(None), "token_reward": "log_prob"}, "`generalist` .* is None"),
             *(({"model": model}, f"`model` is a {type(model).__name__}.*path or hub id, a loaded.*or None")
               for model in (3, torch.nn.Linear(2, 2), LN2)),
         ],

@@ -226,7 +226,7 @@ class TestScores:
         monkeypatch.setattr(EndogenousReward, "score", counting)
         rows = [text_row(i) for i in range(100)]
         report, _ = scored(reward, rows, tmp_path, block_size=16, num_examples=3)
-        assert sizes == [16] * 6 + [4, 3]  # and the examples
+        assert sizes == [16] * 6 + [4]
         tally = report.tally
         assert len(tally.head) == 10 and len(report.examples) == 3
 
@@ -652,9 +652,7 @@ class TestResidual:
         assert not (tmp_path / "out.jsonl.shards").exists()
         other = tmp_path / "other.jsonl"
         ShardedScores(reward, source, Path(f"{other}.shards"), 4, 4, True).fill({**SETTINGS, "tokens": True})
-        with pytest.raises(
-            ValueError, match=r"other\.jsonl\.shards holds results of a run with other settings: `alpha`"
-        ):
+        with pytest.raises(ValueError, match=r"other\.jsonl\.shards holds a run with other settings: `alpha`"):
             score_file(reward, source, other, {**SETTINGS, "alpha": 0.5})
 
     def test_what_it_cannot_do(self, reward, tmp_path):

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, PPOConfig, PPOTrainer
 from endotrl.launch import launch
-from tests.support.worker import FixedRollouts, leave_group, what_ran
+from endotrl.runs.processes import leave
+from tests.support.worker import FixedRollouts, what_ran
 
 
 class OneOfSeveral:
@@ -60,4 +61,4 @@ def main(kind: str, *arguments: str) -> None:
 if __name__ == "__main__":
     for path in sys.argv[1:]:
         main(*json.loads(Path(path).read_text()))
-    leave_group()
+    leave()

@@ -5,7 +5,6 @@ import zlib
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import Trainer
 
 
@@ -39,11 +38,3 @@ def what_ran(trainer: Trainer) -> dict[str, Any]:
         "num_processes": trainer.accelerator.num_processes,
         "history": trainer.state.log_history,
     }
-
-
-def leave_group() -> None:
-    """
-    For the end of a script: a process that leaves its group to the interpreter's end may abort there, when a thread of
-    gloo is still at work.
-    """
-    PartialState().destroy_process_group()

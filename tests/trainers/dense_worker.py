@@ -17,8 +17,8 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from datasets import Dataset
 
 from endotrl import DenseGRPOTrainer
+from endotrl.runs.processes import leave
 from tests.support import trainers
-from tests.support.worker import leave_group
 
 
 TOTAL = 8  # completions of a batch, over all processes: one group, or two of 4
@@ -120,4 +120,4 @@ def main(model: str, output: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    leave_group()
+    leave()

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 import endotrl.trainers
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.launch.arguments import make_parser
-from endotrl.trainers.ppo_migration import ARGUMENTS, CONFIG
+from endotrl.trainers.ppo_config import FORMER_ARGUMENTS, FORMER_OPTIONS
 
 from ..support import trainers
 from ..support.helpers import QUIET
@@ -148,13 +148,12 @@ class TestArguments:
             importlib.reload(endotrl.trainers)
 
 
-# The fields that TRL 1.12's `PPOConfig` adds to transformers', and the arguments of its `PPOTrainer`.
+# The fields that TRL 1.12's `PPOConfig` adds to transformers', without adapters and the sizes that it works out itself,
+# and the arguments of its `PPOTrainer`.
 FIELDS = """
-    exp_name dataset_num_proc num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations
-    response_length stop_token stop_token_id temperature missing_eos_penalty sft_model_path world_size num_total_batches
-    micro_batch_size local_batch_size batch_size local_mini_batch_size mini_batch_size push_to_hub reward_model_path
-    model_adapter_name ref_adapter_name num_ppo_epochs whiten_rewards kl_coef kl_estimator cliprange vf_coef
-    cliprange_value gamma lam ds3_gather_for_generation
+    exp_name num_mini_batches total_episodes local_rollout_forward_batch_size num_sample_generations response_length
+    stop_token stop_token_id temperature missing_eos_penalty sft_model_path push_to_hub reward_model_path num_ppo_epochs
+    whiten_rewards kl_coef kl_estimator cliprange vf_coef cliprange_value gamma lam ds3_gather_for_generation
 """.split()
 PARAMETERS = """
     args processing_class model ref_model reward_model train_dataset value_model data_collator eval_dataset optimizers
@@ -169,16 +168,16 @@ class TestComingFromTrlsPPO:
 
     @pytest.mark.parametrize("name", FIELDS)
     def test_options(self, name, tmp_path):
-        assert (name in NOW) != (name in CONFIG)
-        if name in CONFIG:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {CONFIG[name]}.")):
+        assert (name in NOW) != (name in FORMER_OPTIONS)
+        if name in FORMER_OPTIONS:
+            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_OPTIONS[name]}.")):
                 PPOConfig(str(tmp_path), **QUIET, **{name: None})
 
     @pytest.mark.parametrize("name", [*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"])
     def test_arguments(self, name, tmp_path):
-        assert (name in ACCEPTED) != (name in ARGUMENTS)
-        if name in ARGUMENTS:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {ARGUMENTS[name]}.")):
+        assert (name in ACCEPTED) != (name in FORMER_ARGUMENTS)
+        if name in FORMER_ARGUMENTS:
+            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_ARGUMENTS[name]}.")):
                 PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **QUIET), **{name: None})
 
     def test_several_at_once_and_pythons_own_errors(self, tmp_path):

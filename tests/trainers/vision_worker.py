@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from trl import GRPOTrainer
 
 from endotrl import EndogenousReward
+from endotrl.runs.processes import leave
 
-from ..support.worker import leave_group
 from .test_images import LORA, make_trainer, watched
 
 
@@ -65,4 +65,4 @@ def main(path: str, output: Path, sharded: bool) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3] == "sharded")
-    leave_group()
+    leave()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from endotrl.data.splits import load_splits
+from endotrl.launch.data import load_splits
 
 
 ROWS: list[dict[str, Any]] = [
