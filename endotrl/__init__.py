@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """endotrl: the reward model inside the language model, for TRL."""
 
+import sys
 from typing import TYPE_CHECKING
 
 from ._lazy import attach
+from ._moved import MovedModules
 
 
 __version__ = "0.2.0"
@@ -55,3 +57,5 @@ if TYPE_CHECKING:
 
 # Resolved on first use (PEP 562), so that `import endotrl` and `endotrl --help` do not wait for torch.
 __getattr__, __dir__ = attach(__name__, __all__)
+
+sys.meta_path.insert(0, MovedModules())

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "endotrl"
 ORDER = [
     # Leaves, which import nothing of ours.
-    *("_lazy", "checks", "data", "field_help", "learning_rates", "reporting", "runs", "shipped"),
+    *("_lazy", "_moved", "checks", "data", "field_help", "learning_rates", "reporting", "runs", "shipped"),
     *("bellman", "credit", "rendering", "scoring", "frozen", "sentence", "grading", "rewards", "tasks", "trainers"),
     *("monitoring", "score_file", "selection", "evaluation", "forecasting", "demo", "launch", "planning", "commands"),
 ]

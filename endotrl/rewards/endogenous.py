@@ -15,6 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from .._moved import accept_positional
 from ..checks import check_criterion
 from ..frozen.served import ServedModel, is_url
 from ..rendering.images import Images
@@ -99,6 +100,7 @@ class EndogenousReward(FrozenModelReward):
     correction = property(attrgetter("rule.correction"))
     length_slope = 0.0  # that [`LengthControl`] took out of the last batch
 
+    @accept_positional
     def __init__(
         self,
         model: str | PreTrainedModel | ServedModel | None,

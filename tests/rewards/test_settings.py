@@ -61,6 +61,14 @@ def test_environment(monkeypatch):
     assert environment.reward_from_environment(variables) == expected
 
 
+def test_positional_settings_warn_for_one_release():
+    with pytest.warns(FutureWarning, match=r"keyword-only in the next release: pass `alpha=0\.7, gamma=0\.9`"):
+        reward = EndogenousReward(None, None, 0.7, 0.9, truncation="skip")
+    assert (reward.alpha, reward.gamma, reward.truncation) == (0.7, 0.9, "skip")
+    with pytest.raises(TypeError, match="alpha"), pytest.warns(FutureWarning):
+        EndogenousReward(None, None, 0.7, alpha=0.7)
+
+
 def test_a_discount_in_the_aggregate():
     reward = EndogenousReward(None, aggregate="discounted=0.9")
     assert (reward.aggregate, reward.discount) == ("discounted", 0.9)
