@@ -7,9 +7,9 @@ A response is a trajectory of a token MDP: state `s_h = (prompt, a_1..a_{h-1})`,
 (Prop. 1 of https://huggingface.co/papers/2506.23235), so they can be read as a soft Q-function, and its inverse soft
 Bellman operator gives every token a reward.
 
-Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and
-return float32 whatever they are given, take any number of leading batch dimensions, and raise `ValueError` for shapes
-that do not fit and settings that are out of range.
+Notation of tensor shapes: `B` completions, `H` tokens per completion, `V` vocabulary size. All functions compute in
+and return float32 whatever the input's dtype, accept any number of leading batch dimensions, and raise `ValueError`
+for shapes that do not match and settings that are out of range.
 """
 
 from typing import Literal, NamedTuple, SupportsFloat

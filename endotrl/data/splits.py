@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Datasets to train on, from local files or the Hugging Face hub."""
+"""Training datasets from local files or the Hugging Face hub."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,9 +17,9 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """
-    The splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read as
-    [`Reader`] reads them, row by row; other files by `datasets`, with the types that they have. Raises `ValueError` if
-    it cannot be read as rows, for JSON with the line, and `OSError` if there is nothing of that name.
+    Splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read by
+    [`Reader`], row by row; other files by `datasets`, with their own types. Raises `ValueError` if it cannot be read
+    as rows, for JSON with the line, and `OSError` if there is nothing of that name.
     """
     path, suffix = Path(name), table_suffix(name)
     if suffix is not None and not path.is_file():
@@ -32,7 +32,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         if streaming:
             rows = IterableDataset.from_generator(_rows, gen_kwargs={"name": name})
             return IterableDatasetDict(train=rows)
-        # The cache is known by the arguments: a file that has changed is read again.
+        # The arguments are the cache key: a file that has changed is read again.
         stat = path.stat()
         stamp = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         return DatasetDict(train=Dataset.from_generator(_whole_rows, gen_kwargs={"name": name, "stamp": stamp}))
@@ -42,7 +42,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
 
 
 def table_suffix(name: str) -> str | None:
-    """What a name says about the table in a file, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
+    """Table format by file name, as its suffix, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
     path = Path(name)
     suffix = next((suffix for suffix in path.suffixes[::-1] if suffix not in COMPRESSED), "")
     return suffix if suffix in TABLES and not path.is_dir() else None
@@ -53,6 +53,6 @@ def _rows(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _whole_rows(name: str, stamp: tuple[str, int, int]) -> Iterator[dict[str, Any]]:
-    """Rows that have all keys of the file, as those of a table."""
+    """Rows with all keys of the file, like those of a table."""
     keys = dict.fromkeys(key for row in _rows(name) for key in row)
     yield from ({key: row.get(key) for key in keys} for row in _rows(name))
