@@ -11,8 +11,7 @@ Conventions, for all functions:
 - Recurrences skip holes as if they were cut out: the token after a hole follows the token before it, at a distance of
   one discount. Time is counted in tokens of the policy.
 - Computed and returned in float32, whatever the input's dtype. Discounts are applied by a backward recurrence, never
-  as
-  $\gamma^t$ of an absolute position, which underflows.
+  as $\gamma^t$ of an absolute position, which underflows.
 """
 
 from .advantages import generalized_advantage_estimate, group_baseline, returns_to_go, whiten

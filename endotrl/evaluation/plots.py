@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of results, as PNG: told apart by colour and by shape, names beside what they name."""
+"""Plots of results, as PNG: distinguishable by colour and by shape, with labels next to the data."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -9,14 +9,14 @@ from .results import CEILING, RIVALS
 from .tables import best_first, value
 
 
-# Okabe and Ito's colours, told apart with every common colour blindness.
+# Okabe and Ito's colour-blind safe palette.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"
 CYCLE = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 MARKERS = "os^Dv<"
 
 
 def plot_metric(results: Mapping[str, Any]) -> bytes:
-    """The main metric of each scorer with its interval, the best on top; a line at the best one that knows nothing."""
+    """Main metric per scorer with its interval, best on top; a dotted line at the best content-free scorer."""
     metric, names = results["main_metric"], best_first(results)
     fig, axis = rows_figure(names)
     for y, name in enumerate(names):
@@ -34,7 +34,7 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
 
 
 def draw_dots(axis: Any, series: Mapping[str, Sequence[float | None]]) -> None:
-    """Dots of several series, those of a row joined by a line."""
+    """Draws dots of several series, those of a row joined by a line."""
     for y, row in enumerate(zip(*series.values(), strict=True)):
         known = [x for x in row if x is not None]
         axis.plot([min(known, default=0), max(known, default=0)], [y, y], color=GREY, linewidth=1.5, alpha=0.6)
@@ -44,14 +44,14 @@ def draw_dots(axis: Any, series: Mapping[str, Sequence[float | None]]) -> None:
 
 
 def rows_figure(names: Sequence[str]) -> tuple[Any, Any]:
-    """A figure with a row for each name, the first on top."""
+    """Returns a figure with one row per name, the first on top."""
     fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
     label_rows(axis, names)
     return fig, axis
 
 
 def label_rows(axis: Any, names: Sequence[str]) -> None:
-    """Makes a panel one of a row for each name, the first on top."""
+    """Labels the rows of a panel by name, the first on top."""
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
@@ -69,7 +69,7 @@ def pyplot() -> Any:
 
 
 def as_png(fig: Any) -> bytes:
-    """A figure as PNG, closed."""
+    """Renders a figure as PNG and closes it."""
     from matplotlib import pyplot as plt
 
     buffer = BytesIO()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RL on a reward of a frozen model ends with, from samples of the frozen model."""
+"""Forecast of the outcome of RL on a frozen model's reward, from samples of the frozen model."""
