@@ -87,8 +87,8 @@ class Samples:
         self,
         token_ids: Sequence[Sequence[Sequence[int]]],  # completions per prompt
         log_probs: Sequence[ArrayLike],  # under the frozen model, in nats
-        log_proposals: Sequence[ArrayLike],  # under their proposal distribution; 0 for an enumeration of all completions
         log_proposals: Sequence[ArrayLike],  # under the proposal distribution; 0 for an enumeration of all completions
+        rewards: Sequence[ArrayLike],
     ) -> None:
         self._rows: tuple[Sequence[Any], ...] = (token_ids, log_probs, log_proposals, rewards)
         self.owner = np.repeat(np.arange(len(token_ids)), [len(rows) for rows in token_ids])

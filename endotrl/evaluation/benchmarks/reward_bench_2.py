@@ -49,7 +49,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit per item, 1/k if the right answer is one of k tied best; in Ties, one per question and its reference."""
+    """One unit per item, 1/k if the right answer is among the k best; in Ties, one per question and reference."""
     result = []
     ties: dict[str, dict[str, tuple[float, float]]] = {}
     for item, row in zip(items, scores, strict=True):
