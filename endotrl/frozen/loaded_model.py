@@ -179,7 +179,7 @@ def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> boo
 
 
 def _versions(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[torch.dtype, int]]:
-    """Version counters of weights, changed by all updates except fused optimizers' and `.data`'s (of whole tensors)."""
+    """Version counters of weights, changed by all updates but fused optimizers' and `.data`'s (of whole tensors)."""
     return {
         name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in weights

@@ -101,7 +101,7 @@ class Client:
         self._has_answered = False
 
     def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
-        """Applies a function of server and item to all items; if a server does not respond, on another one or later."""
+        """Applies a function of server and item to all items; if one does not respond, on another one or later."""
         stop = threading.Event()
         for server in self.servers:
             server.is_greeted = False
