@@ -125,7 +125,7 @@ class Reader:
 
     def __init__(self, data: "str | Path | HubDataset", split: str = "train") -> None:
         self.path = data.name if isinstance(data, HubDataset) else str(data)
-        self.lines, self.digest = 0, hashlib.sha256()  # lines so far, including empty ones; else rows
+        self.lines, self.digest = 0, hashlib.sha256()  # lines so far, with empty ones, or else rows
         self._parts = _parts(data, split)
 
     def __iter__(self) -> Iterator[Row]:

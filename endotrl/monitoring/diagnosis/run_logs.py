@@ -147,7 +147,7 @@ def _read_folder(folder: Path) -> Run:
         except (ImportError, ValueError) as error:  # another log may be readable
             errors.append(error)
         else:
-            runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data may have these suffixes, too
+            runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data has these suffixes, too
     if not logs and len(runs) > 1:
         names = ", ".join(Path(run.source).name for run in runs[1:4]) + (", ..." if len(runs) > 4 else "")
         notes, runs = [f"Not read, of the same folder: {names}"], runs[:1]
