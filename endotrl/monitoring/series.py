@@ -37,8 +37,9 @@ MODELS = [(0.0, 0.0), *((rho, part) for rho in (0.3, 0.6, 0.8, 0.9, 0.95, 0.98) 
 class Noise:
     r"""
     Deviation of at least 8 entries, of which the last 100 count, from a smooth level, if no error is measured. They
-    may be correlated, like an accuracy that wanders, and are then less informative than as many independent ones. The
-    model is $x_t = f(t) + \sigma (\sqrt\lambda u_t + \sqrt{1 - \lambda} \epsilon_t)$ with a polynomial $f$, an
+    may be correlated, like an accuracy that wanders, and are then less informative than as many independent ones.
+
+    The model is $x_t = f(t) + \sigma (\sqrt\lambda u_t + \sqrt{1 - \lambda} \epsilon_t)$ with a polynomial $f$, an
     autoregression $u_t$ of first order with correlation $\rho$, and white noise $\epsilon_t$. Squared errors are means
     over the posterior of $\rho$ and $\lambda$ with $f$ and $\sigma$ integrated out (Zellner and Tiao 1964,
     https://doi.org/10.2307/2283097): few entries do not rule out that they are correlated.

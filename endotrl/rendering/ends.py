@@ -95,7 +95,7 @@ class Ends:
         return ended if padded else ids
 
     def before_padding(self, ids: list[int], pad_token_id: int) -> list[int]:
-        """Cuts at the first pad token, which is itself an end if generation stops at it, unless it follows another end."""
+        """Cuts at the first pad token, itself an end if generation stops at it, unless it follows another end."""
         if pad_token_id not in ids:
             return ids
         end = ids.index(pad_token_id)

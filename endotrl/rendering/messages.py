@@ -33,7 +33,7 @@ ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
 def check_batch(prompts: Prompts, completions: Completions, completion_ids: TokenIds | None) -> None:
-    """Raises for a batch without one entry per row, and for rows that are not text or messages, or have other parts."""
+    """Raises for a batch without one entry per row, and for rows other than text or messages, or with other parts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise TypeError("`prompts` and `completions` must be lists with one entry per row, but a string was given.")
     check_lengths(len(prompts), completions=completions, completion_ids=completion_ids)

@@ -45,9 +45,9 @@ class RewardRule:
             $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660); or `"self_certainty"`, see
             [`self_certainty`].
         aggregate (`str`, *optional*, defaults to `"sum"`):
-            Form of the token rewards: those of [`~endotrl.bellman.token_rewards`]; `"negative_entropy"`,
-            $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660); or `"self_certainty"`, see
-            [`self_certainty`].
+            Aggregation of token rewards to one number: those of [`~endotrl.bellman.outcome_reward`], also with the
+            discount (`"discounted=0.9"`); `"power=ρ"`, the sum over $H^\rho$; `"first=K"`, the sum over the first K
+            tokens; or `"min"`.
         discount, alpha, gamma, truncation, correction:
             As in [`EndogenousReward`].
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of the options of TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: the tables of the errors."""
+"""Migration from TRL's own PPO, `trl.experimental.ppo` up to TRL 1.12: tables of renamed and removed options."""
 
 from collections.abc import Iterable, Mapping
 
