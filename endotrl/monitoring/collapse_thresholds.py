@@ -9,7 +9,7 @@ WARMUP = 8
 # The same for a change since the first policy, which needs no level: healthy runs at a learning rate of 3e-4 lost 7 to
 # 12 points in Adam's first update, and had recovered most of them by the fourth.
 CHANGE_WARMUP = 6
-# The same while the trained reward is not higher where the held-out one is: what falls then does not recover.
+# The same while the trained reward is not higher where the held-out one is: a fall does then not recover.
 EARLY_WARMUP = 3
 # CUSUM with allowance 0.75, in standard deviations (Page 1954), at which a drift counts as a symptom: by Siegmund's
 # approximation, noise reaches it once in 800,000 steps.

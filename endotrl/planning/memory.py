@@ -196,7 +196,7 @@ def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = T
     if heads:
         head_dim = _largest(text, "head_dim") or hidden // heads
         key_value = (_largest(text, "num_key_value_heads") or heads) * head_dim
-    else:  # no attention, or not said
+    else:  # no attention, or not specified
         key_value = 0 if model._is_stateful else hidden
     blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     return ModelSize(

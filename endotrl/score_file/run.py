@@ -53,7 +53,7 @@ def score_file(
     *,
     block_size: int = 64,  # rows read, scored and saved together
     limit: int | None = None,  # only this many rows from the start
-    overwrite: bool = False,  # start anew if the output exists
+    overwrite: bool = False,  # start over if the output exists
     tokens: bool = True,  # write each token, or sentence, and its reward
     num_examples: int = 0,  # first rows kept in the report with their token statistics
     progress: bool = False,

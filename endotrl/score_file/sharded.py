@@ -49,7 +49,7 @@ class ShardedScores:
 
     def fill(self, settings: Mapping[str, Any], overwrite: bool = False, progress: bool = False) -> None:
         """
-        Scores what is missing, in all processes, and returns once all are done. `ValueError` if existing scores were
+        Scores missing blocks, in all processes, and returns once all are done. `ValueError` if existing scores were
         made with other settings.
         """
         state = processes()

@@ -101,8 +101,8 @@ class RuleSegmenter:
     r"""
     Splits text into sentences by rules for language model output, in time linear in the length of the text.
 
-    - Sentences end at `.`, `!`, `?` and `…` before whitespace, and at the full stops of other scripts (`。`, `！`, `？`,
-      `।`, `؟`, `۔`, ...) anywhere; quotes, brackets and Markdown emphasis after them belong to the sentence.
+    - Sentences end at `.`, `!`, `?` and `…` before whitespace, and at the full stops of other scripts (`。`, `！`,
+      `？`, `।`, `؟`, `۔`, ...) anywhere; quotes, brackets and Markdown emphasis after them belong to the sentence.
     - Abbreviations (Dr., e.g., etc.), initials, decimals, ordinals, list numbers and ellipses do not end one.
     - A line ends a sentence, unless it looks wrapped. List items, headings and table rows are units.
     - A fenced code block is one unit. Nothing ends inside inline code, URLs, or LaTeX: `$...$`, `$$...$$`, `\(...\)`,

@@ -122,7 +122,7 @@ class PPOConfig(GRPOConfig):
     kl_horizon: int = 10000
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "PPOConfig":
-        # Before the dataclass says "unexpected keyword argument"
+        # Before the dataclass raises "unexpected keyword argument"
         check_names(kwargs, CONFIG, "PPOConfig")
         return super().__new__(cls)
 

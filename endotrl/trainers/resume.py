@@ -38,7 +38,7 @@ def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
 
 
 def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
-    """Restores what [`save_rollouts`] wrote, if anything."""
+    """Restores the data written by [`save_rollouts`], if any."""
     if not (checkpoint / STATE_FILE).exists():
         return
     state, args = json.loads((checkpoint / STATE_FILE).read_text()), trainer.args
