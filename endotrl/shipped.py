@@ -49,7 +49,7 @@ def local_path(name: str) -> str:
 
 
 def copy_shipped(name: str, folder: Path) -> Path:
-    """Copies the recipe, folder or config of a name ([`shipped_path`]) into a folder. Raises `ValueError` if that would overwrite a file."""
+    """Copies the files of a name ([`shipped_path`]) into a folder. Raises `ValueError` if one would be overwritten."""
     source = shipped_path(name)
     target = folder / source.name
     if target.exists():

@@ -216,9 +216,9 @@ class _HeldOutReward:
     # Since the first policy
     changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
     changes_age: int = WINDOW  # entries since the last one
-    # Its shortfall from half of $b \Delta r$: the change that its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
-    # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes during
-    # training.)
+    # Its shortfall from half of $b \Delta r$: the change expected from its slope $b = \mathrm{Cov}(r, a) /
+    # \mathrm{Var}(r)$ within groups and the rise of the trained reward since the first policy. (Half: $b$ changes
+    # during training.)
     shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
     asked: list[tuple[float, float]] = field(default_factory=list)  # changes per question, with their errors
     evaluations: list[float] = field(default_factory=list)
