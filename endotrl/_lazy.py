@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of a package that are imported on first use (PEP 562), so that `endotrl --help` does not wait for torch."""
+"""Lazy imports of a package's public names (PEP 562), so that `endotrl --help` does not wait for torch."""
 
 import ast
 import inspect
@@ -10,8 +10,8 @@ from importlib import import_module
 
 def attach(package: str, public: Sequence[str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """
-    The `__getattr__` and `__dir__` of a package, from its `__all__`. Which module a name is in, its source says, under
-    `if TYPE_CHECKING:`, to type checkers and so here.
+    Returns the `__getattr__` and `__dir__` of a package, from its `__all__`. The module of each name is read from the
+    imports in the package's source (under `if TYPE_CHECKING:`, as for type checkers).
     """
     locations = {
         alias.name: "." * node.level + str(node.module)

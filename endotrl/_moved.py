@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import paths and calls of 0.1 that changed: they work for one release, with a warning."""
+"""Deprecated import paths and call signatures of 0.1: still work for one release, with a warning."""
 
 import functools
 import importlib
@@ -32,7 +32,7 @@ MOVED = {
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Finds a module of [`MOVED`] under its former name."""
+    """Import hook that finds a module of [`MOVED`] under its former name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -47,7 +47,7 @@ class MovedModules(MetaPathFinder, Loader):
 
 def accept_positional(init: Callable[..., None]) -> Callable[..., None]:
     """
-    Lets an `__init__` take its keyword-only arguments by position, in their order, with a `FutureWarning` that names
+    Lets an `__init__` accept its keyword-only arguments by position, in their order, with a `FutureWarning` that names
     them.
     """
     parameters = list(inspect.signature(init).parameters.values())

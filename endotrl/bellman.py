@@ -7,9 +7,9 @@ A response is a trajectory of a token MDP: state `s_h = (prompt, a_1..a_{h-1})`,
 (Prop. 1 of https://huggingface.co/papers/2506.23235), so they can be read as a soft Q-function, and its inverse soft
 Bellman operator gives every token a reward.
 
-Notation of tensor shapes: `B` completions, `H` tokens of a completion, `V` vocabulary. All functions compute and
-return float32 whatever they are given, take any number of leading batch dimensions, and raise `ValueError` for shapes
-that do not fit and settings that are out of range.
+Notation of tensor shapes: `B` completions, `H` tokens per completion, `V` vocabulary size. All functions compute in
+and return float32 whatever the input's dtype, accept any number of leading batch dimensions, and raise `ValueError`
+for shapes that do not match and settings that are out of range.
 """
 
 from typing import Literal, NamedTuple, SupportsFloat
@@ -78,7 +78,7 @@ def token_rewards(
 
     Args:
         chosen_logits (`torch.Tensor` of shape `(..., H)`), soft_values (`torch.Tensor` of shape `(..., H + 1)`):
-            Logit of the token that was taken, $f(s_h, a_h)$, and $V(s_1), \dots, V(s_{H+1})$.
+            Logit of the chosen token, $f(s_h, a_h)$, and $V(s_1), \dots, V(s_{H+1})$.
         alpha (`float`, *optional*, defaults to `1.0`), gamma (`float`, *optional*, defaults to `1.0`):
             Temperature that `soft_values` were computed with, and discount of `"bellman"`, in $(0, 1]$.
         form (`str`, *optional*, defaults to `"bellman"`):
@@ -131,13 +131,13 @@ def outcome_reward(
     discount: float = 0.95,
 ) -> Tensor:
     r"""
-    One number for a whole response from its token rewards.
+    Outcome of a whole response, one number, from its token rewards.
 
     - `"sum"`: $\sum_h r_h - V(s_1)$. For a finished response and `"bellman"` rewards with `gamma=1.0` this telescopes
       to $\alpha \log \hat\pi(y|x)$, the outcome reward (eq. 12 of https://huggingface.co/papers/2506.23235) without
       the constant $V(s_1)$ of the prompt.
     - `"mean"`: the same divided by the number of tokens.
-    - `"discounted"`: $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, which looks at about the first
+    - `"discounted"`: $\sum_h \delta^{h-1} r_h$ with $\delta$ = `discount`, which depends on about the first
       $1/(1-\delta)$ tokens.
 
     Args:
@@ -147,7 +147,7 @@ def outcome_reward(
             $V(s_1)$, which `"sum"` and `"mean"` leave out. Pass it for `"bellman"` rewards; `"log_prob"` and
             `"centered"` rewards do not contain it.
         aggregate (`str`, *optional*, defaults to `"sum"`), discount (`float`, *optional*, defaults to `0.95`):
-            How to aggregate, see above, and $\delta$ of `"discounted"`, in $(0, 1]$.
+            Aggregation, see above, and $\delta$ of `"discounted"`, in $(0, 1]$.
 
     Returns:
         `torch.Tensor` of shape `(...)`, float32.
@@ -164,7 +164,7 @@ def outcome_reward(
     num_tokens = rewards.shape[-1] if rewards.ndim else 0
     if num_tokens == 0:
         raise ValueError("A response without a token has no reward: `rewards` is empty in its last dimension.")
-    # A column of values would silently make a table of all pairs.
+    # A column of values would silently broadcast to a table of all pairs.
     if isinstance(initial_value, Tensor) and initial_value.ndim and initial_value.shape != rewards.shape[:-1]:
         raise ValueError(
             f"`initial_value` has shape {tuple(initial_value.shape)} and `rewards` {tuple(rewards.shape)}, but there "
@@ -185,14 +185,14 @@ def outcome_reward(
 
 class Contributions(NamedTuple):
     r"""
-    What each token of a response contributes to its outcome.
+    Contributions of the tokens of a response to its outcome.
 
     Attributes:
         tokens (`torch.Tensor` of shape `(H,)`):
             Contributions of the tokens, float64.
         prompt (`float`, *optional*, defaults to `0.0`), cut_off (`float`, *optional*, defaults to `0.0`):
-            What the prompt has of the outcome, $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards
-            keeps; and the state after the last token, in a response that was cut off.
+            Contribution of the prompt, $V(s_1)$, which the aggregate `"discounted"` of `"bellman"` rewards keeps; and
+            that of the state after the last token, in a response that was cut off.
     """
 
     tokens: Tensor
@@ -229,9 +229,9 @@ def bellman_contributions(
     With $\gamma = 1$ and equal weights, $c_h = w_h \alpha \log \hat\pi(a_h|s_h)$: no constant that is added to the
     logits of a state changes it, while it moves the Bellman rewards themselves at will.
 
-    `chosen_logits` `(H,)` and `soft_values` `(H + 1,)` are as in [`token_rewards`], `weights` `(H,)` as of
+    `chosen_logits` `(H,)` and `soft_values` `(H + 1,)` are as in [`token_rewards`], `weights` `(H,)` as from
     [`aggregate_weights`]. With `keep_initial_value`, the outcome keeps $V(s_1)$, as that of `"discounted"` does; it is
-    then the prompt's contribution. What is returned sums to the outcome.
+    then the prompt's contribution. The returned contributions sum to the outcome.
 
     Example:
     ```python

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranges of settings that several objects have, rewards of any function, names that may be meant, and of objects."""
+"""Validation of shared settings, of any function's rewards and of criteria; name suggestions; reproducible `repr`."""
 
 import math
 import re
@@ -9,19 +9,19 @@ from typing import Any
 
 
 def lasting_repr(value: object) -> str:
-    """`repr`, as another process has it, too: without addresses, which functions and images tell."""
+    """`repr` that is equal in every process: without memory addresses, which those of functions and images contain."""
     return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` with the known word that has `word` in it or is near to it; empty if there is none."""
+    """Returns ` (did you mean X?)` with the known name that contains `word` or is close to it; empty if none does."""
     known = [name for name in known if name != word]
     similar = [name for name in known if word and word in name] or get_close_matches(word, known, n=1, cutoff=0.7)
     return f" (did you mean {similar[0]}?)" if similar else ""
 
 
 def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapping[str, str] | None = None) -> None:
-    """Raises `ValueError` if the setting `value`, called `name`, is no choice, with its reason if there is one."""
+    """Raises `ValueError` if the setting `value`, called `name`, is not a choice, with its reason if there is one."""
     if isinstance(value, str) and reasons and value in reasons:
         raise ValueError(f"`{name}` is {value!r}, {reasons[value]}.")
     if value not in choices:
@@ -30,7 +30,7 @@ def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapp
 
 
 def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | None]:
-    """What a reward function gave to `count` completions: a finite number, or `None`, each. `ValueError` if not."""
+    """Rewards of `count` completions as a list: each finite or `None`. Raises `ValueError` otherwise."""
     found = list(rewards)
     if len(found) != count:
         raise ValueError(f"The reward function gave {len(found)} rewards to {count} completions. Give one to each.")
@@ -45,7 +45,7 @@ def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | N
 
 
 def check_criterion(criterion: Any) -> Any:
-    """The criterion. Raises `TypeError` if it is no text, no dictionary of texts and not `None`, or text is empty."""
+    """Returns the criterion. Raises `TypeError` unless it is text, a dictionary of texts or `None`, none empty."""
     texts = criterion.values() if isinstance(criterion, Mapping) else [criterion]
     if criterion is not None and not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(

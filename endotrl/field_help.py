@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Help of a dataclass's fields for the command line, from its docstring."""
+"""Command-line help of dataclass fields, from the class docstring."""
 
 import re
 from dataclasses import Field
@@ -15,8 +15,8 @@ _ENTRY = re.compile(r"^( +)(\w+) \(`.*\):\n((?:\1 +\S.*(?:\n|$))+)", re.MULTILIN
 
 def with_help(cls: Class) -> Class:
     """
-    Gives each field of a dataclass the `help` that its docstring has for it, in TRL's format. To be put over
-    `@dataclass`, so that a setting is explained once.
+    Sets the `help` of each field of a dataclass from its docstring, in TRL's format. Apply it above `@dataclass`, so
+    that each setting is explained only once.
     """
     entries = {name: _plain(text) for _, name, text in _ENTRY.findall(cleandoc(cls.__doc__ or ""))}
     fields: dict[str, Field[Any]] = vars(cls)["__dataclass_fields__"]
@@ -26,7 +26,7 @@ def with_help(cls: Class) -> Class:
 
 
 def _plain(text: str) -> str:
-    """Text for a terminal: without line breaks, references and LaTeX; argparse reads `%`."""
+    """Text for a terminal: without line breaks, references and LaTeX; `%` escaped for argparse."""
     text = re.sub(r"\[(`[^`]*`)\]", r"\1", " ".join(text.split()).replace("~", ""))
     return re.sub(r"\$([^$]*)\$", lambda math: re.sub(r"\\text\{(\w+)\}|\\[,;]|\\", r"\1", math[1]), text).replace(
         "%", "%%"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Some parameters of an optimizer with a learning rate of their own."""
+"""Separate learning rate for some parameters of an optimizer."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 def has_one_learning_rate(args: TrainingArguments) -> bool:
     """
-    Whether DeepSpeed's configuration has an optimizer of its own, which knows one learning rate for all parameters.
+    Whether DeepSpeed's configuration defines its own optimizer, which has one learning rate for all parameters.
     """
     plugin = args.deepspeed_plugin
     return plugin is not None and "optimizer" in plugin.deepspeed_config
@@ -18,9 +18,9 @@ def has_one_learning_rate(args: TrainingArguments) -> bool:
 
 def set_learning_rate(optimizer: Optimizer, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
     """
-    Gives some of an optimizer's parameters another learning rate, in groups of their own; weight decay and the rest
-    stay as they are. Before the scheduler is made, which starts from the rates that it finds. Parameters that the
-    optimizer does not have, such as frozen ones, are passed over.
+    Sets another learning rate for some of an optimizer's parameters, in parameter groups of their own; weight decay
+    and the other options are kept. Call it before the scheduler is created, which starts from the rates that it finds.
+    Parameters that are not in the optimizer, such as frozen ones, are skipped.
     """
     ids = set(map(id, parameters))
     for group in list(optimizer.param_groups):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes and accelerate configs that come with the package: listing, paths, copies."""
+"""Recipes and accelerate configs shipped with the package: listing, paths, copies."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ ROOT = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1]
 
 
 def recipes() -> dict[str, str]:
-    """Every recipe, as `smollm2-135m/grpo.yaml`, and the first sentence of its file, which says what it is."""
+    """Returns every recipe, such as `smollm2-135m/grpo.yaml`, with the first sentence of its file, its description."""
     folder = ROOT / "recipes"
     return {
         path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8").partition(". ")[0].lstrip("# ")
@@ -23,7 +23,7 @@ def recipes() -> dict[str, str]:
 
 
 def accelerate_configs() -> list[str]:
-    """Names of the accelerate configs, as `zero3.yaml`."""
+    """Names of the accelerate configs, such as `zero3.yaml`."""
     return sorted(path.name for path in (ROOT / "accelerate_configs").glob("*.yaml"))
 
 
@@ -44,12 +44,12 @@ def shipped_path(name: str) -> Path:
 
 
 def local_path(name: str) -> str:
-    """The path that a name with `endotrl://` stands for; any other name as it is."""
+    """Resolves a name that starts with `endotrl://` to its path; returns any other name unchanged."""
     return str(shipped_path(name)) if name.startswith(SCHEME) else name
 
 
 def copy_shipped(name: str, folder: Path) -> Path:
-    """Copies what [`shipped_path`] finds into a folder. `ValueError` if that has a file which would be overwritten."""
+    """Copies the files of a name ([`shipped_path`]) into a folder. Raises `ValueError` if one would be overwritten."""
     source = shipped_path(name)
     target = folder / source.name
     if target.exists():

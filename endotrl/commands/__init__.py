@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: every option parser of the package."""
+"""Command line: every option parser of the package."""

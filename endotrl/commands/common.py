@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of the command line have in common: exit codes, and types and help of their options."""
+"""Shared parts of the commands: exit codes, option types, option groups and help."""
 
 import argparse
 import json
@@ -16,14 +16,14 @@ from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 from ..runs.processes import processes
 
 
-# Hidden size below which a model takes no time to speak of in any dtype, and its CPU is not measured.
+# Hidden size below which a model takes negligible time in any dtype, so that the CPU's speed is not measured.
 NARROW = 512
 
-# EXIT_FOUND: rows that could not be scored, or what `diagnose --fail-on` is to find.
+# EXIT_FOUND: rows that could not be scored, or a match of `diagnose --fail-on`.
 EXIT_OK, EXIT_FOUND, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
-# Of parsed arguments, those that are not typed as `--name`.
+# Parsed arguments that are not options such as `--name`.
 NO_OPTIONS = {"command", "command_line", "run", "file", "benchmark", "runs", "recipe", "name", "project"}
 
 DATA_HELP = (
@@ -33,7 +33,7 @@ DATA_HELP = (
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but only those that say something, and lists as they are typed."""
+    """Shows defaults, except empty ones, and lists in the form in which they are typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.nargs == 0 or action.default in (None, "", []):
@@ -44,7 +44,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says of a mistyped command or choice which one may be meant; its sub-parsers do so, too."""
+    """Parser that suggests the nearest match for a mistyped command or choice; so do its sub-parsers."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **kwargs)
@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:
-    """Adds a command, which `run`, a `"module:function"` of this folder that is not imported before, runs."""
+    """Adds a command that calls `run`, a `"module:function"` of this folder, which is imported only then."""
     parser = commands.add_parser(name, **words)
     parser.set_defaults(run=run)
     return parser
@@ -64,7 +64,7 @@ def add_command(commands: Any, name: str, run: str, **words: str) -> Parser:
 def option_type(
     reader: Callable[[str], Any], words: str, fits: Callable[[Any], bool] = lambda value: True
 ) -> Callable[[str], Any]:
-    """Type of options whose value is read, and fits, as the words say."""
+    """Type for options whose value is parsed by `reader` and satisfies `fits`; `words` describe valid values."""
 
     def read(text: str) -> Any:
         with suppress(ValueError):
@@ -80,23 +80,23 @@ json_object = option_type(*READERS[JSON])
 COUNT: dict[str, Any] = {"metavar": "N", "type": option_type(*READERS[int])}
 positive_number = option_type(float, "a number above 0", lambda n: 0.0 < n < math.inf)
 share = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
-# Logits by less are infinite.
+# Logits divided by less overflow to infinity.
 temperature = option_type(float, "a number of at least 0.01", lambda n: 0.01 <= n < math.inf)
 
 
 def default_output(source: str, ending: str) -> str:
-    """Where a command writes by default: into the current folder, as the input's may be shared, or not writable."""
+    """Default output path: in the current folder, as the input's may be shared, or not writable."""
     name = PurePath(source).name.removesuffix(".gz").replace(":", "-")
     return source if source == "-" else f"{PurePath(name).stem}{ending}"
 
 
 def counted_items(count: int, distinct: int, noun: str = "item") -> str:
-    """How many items there are, and how many of them differ: `3 items (2 distinct)`."""
+    """Number of items, and of distinct ones if fewer: `3 items (2 distinct)`."""
     return counted(count, noun) + (f" ({distinct:,} distinct)" if distinct < count else "")
 
 
 def as_options(message: object, args: argparse.Namespace) -> str:
-    """What the library says of its parameters, in the words of the command line: `--name value`, of its options."""
+    """Message of the library with its parameter names replaced by command-line options: `--name value`."""
 
     def option(match: re.Match[str]) -> str:
         name, value = "tokenizer" if match[1] == "processing_class" else match[1], match[2]
@@ -109,8 +109,8 @@ def as_options(message: object, args: argparse.Namespace) -> str:
 
 def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
     """
-    Puts a dtype in the place of `"auto"` for a model on a CPU: that of the run that is gone on with, which `recorded`
-    JSON files have, or the one in which this CPU is faster. `ValueError` if `--device` cannot be used.
+    Replaces `"auto"` by a dtype for a model on a CPU: that of the run that is resumed, from the `recorded` JSON files,
+    or else the faster one on this CPU. `ValueError` if `--device` cannot be used.
     """
     import torch
 
@@ -129,7 +129,7 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
     if told or device.type != "cpu" or is_url(args.model):
         return
     for path in () if args.overwrite else map(Path, recorded):
-        with suppress(OSError, ValueError):  # none, or a damaged one, of which the run tells
+        with suppress(OSError, ValueError):  # missing, or damaged, which the run reports
             settings = json.loads(path.read_bytes())
             args.dtype = settings.get("settings", settings).get("dtype", "auto")
             return
@@ -142,14 +142,14 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
 
 
 def resolved_dtype(args: argparse.Namespace) -> str:
-    """What the dtype stands for on this machine."""
+    """The dtype that `args.dtype` resolves to on this machine."""
     from ..frozen.own_copy import resolve_device, resolve_dtype
 
     return str(resolve_dtype(args.dtype, resolve_device(args.device))).removeprefix("torch.")
 
 
 def use_form(args: argparse.Namespace) -> str | None:
-    """Puts what `--form` stands for into `token_reward` and `aggregate`; returns the residual."""
+    """Sets `token_reward` and `aggregate` from `--form`; returns the residual."""
     from ..evaluation.forms import GAIN, Form
     from ..rewards.residuals import split_name
 
@@ -180,7 +180,7 @@ def add_model(parser: Parser, what: str) -> None:
 
 
 def add_reward_settings(parser: Any, *names: str) -> None:
-    """Adds options `--<name>` of settings of [`EndogenousReward`] to a parser or a group."""
+    """Adds options `--<name>` for settings of [`EndogenousReward`] to a parser or a group."""
     for name in names:
         setting = SETTINGS[name]
         words: dict[str, Any] = {"help": setting.help[0].lower() + setting.help[1:].removesuffix(".")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `endotrl eval BENCHMARK`: from its options to files and the terminal."""
+"""The command `endotrl eval BENCHMARK`: from options to result files and terminal output."""
 
 import argparse
 from collections import defaultdict
@@ -116,14 +116,14 @@ def publish(
     args: argparse.Namespace,
     folder: RunFolder,
     settings: Mapping[str, Any],
-    used: Sequence[Mapping[str, Any]],  # the records that the results are about
+    used: Sequence[Mapping[str, Any]],  # the records behind the results
     results: dict[str, Any],
     scorers: Sequence[str],
     examples: Sequence[Example],
     about: str,
     sections: Sequence[tuple[str, Markup | str]] = (),
 ) -> None:
-    """Results to `results.json`, `results.md`, `report.html`, `examples.html`, W&B if asked to, and the terminal."""
+    """Writes `results.json`, `results.md`, `report.html`, `examples.html`, W&B on request; prints the results."""
     tokens = sum(sum(record["tokens"]) for record in used)
     results = {**about_run(args, settings, used), "tokens": tokens, **results}
     paths = {name: folder.folder / name for name in ("report.html", "examples.html", "results.md", "results.json")}
@@ -172,7 +172,7 @@ def about_run(
 
 
 def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> list[Item]:
-    """Items of a benchmark, at most `limit` of each group."""
+    """Loads the items of a benchmark, at most `limit` of each group."""
     rows = read_rows(data, benchmark.hub, benchmark.name)
     items = benchmark.read(rows if benchmark.reads_images else text_only(rows))
     if not items:
@@ -184,7 +184,7 @@ def load_items(benchmark: Benchmark, data: str | None, limit: int | None) -> lis
 def load_processor(
     items: Sequence[Item], names: Sequence[str], placement: Placement | ServedModel, args: argparse.Namespace
 ) -> ProcessingClass | None:
-    """What reads the images of items; `None` if they have none. `ValueError` if a model would not get to see them."""
+    """Processor for the images of items; `None` if there are none. `ValueError` if a model would not see them."""
     first = next((item for item in items if item.images), None)
     if first is None:
         return None
@@ -198,7 +198,7 @@ def load_processor(
 
 
 def check_processes(args: argparse.Namespace) -> None:
-    """Raises `ValueError` if several processes would share what is for one."""
+    """Raises `ValueError` if several processes would share something that only one can use."""
     if processes().num_processes == 1:
         return
     if args.data == STREAM:
@@ -208,15 +208,15 @@ def check_processes(args: argparse.Namespace) -> None:
 
 
 def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-    """Raises `ValueError` if conversations would be put into a chat template that is not there."""
+    """Raises `ValueError` for conversations if the tokenizer has no chat template."""
     if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
 
 
 def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
     """
-    The engine of a model that answers into a folder, and the settings that tell which it is, and how it is asked.
-    Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
+    Opens the engine of an answering model, for a run in a folder; returns it with the settings that identify the model
+    and its prompts. Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
     """
     if is_url(args.model):
         raise ValueError(f"--model {args.model} is to answer, which no model on a server does here. Name a path.")
@@ -230,7 +230,7 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
 
 
 def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any] | None]:
-    """The engine of vLLM for a model that answers, with `--backend vllm`."""
+    """vLLM's engine for an answering model, with `--backend vllm`."""
     if args.backend != "vllm":
         return nullcontext()
     settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
@@ -239,8 +239,8 @@ def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManage
 
 def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Placement | ServedModel, dict[str, Any]]:
     """
-    The frozen model, not loaded yet (but connected to, if it is served), and the settings that tell which it is. The
-    run in the folder `output`, if there is one, is gone on with in its dtype.
+    Places the frozen model without loading it (a served model is connected to); returns it with the settings that
+    identify it. The dtype of an earlier run in the folder `output`, if there is one, is kept.
     """
     name = resolve_model(args.model)
     choose_dtype(args, *([] if output is None else [f"{output}/settings.json"]))

@@ -33,14 +33,14 @@ from .evaluate_options import BEST_OF_N_SCORERS
 
 
 SHOWN_CHOICES = 8
-Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by key of the question and seed, and by scorer
+Scores = Mapping[tuple[str, str], Mapping[str, Sequence[float]]]  # by question key and seed, then by scorer
 GREEDY = "greedy"
 SAMPLING = ("samples", "temperature", "top_p", "max_new_tokens", "backend")
-MANY_CUT = 0.1  # fraction of samples that the verdict mentions
+MANY_CUT = 0.1  # fraction of truncated samples from which on the verdict mentions them
 
 
 class AnswerRun:
-    """Questions, the model that answers them, and its answers in a folder, with their grades."""
+    """Questions, the answering model, and its graded answers in a folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         check_processes(args)
@@ -53,17 +53,17 @@ class AnswerRun:
         self.engine, settings = open_answering_model(args)
         self.settings = {**settings, "grader": VERSION, **{name: getattr(args, name) for name in SAMPLING}}
         self.folder = open_folder(args.output, self.settings, args.overwrite)
-        self.answers: dict[tuple[str, str], dict[str, Any]] = {}  # by key of the question and seed
+        self.answers: dict[tuple[str, str], dict[str, Any]] = {}  # by question key and seed
 
     def prompt(self, question: Question) -> Prompt:
-        """How a question is asked."""
+        """Prompt of a question."""
         text = f"{question.prompt}\n{self.args.instruction}".rstrip()
         return [{"role": "user", "content": text}] if self.engine.chat else f"{text}\n\n"
 
     def answer(self, greedy: bool) -> None:
-        """Has all questions answered; what an earlier run has is kept."""
+        """Generates answers to all questions; those of an earlier run are kept."""
         args, engine = self.args, self.engine
-        # Now, not when the run comes to the longest question.
+        # Checked now, rather than when the run reaches the longest question.
         prompt_rows(engine, [self.prompt(q) for q in self.questions], args.max_new_tokens)
         answers = self.folder.read_answers()
         passes = [(GREEDY, 1, 0.0)] if greedy else []
@@ -78,7 +78,7 @@ class AnswerRun:
         self.answers = self.folder.read_answers()
 
     def _answer(self, sampler: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
-        # What a block draws depends on its seed and its first question, not on what was done before it.
+        # A block's samples depend on its seed and its first question, not on the blocks before it.
         samples = sampler([self.prompt(q) for q in block], count, seed_of(name, block[0].key))
         return [
             {
@@ -95,7 +95,7 @@ class AnswerRun:
         ]
 
     def publish(self, results: dict[str, Any], scores: Scores, sections: Sequence[tuple[str, Markup]] = ()) -> None:
-        """Writes and shows the results, with the `scores` by which scorers choose."""
+        """Writes and prints the results, with the `scores` by which scorers choose."""
         keys = {question.key for question in self.questions}
         used = [answer for (key, _), answer in self.answers.items() if key in keys]
         sampled = [(question, seed) for question in self.questions for seed in self.seeds]
@@ -155,7 +155,7 @@ def run_best_of_n(args: argparse.Namespace) -> None:
     run = AnswerRun(args)
     names, judge = base_names(args.scorers or BEST_OF_N_SCORERS), run.engine
     if args.reward_model is not None:
-        # What says how to load the model that answers is not for a server.
+        # Options for loading the answering model do not apply to a server.
         elsewhere = {"dtype": "auto", "device": None, "model_init_kwargs": None} if is_url(args.reward_model) else {}
         placement, _ = open_model(argparse.Namespace(**{**vars(args), "model": args.reward_model, **elsewhere}))
         tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
@@ -200,7 +200,7 @@ def run_best_of_n(args: argparse.Namespace) -> None:
 
 
 def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
-    """What each scorer chose, of questions in which that made a difference."""
+    """Table of each scorer's choices, for questions in which they differ in correctness."""
     rows: list[list[object]] = []
     differing = 0
     for question in run.questions:

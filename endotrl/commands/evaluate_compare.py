@@ -19,7 +19,7 @@ MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 
 
 def run(args: argparse.Namespace) -> None:
-    """Reads runs and shows their paired differences to the first."""
+    """Reads runs and prints their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
         raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
     files = [results_file(path).resolve() for path in args.runs]
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console(highlight=False)
     console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
     letters = LETTERS[: len(runs)]
-    # Of benchmarks, several items may make a cluster and still differ.
+    # In benchmarks, a cluster may contain several distinct items.
     distinct = found["num_clusters"] if "num_distinct" in runs[0] else found["num_units"]
     title = f"{found['benchmark']}: {', '.join(letters)} on {counted_items(found['num_units'], distinct)}"
     short = comparison_rows(found) if len(runs) == 2 else table_of_runs(found)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table_of_runs(found: Mapping[str, Any]) -> Table:
-    """All runs beside each other, marked where they differ from the first."""
+    """Table of all runs side by side, with marks where they differ from the first."""
     rows: list[list[object]] = []
     for row in found["rows"]:
         first, *others = map(number, row["values"])
@@ -64,7 +64,7 @@ def table_of_runs(found: Mapping[str, Any]) -> Table:
 
 
 def comparison_rows(found: Mapping[str, Any]) -> Table:
-    """A row for each difference to A."""
+    """Table with one row per difference to A."""
     rows: list[list[object]] = []
     several = len(found["rows"][0]["values"]) > 2
     for row in found["rows"]:
@@ -77,7 +77,7 @@ def comparison_rows(found: Mapping[str, Any]) -> Table:
 
 
 def results_file(path: str) -> Path:
-    """The `results.json` that is meant by a file or its folder."""
+    """Path of a `results.json`, given as the file or its folder."""
     return Path(path) / "results.json" if Path(path).is_dir() else Path(path)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of `endotrl eval` and `endotrl forecast`. Imports nothing heavy, so that `--help` answers at once."""
+"""Options of `endotrl eval` and `endotrl forecast`. Imports nothing heavy, so that `--help` is instant."""
 
 import argparse
 from typing import Any, get_args
@@ -33,12 +33,12 @@ BENCHMARK_HELP = {
 NEEDS_DATA = ("dsp", "preference")
 BEST_OF_N_SCORERS = ("bellman.sum", "log_prob.mean", "bellman.discounted=0.95", "centered.sum", "self_certainty")
 YES_NO: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
-# Settings that the reward of a completion depends on.
+# Settings that determine the reward of a completion.
 REWARD = ("alpha", "gamma", "token_reward", "aggregate", "discount", "truncation", "criterion", "correction")
 
 
 def add_eval(commands: Any) -> None:
-    """Adds `eval` with its sub-commands to the parser of the command line."""
+    """Adds `eval` with its sub-commands to the command-line parser."""
     parser = commands.add_parser(
         "eval",
         help="measure how good a reward is, or what training on it did",
@@ -82,7 +82,7 @@ def add_eval(commands: Any) -> None:
 
 
 def add_forecast(commands: Any) -> None:
-    """Adds `forecast` to the parser of the command line."""
+    """Adds `forecast` to the command-line parser."""
     parser = add_command(
         commands,
         "forecast",

@@ -2,9 +2,9 @@
 """
 The command `endotrl`.
 
-Exit codes: 0 if all went well, 1 if some rows could not be scored or `diagnose --fail-on` found something, 2 if the
-command could not be run or could not go on, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that
-`endotrl --help` answers at once.
+Exit codes: 0 for success, 1 if some rows could not be scored or `diagnose --fail-on` matched, 2 if the command could
+not be run or completed, 130 after Ctrl-C. Nothing heavy is imported before a command runs, so that `endotrl --help` is
+instant.
 """
 
 import argparse
@@ -56,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         quiet_libraries()
     module, function = args.run.split(":")
     try:
-        # torch takes seconds; and libraries print while they are imported (wandb: that it is offline), where standard
-        # output may be the rows.
+        # Importing torch takes seconds; and libraries print on import (wandb: that it is offline), while standard
+        # output may be used for the rows.
         with redirect_stdout(sys.stderr), working("Loading", module != "main" and not quiet):
             run = getattr(import_module(f".{module}", __package__), function)
         return run(args) or EXIT_OK
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (`| head`) has left. Python would complain once more when it closes stdout.
+        # The reader of the output (`| head`) has exited. Python would raise once more on closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except (ValueError, OSError, ImportError) as error:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"endotrl {args.command}: error: {as_options(told, args)}")
         return EXIT_FAILED
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" or "max_tokens_per_batch" not in args:  # of torch
+        if type(error).__name__ != "OutOfMemoryError" or "max_tokens_per_batch" not in args:  # torch's
             raise
         few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
         say(f"endotrl {args.command}: error: The device has {few}. Go on with a smaller --max-tokens-per-batch.")
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+    """Returns the command-line parser."""
     parser = Parser(prog="endotrl", description="The reward model inside the language model, for TRL.")
     parser.add_argument("--version", action="version", version=f"endotrl {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -187,7 +187,7 @@ def _add_pairs(commands: Any) -> None:
 
 
 def _add_rows(parser: Parser, what: str, output: str) -> Any:
-    """Adds what `score` and `pairs` have in common; returns what adds further options about files."""
+    """Adds the options shared by `score` and `pairs`; returns the function that adds further options about files."""
     parser.add_argument("file", metavar="FILE", help=f"{what}: {DATA_HELP}")
     add_model(parser, "frozen model, or sentence reward model")
     add = parser.add_argument_group("files").add_argument

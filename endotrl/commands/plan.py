@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `endotrl plan`: from a recipe's YAML file to a table of memory, what to change, and a rough time."""
+"""The command `endotrl plan`: memory table, suggested changes and rough time for a recipe's YAML file."""
 
 import argparse
 from collections.abc import Callable
@@ -41,7 +41,7 @@ CONFIGS: dict[str, Any] = {"sentence_reward": SentenceRewardTrainerConfig, "ppo"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `endotrl plan` reads of a recipe."""
+    """A recipe's values that `endotrl plan` uses."""
 
     name: str  # of the model
     size: ModelSize
@@ -49,7 +49,7 @@ class Recipe:
     training_args: Any
     data: tuple[ScriptArguments, DatasetMixtureConfig]
     uses_peft: bool
-    attached: bool = False  # the reward reads frozen weights that the trainer has anyway
+    attached: bool = False  # the reward uses frozen weights of the trainer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def read_recipe(
     kind = kind or next((kind for kind in CONFIGS if kind in Path(path).stem), None)
     if kind is None:
         raise ValueError(f"The name {Path(path).name} does not tell its script: pass --kind {', '.join(CONFIGS)}.")
-    # Planned where there may be no GPU; read again for what the file itself says.
+    # Planning may be done without a GPU; the file's own value is read again.
     words = ["--config", path, "--use_cpu", "True", *overrides, *changes.split()]
     parsed = make_parser(CONFIGS[kind]).parse_args_and_config(words)
     training_args, reward_args, model_args = parsed[1], parsed[2], parsed[-2]
@@ -105,8 +105,9 @@ def read_recipe(
     if training_args.vllm_max_model_length:
         prompt_tokens = training_args.vllm_max_model_length - completion_tokens
     colocated = training_args.use_vllm and training_args.vllm_mode == "colocate"
-    elsewhere = training_args.use_vllm and not colocated  # a server generates
-    # Whether the trainer has frozen weights that the reward can read: the policy without its adapter, or a reference.
+    elsewhere = training_args.use_vllm and not colocated  # generation on a server
+    # Whether the trainer has frozen weights that the reward can use: the policy without its adapter, or a reference
+    # model.
     shares = peft or (training_args.beta > 0 and not training_args.sync_ref_model)
     own_copy = reward_args.reward_model is not None or not shares
     whole = model_size(config) if peft else size
@@ -129,9 +130,9 @@ def frozen_models(
     policy: ModelSize,  # without an adapter
     policy_bytes: int,
     peft: bool,
-    own_copy: bool,  # the reward cannot read the trainer's weights
+    own_copy: bool,  # the reward cannot use the trainer's weights
 ) -> tuple[FrozenModel, ...]:
-    """The models beside a policy, as the recipe shares them: see `share_frozen_weights`."""
+    """Models held beside a policy, shared as in the recipe: see `share_frozen_weights`."""
     rewards = set(reward_args.reward)
     own_bytes = 4 if reward_args.reward_dtype == "float32" else 2
     models = []
@@ -142,17 +143,17 @@ def frozen_models(
         offloaded = reward_args.reward_offload
         split = reward_args.reward_shard and not offloaded
         models.append(FrozenModel(size, own_bytes, split, offloaded=offloaded, only_where_split=not own_copy))
-    if "sentence" in rewards:  # whole on each GPU, and about the size of the policy
+    if "sentence" in rewards:  # unsharded on each GPU, and about the size of the policy
         models.append(FrozenModel(policy, own_bytes, sharded=False))
     return tuple(models)
 
 
 def advice(recipe: Recipe, read: Callable[..., Recipe], hardware: Hardware) -> list[tuple[str, Plan]]:
-    """Settings under which a recipe fits that does not, and their plans, as it is `read` again with them."""
+    """Changes of settings that make a recipe fit, with their plans, from `read`, which reads it again with them."""
     args, work, changes = recipe.training_args, recipe.work, []
     if not work.gradient_checkpointing:
         changes.append("--gradient_checkpointing true")
-    if work.micro_batch > 1:  # the same batch in smaller parts
+    if work.micro_batch > 1:  # the same batch in smaller micro-batches
         steps = args.gradient_accumulation_steps
         smaller = f"--per_device_train_batch_size 1 --gradient_accumulation_steps {steps * work.micro_batch}"
         if (batches := getattr(args, "steps_per_generation", steps)) != steps:
@@ -217,12 +218,12 @@ def _show(
             gpus = counted(hardware.gpus, "GPU")
             lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {gpus}")
     for line in [*lines, *times]:
-        # A command stays in one line, to be copied.
+        # A command stays on one line, to be copied.
         console.print(line, markup=False, soft_wrap=line.startswith("  "))
 
 
 def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:
-    """The time of a generation batch and of the run, with what is assumed."""
+    """Lines on the time per generation batch and for the run, with the assumptions."""
     training_args, work = recipe.training_args, recipe.work
     is_policy = isinstance(training_args, GRPOConfig)
     batches = training_args.steps_per_generation if is_policy else training_args.gradient_accumulation_steps
@@ -243,7 +244,7 @@ def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:
         rows = args.rows or count_rows(*recipe.data)
     except ValueError as error:
         return [*lines, f"{error} Pass --rows, the number of rows of the dataset, for the time in all."]
-    # Rows of the dataset are prompts, each of which is a group of sequences.
+    # Rows of the dataset are prompts, each of which gives a group of sequences.
     epochs = training_args.num_train_epochs * (training_args.num_generations if is_policy else 1)
     return [*lines, f"All epochs over {counted(rows, 'row')}: about {_duration(epochs * rows / sequences * total)}."]
 

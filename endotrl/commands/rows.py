@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands `endotrl score` and `endotrl pairs`: from their options to the files, the page and the terminal."""
+"""The commands `endotrl score` and `endotrl pairs`: from options to output files, HTML page and terminal output."""
 
 import argparse
 import sys
@@ -41,15 +41,15 @@ from ..sentence.configuration import SentenceRewardConfig
 from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, resolved_dtype, use_form
 
 
-# Settings that a sentence reward model has, too.
+# Settings that sentence reward models have as well.
 COMMON = {"max_tokens_per_batch", "dtype", "device", "trust_remote_code", "overlong_prompt", "chat_template_kwargs"}
 ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setting.absent and name not in COMMON]
-LATER = ("images", "model_init_kwargs", "correction")  # than the first files of scores, which do not have them
+LATER = ("images", "model_init_kwargs", "correction")  # added after the first files of scores, which lack them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
-HTML_ROWS = 50  # on the page, from the first
-SHOWN_ERRORS = 20  # bad rows named on the terminal; the error file has them all
+HTML_ROWS = 50  # first rows shown on the page
+SHOWN_ERRORS = 20  # invalid rows reported on the terminal; the error file has all of them
 SENTENCE_DECIMALS = 4  # the contributions of long responses are small
-ONE_SIDED = 0.7  # share of pairs that are decided alike by length, from which on the summary says so
+ONE_SIDED = 0.7  # share of pairs decided alike by length from which on the summary mentions it
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run_score(args: argparse.Namespace) -> int:
             raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
     if state.is_main_process:
         with only_run_on(output):
-            pass  # raises if another run has it, before the checkpoint is read, which takes a while
+            pass  # raises if another run holds it, before the checkpoint is loaded, which is slow
     with redirect_stdout(sys.stderr):  # as in `main`
         reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
     report = score_file(
@@ -81,7 +81,7 @@ def run_score(args: argparse.Namespace) -> int:
         on_error=errors_on_terminal(args, "the output" if output == STREAM else f"{output}.errors.jsonl"),
         residual=residual,
     )
-    if state.is_main_process and not report.tally.rows:  # of standard input, whose rows cannot be counted before
+    if state.is_main_process and not report.tally.rows:  # rows of standard input cannot be counted beforehand
         raise ValueError(f"The input has no rows. A row is a line such as {ROW_FORMAT}.")
     if state.is_main_process and args.html is not None:
         html = _heat_map_page(args, report, reward, output)
@@ -122,7 +122,7 @@ def run_pairs(args: argparse.Namespace) -> int:
 
 
 def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Callable[[int, str], None]:
-    """Says on the terminal which rows are bad: the first ones, and `where` all of them are named."""
+    """Reports the first invalid rows on the terminal, and `where` to find all of them."""
     numbers = count(1)
 
     def on_error(line: int, error: str) -> None:
@@ -136,12 +136,12 @@ def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Ca
 
 
 def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
-    """The reward, the settings that its numbers depend on, and whether it is a sentence reward model's."""
+    """Returns the reward, the settings that determine its numbers, and whether it is a sentence reward model's."""
     choose_dtype(args, *recorded)
     by_sentence = not is_url(args.model) and isinstance(
         load_config(args.model, args.trust_remote_code), SentenceRewardConfig
     )
-    # Numbers depend on these, but not on batches and device: a run may go on with others.
+    # Numbers depend on these, but not on batches and device, which may change when a run is resumed.
     settings = {name: getattr(args, name) for name in ("chat_template_kwargs", "overlong_prompt", "dtype")}
     values = {name: getattr(args, name) for name in ENDOGENOUS}
     changed = {name for name, value in values.items() if value != SETTINGS[name].default}
@@ -164,7 +164,7 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     if isinstance(model, ServedModel):
         version = model.version
     else:
-        # What "auto" and the name stand for today: on another machine, or after training, it can be something else.
+        # The current meaning of "auto" and of the name, which can differ on another machine or after training.
         version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
         settings["dtype"] = resolved_dtype(args)
     return reward, {"model": args.model, "model_version": version, **settings}, by_sentence

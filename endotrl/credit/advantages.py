@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-From rewards of tokens to their advantages.
+Token rewards to token advantages: returns to go, GAE, group baselines, whitening.
 
-Shapes or a dtype that do not fit, and settings that are out of range, raise `ValueError`.
+Shapes or dtypes that do not match, and settings that are out of range, raise `ValueError`.
 """
 
 import torch
@@ -14,8 +14,8 @@ from .segments import masked
 
 def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     r"""
-    Discounted sum of the rewards from a token on, $G_h = r_h + \gamma G_{h+1}$, with $G_{H+1} = 0$ and $\gamma$ in
-    $(0, 1]$: of shape `(B, T)`, as `rewards`.
+    Discounted sum of the rewards from each token on, $G_h = r_h + \gamma G_{h+1}$, with $G_{H+1} = 0$ and $\gamma$ in
+    $(0, 1]$: of shape `(B, T)`, like `rewards`.
 
     Example:
     ```python
@@ -100,12 +100,12 @@ def group_baseline(
     valid: Tensor | None = None,
 ) -> Tensor:
     r"""
-    Baseline of each position from the other completions of the same prompt: the mean over the group of what they have
-    at this position.
+    Baseline of each position from the completions of the same prompt: the mean of their values at this position over
+    the group.
 
-    A completion that has ended keeps its last value for all later positions, and one that has a hole has there the
-    value of its next token. So every completion counts everywhere; for rewards that come only with the last token, the
-    baseline is that of GRPO whatever the lengths are; and it leaves the gradient unbiased, because the values of other
+    A completion that has ended keeps its last value for all later positions, and one with a hole has there the value
+    of its next token. So every completion counts at every position; for rewards at the last token only, the baseline
+    is that of GRPO whatever the lengths are; and it leaves the gradient unbiased, because the values of other
     completions do not depend on the tokens of this one.
 
     With $m_{i,h}$ the mean of the *others* and $n$ completions:
@@ -117,15 +117,15 @@ def group_baseline(
 
     Args:
         values (`torch.Tensor` of shape `(B, T)`), num_generations (`int`):
-            Returns to go, and the number of contiguous rows that belong to a prompt.
+            Returns to go, and the number of contiguous rows per prompt.
         leave_one_out (`bool`, *optional*, defaults to `False`):
             Whether to leave the completion itself out of its baseline.
         valid (`torch.Tensor` of shape `(B,)`, bool, *optional*):
-            `False` for completions that have no reward: they count for nobody, and their own baseline is 0.
+            `False` for completions without a reward: they are left out of every mean, and their own baseline is 0.
             Completions without any token are never valid.
 
     Returns:
-        `torch.Tensor` of shape `(B, T)`: baselines. A valid completion that is alone in its group has its own value
+        `torch.Tensor` of shape `(B, T)`: baselines. A valid completion that is alone in its group is its own baseline
         (so that its advantage is 0, as in TRL).
 
     Example: the second completion has ended after one token, with a return of 2.
@@ -165,9 +165,9 @@ def group_baseline(
 
 def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift_mean: bool = True) -> Tensor:
     """
-    Scales values `(B, T)` to mean 0 (unless `shift_mean=False`) and standard deviation 1, those of `population`, of
-    shape `(N,)`: by default `values[mask]`; with several processes, pass the masked values of all of them. Without
-    spread, nothing is scaled.
+    Scales values `(B, T)` to mean 0 (unless `shift_mean=False`) and standard deviation 1, with the statistics of
+    `population`, of shape `(N,)`: by default `values[mask]`; with several processes, pass the masked values of all of
+    them. If the spread is zero, nothing is scaled.
 
     Example:
     ```python
@@ -184,7 +184,7 @@ def whiten(values: Tensor, mask: Tensor, population: Tensor | None = None, shift
         return values
     mean = population.mean()
     std = population.std() if population.numel() > 1 else mean.new_zeros(())
-    # Rounding leaves equal values a spread of about 1e-7 of their size, which is not to be blown up to 1.
+    # Rounding leaves equal values a spread of about 1e-7 of their magnitude, which must not be scaled up to 1.
     scale = torch.where(std > 1e-6 * population.abs().max(), std, 1.0)
     whitened = (values - mean) / scale if shift_mean else values / scale
     return torch.where(mask, whitened, 0.0)
@@ -200,7 +200,7 @@ def _discounted_sum(values: Tensor, mask: Tensor, discount: float) -> Tensor:
 
 
 def _hold(values: Tensor, mask: Tensor) -> Tensor:
-    """Fills holes with the value of the next token, and what comes after the last token with its value."""
+    """Fills holes with the value of the next token, and positions after the last token with that token's value."""
     num_rows, num_positions = values.shape
     positions = torch.arange(num_positions, device=values.device).expand(num_rows, num_positions)
     following = torch.where(mask, positions, num_positions).flip(1).cummin(dim=1).values.flip(1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Token values by segment, such as a sentence: numbered, summed, spread.
+Token values per segment, such as a sentence: indices, sums, broadcast back to tokens.
 
 `values`, `segment_ids` (int64, from 0) and `mask` (bool, `True` where the policy wrote the token) have shape `(B, T)`,
-and `K` is the largest number of segments of a row. Others raise `ValueError`.
+and `K` is the largest number of segments per row. Anything else raises `ValueError`.
 """
 
 from typing import Literal
@@ -14,8 +14,8 @@ from torch import Tensor
 
 def segment_ids_from_ends(ends: Tensor) -> Tensor:
     """
-    The index of each token's segment, from 0, of shape `(B, T)`, int64, from `ends`, bool: `True` at the last token of
-    each segment. Tokens after the last end are one more segment.
+    Segment index of each token, from 0, of shape `(B, T)`, int64, from `ends`, bool: `True` at the last token of each
+    segment. Tokens after the last end form one more segment.
 
     Example:
     ```python
@@ -31,8 +31,8 @@ def segment_ids_from_ends(ends: Tensor) -> Tensor:
 
 def sum_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Sum of the token values, such as rewards, of each segment, and a mask, `True` for segments that have a token of the
-    policy: both of shape `(B, K)`.
+    Sum of the token values, such as rewards, of each segment, and a mask, `True` for segments with at least one token
+    of the policy: both of shape `(B, K)`.
 
     Example:
     ```python
@@ -77,7 +77,7 @@ def spread_over_segments(segment_values: Tensor, segment_ids: Tensor, mask: Tens
 def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tensor:
     """
     Value, such as that of the state before it, at the first token of each segment that the policy wrote: of shape `(B,
-    K)`, 0 for segments without one.
+    K)`, 0 for segments without such a token.
 
     Example:
     ```python
@@ -97,7 +97,7 @@ def start_of_segment(values: Tensor, segment_ids: Tensor, mask: Tensor) -> Tenso
 def pool_by_segment(values: Tensor, segment_ids: Tensor, mask: Tensor, at: Literal["last", "all"] = "last") -> Tensor:
     """
     Replaces token values, of shape `(B, T)`, by the sum of their segment: at `"last"`, the last token of the segment
-    that the policy wrote, with 0 at the others, so that the completion's total stays; or at `"all"` of its tokens.
+    that the policy wrote, with 0 at the others, so that the completion's total is kept; or at `"all"` of its tokens.
 
     Example:
     ```python
@@ -131,7 +131,7 @@ def masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
-    """The index of each token's segment, and 0 where `mask` is `False`: there ids may be anything."""
+    """Segment index of each token, and 0 where `mask` is `False`, where ids are arbitrary."""
     dtypes = segment_ids.dtype, mask.dtype
     if segment_ids.shape != mask.shape or mask.ndim != 2 or dtypes != (torch.int64, torch.bool):
         raise ValueError(

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one reader of all commands: rows of files, hub datasets or standard input, in TRL's dataset formats."""
+"""Dataset reading for all commands: rows of files, hub datasets or standard input, in TRL's dataset formats."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a row holds, in TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), plain and conversational.
+Row formats: TRL's dataset formats (https://huggingface.co/docs/trl/dataset_formats), plain and conversational.
 """
 
 import json
@@ -17,20 +17,20 @@ ROW_FORMAT = '{"prompt": ..., "completion": ...}'
 @dataclass(frozen=True)
 class Responses:
     """
-    The prompt of a row with its responses: one of prompt-completion rows, `{"prompt", "completion"}` or
-    `{"messages"}`; two of preferences, `{"chosen", "rejected"}` with or without `"prompt"`; any number of candidates,
-    `{"prompt", "completions"}`. All are text or messages.
+    The prompt of a row and its responses: one from prompt-completion rows, `{"prompt", "completion"}` or
+    `{"messages"}`; two from preferences, `{"chosen", "rejected"}` with or without `"prompt"`; any number of
+    candidates, `{"prompt", "completions"}`. All are text or messages.
     """
 
     prompt: Any
     completions: list[Any]
-    completion_ids: list[list[int] | None]  # of each, its tokens as the policy generated them
-    names: list[str | int | None]  # "chosen" and "rejected", numbers from 0, or None of the only one
+    completion_ids: list[list[int] | None]  # for each, its tokens as the policy generated them
+    names: list[str | int | None]  # "chosen" and "rejected", numbers from 0, or None for a single response
     extra: dict[str, Any]  # the row's other keys
 
 
 def responses_of(row: Mapping[str, Any]) -> Responses:
-    """Reads a row of any of TRL's formats that has responses. Raises `ValueError` with the reason if it has none."""
+    """Parses a row with responses in any of TRL's formats. Raises `ValueError` with the reason if it has none."""
     row = dict(row)
     names: list[str | int | None] = [None]
     if "completion" in row or not row.keys() & {"completions", "chosen", "rejected", "messages"}:
@@ -72,7 +72,7 @@ def responses_of(row: Mapping[str, Any]) -> Responses:
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
-    """Images of a row, of `images` (a list) or `image` (one), or `None`. `ValueError` if `images` is no list."""
+    """Images of a row, from `images` (a list) or `image` (one), or `None`. `ValueError` if `images` is not a list."""
     images, image = row.get("images"), row.get("image")
     if images is not None and not isinstance(images, list):
         raise ValueError(f"`images` is a {type(images).__name__}, but must be a list of images; one is `image`.")
@@ -80,15 +80,15 @@ def images_of(row: Mapping[str, Any]) -> list[Any] | None:
 
 
 def about_this_row(message: str) -> str:
-    """A message about the only row of a batch, for a reader who knows which it is: without its number, 0."""
+    """Error message about the only row of a batch, without its number (0): the reader knows which row it is."""
     return _ONLY_ROW.sub(lambda match: "This row" if match[1] == "R" else "this row", message)
 
 
 def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     """
-    The common beginning of two whole conversations or texts, which TRL takes for the prompt, and what follows. A text
-    is cut before a space that both share, so that it belongs to the responses. Raises `ValueError` if there is no
-    common beginning, or nothing follows it.
+    Splits two whole conversations or texts into their common prefix, which TRL takes as the prompt, and the rest of
+    each. Text is split before a space that both share, so that it belongs to the responses. Raises `ValueError` if
+    there is no common prefix, or nothing follows it.
     """
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
@@ -103,7 +103,7 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
 
 
 def message_text(value: str | Sequence[Mapping[str, Any]]) -> str:
-    """A prompt or completion as people read it: messages as their text, with the roles if there are several."""
+    """Prompt or completion as readable text: the content of its messages, with the roles if there are several."""
     if isinstance(value, str):
         return value
     turns = []
@@ -125,7 +125,7 @@ def _part_text(part: Any) -> str:
 
 
 def check_text(key: str, value: object) -> str | None:
-    """Why a prompt or completion, called `key`, is neither text nor messages; `None` if it is."""
+    """Reason why a prompt or completion, called `key`, is neither text nor messages; `None` if it is one of them."""
     if isinstance(value, str):
         return (
             "The prompt is empty, so that the first token has no context." if key == "prompt" and value == "" else None
@@ -156,7 +156,7 @@ def _check(key: str, value: object) -> None:
 
 
 def _check_ids(ids: object) -> None:
-    if ids is None:  # `null` is how a table writes that a row has none
+    if ids is None:  # `null` in a table: the row has none
         return
     if not isinstance(ids, list):
         raise ValueError(f"The completion_ids must be a list of token ids, but they are of type {type(ids).__name__}.")

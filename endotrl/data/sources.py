@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Rows of local files, of the Hugging Face hub or of standard input, one after the other, and messages that name the line
-that is wrong. Memory does not grow with the file, but for a JSON array, which is read as a whole.
+Streaming of rows from local files, the Hugging Face hub or standard input, with errors that name the line at fault.
+Memory does not grow with the file, except for a JSON array, which is read as a whole.
 """
 
 import base64
@@ -26,7 +26,7 @@ STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
-# A row before it is checked: its bytes, its place, and what it holds; `None` for a line, which is not parsed yet.
+# A row before validation: its bytes, its place, and its data; `None` for a line, which is not parsed yet.
 _Entry = tuple[bytes, str, Any]
 
 
@@ -40,32 +40,32 @@ class HubDataset:
 
 
 class FormatError(ValueError):
-    """A row is not what it must be; the message names file, line and rule."""
+    """Invalid row; the message names file, line and rule."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was found, with access that checks."""
+    """One row as read, with accessors that validate."""
 
-    data: dict[str, Any]  # empty with a `problem`
+    data: dict[str, Any]  # empty if there is a `problem`
     source: str  # file, or dataset and split
     place: str  # "line 3", or "row 3" where rows are not lines; both count from 1
-    stem: str  # name of the file without its endings, or of the split
-    number: int = 0  # line or row; of several files, counted through
-    problem: str | None = None  # why it is no row, as a sentence
+    stem: str  # name of the file without its suffixes, or of the split
+    number: int = 0  # line or row; counted across files if there are several
+    problem: str | None = None  # why this is not a row, as a sentence
 
     def error(self, rule: str) -> FormatError:
-        """The error that this row breaks `rule`."""
+        """Error for a row that breaks `rule`."""
         return FormatError(f"{self.source}, {self.place}: {rule[0].lower()}{rule[1:]}")
 
     def get(self, key: str) -> Any:
-        """The value of a key that must be there."""
+        """Value of a required key."""
         if key not in self.data:
             raise self.error(f"the key {json.dumps(key)} is missing. There are {sorted(self.data)}.")
         return self.data[key]
 
     def text(self, key: str) -> str:
-        """A text that is not empty."""
+        """Text that is not empty."""
         value = self.get(key)
         return self._checked(key, isinstance(value, str) and value.strip(), "a text that is not empty")
 
@@ -74,26 +74,26 @@ class Row:
         return self._checked(key, isinstance(self.get(key), str), "a text")
 
     def responses(self, key: str, exactly: int | None = None) -> list[str]:
-        """A list of responses."""
+        """List of responses."""
         value = self.get(key)
         texts = isinstance(value, list) and value and all(isinstance(text, str) for text in value)
         rule = f"a list of {exactly} texts" if exactly else "a list of at least one text"
         return self._checked(key, texts and exactly in (None, len(value)), rule)
 
     def steps(self, key: str) -> list[str]:
-        """A list of steps; a few of PRMBench's are empty, but never all of a solution."""
+        """List of steps; a few of PRMBench's are empty, but never all of a solution."""
         value = self.responses(key)
         if not any(step.strip() for step in value):
             raise self.error(f"{json.dumps(key)} has only empty steps: there is nothing to score.")
         return value
 
     def one_of(self, key: str, choices: Sequence[Any]) -> Any:
-        """A value out of a few."""
+        """Value out of `choices`."""
         value = self.get(key)
         return self._checked(key, not isinstance(value, bool) and value in choices, f"one of {list(choices)}")
 
     def integer(self, key: str, low: int, high: int) -> int:
-        """A whole number from `low` to `high`."""
+        """Integer from `low` to `high`."""
         value = self.get(key)
         fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         return self._checked(key, fits, f"a whole number from {low} to {high}")
@@ -104,7 +104,7 @@ class Row:
         return self.data[key]
 
     def name(self, *keys: str) -> str:
-        """The first of these keys that the row has, as text; or its place."""
+        """The first of these keys that the row has, as text; otherwise its place."""
         for key in keys:
             if self.data.get(key) is not None:
                 return str(self.data[key])
@@ -113,9 +113,10 @@ class Row:
 
 class Reader:
     """
-    Rows from anywhere, the bad ones too, with a running digest by which an earlier input is known again: of a file
-    (JSON array, JSON Lines, both also as `.gz`, or Parquet), a folder with such files or, if it has none, the folders
-    below, `"-"` for standard input, or, where neither is there, a dataset on the hub: `OWNER/NAME[/CONFIG][:SPLIT]`.
+    Rows from any source, including invalid ones, with a running digest that identifies an earlier input: of a file
+    (JSON array, JSON Lines, both also as `.gz`, or Parquet), a folder with such files or, if it has none, its
+    subfolders, `"-"` for standard input, or, if no such path exists, a dataset on the hub:
+    `OWNER/NAME[/CONFIG][:SPLIT]`.
 
     Raises `FileNotFoundError` if there is nothing of that name, and while reading [`FormatError`] if a file cannot be
     read as rows.
@@ -123,7 +124,7 @@ class Reader:
 
     def __init__(self, data: "str | Path | HubDataset", split: str = "train") -> None:
         self.path = data.name if isinstance(data, HubDataset) else str(data)
-        self.lines, self.digest = 0, hashlib.sha256()  # lines so far, empty ones included; rows, where none are lines
+        self.lines, self.digest = 0, hashlib.sha256()  # lines so far, with empty ones, or else rows
         self._parts = _parts(data, split)
 
     def __iter__(self) -> Iterator[Row]:
@@ -147,7 +148,7 @@ class Reader:
         return sum(1 for _ in islice((None for raw, _, _ in self._all() if raw.strip()), limit))
 
     def prefix_digest(self, lines: int) -> str:
-        """Digest of the first lines."""
+        """Digest of the first `lines` lines."""
         digest = hashlib.sha256()
         for raw, _, _ in islice(self._all(), lines):
             digest.update(raw + b"\n")
@@ -158,7 +159,7 @@ class Reader:
 
 
 def text_only(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows as they come. Raises `FormatError` at one with images, which its reader would leave out."""
+    """Yields the rows. Raises `FormatError` at one with images, which the caller's reader would ignore."""
     for row in rows:
         seen = next((key for key in ("image", "images") if row.data.get(key)), None)
         if seen is not None:
@@ -168,7 +169,7 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
 
 def read_rows(data: str | None, hub: HubDataset | None = None, name: str = "") -> Iterator[Row]:
     """
-    Rows of `data`, as [`Reader`] reads them, or else of `hub`: at least one, of which none may be bad. `name` is the
+    Rows of `data`, as [`Reader`] reads them, or else of `hub`: at least one, and all of them valid. `name` is the
     benchmark's, for messages.
     """
     source = data or hub
@@ -184,7 +185,7 @@ def read_rows(data: str | None, hub: HubDataset | None = None, name: str = "") -
 
 
 def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
-    """The value of a line of JSON Lines, or why it has none. The `first` line of a file may have a byte order mark."""
+    """Value of a JSON Lines line, or why it has none. The `first` line of a file may start with a byte order mark."""
     try:
         return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
     except RecursionError:
@@ -196,7 +197,7 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
 
 
 def why_no_row(data: Any) -> str | None:
-    """Why a value is no row, or `None`."""
+    """Reason why a value is not a row, or `None`."""
     if not isinstance(data, dict):
         return f"A row must be a JSON object, but is {_brief(data)}."
     try:
@@ -207,7 +208,7 @@ def why_no_row(data: Any) -> str | None:
 
 
 def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]:
-    """The files, or the splits on the hub, that a name stands for."""
+    """Files, or splits on the hub, that a name refers to."""
     if isinstance(data, HubDataset):
         return [replace(data, splits=(split,)) for split in data.splits]
     data, path = str(data), Path(data)
@@ -229,7 +230,7 @@ def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]
 
 
 def _names(part: Path | HubDataset) -> tuple[str, str]:
-    """Its name in messages, and the name of its rows."""
+    """Name of a source in messages, and of its rows."""
     if isinstance(part, HubDataset):
         return f"{part.name} ({part.splits[0]})", part.splits[0]
     stem = part.name
@@ -239,7 +240,7 @@ def _names(part: Path | HubDataset) -> tuple[str, str]:
 
 
 def is_json(file: Path) -> bool:
-    """Whether a file's name says that it is JSON or JSON Lines."""
+    """Whether a file is JSON or JSON Lines, by its name."""
     return file.name.endswith(SUFFIXES) and file.suffix != ".parquet"
 
 
@@ -276,7 +277,7 @@ def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
             yield json.dumps(element).encode(), f"row {number}", element
         return
     for number, line in enumerate(chain(io.BytesIO(head), file), start=1):
-        # Without its end, as the last line may get one later.
+        # Without its line ending, as the last line may get one later.
         yield line.rstrip(b"\r\n"), f"line {number}", None
 
 
@@ -299,7 +300,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
     (split,) = hub.splits
     try:
         rows = load_dataset(hub.name, hub.config, split=split)
-    except Exception as error:  # the library raises many kinds; all end the command with one message
+    except Exception as error:  # the library raises many types; each ends the command with one message
         raise ValueError(
             f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the Hugging "
             f"Face hub: {error}. Without network, give a local file or folder (--data)."
@@ -309,7 +310,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
 
 
 def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
-    """A row of a table: dates as text, bytes and images as base64, without the nulls that fill messages."""
+    """Row of a table: dates as text, bytes and images as base64, without the nulls that pad messages."""
     raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
     return raw.encode(), f"row {number}", json.loads(raw)
 

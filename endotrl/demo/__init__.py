@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: two language models that improve by their own reward, without a label, a hub or a GPU."""
+"""Demo: two language models that improve by their own reward, without labels, a hub or a GPU."""
 
 from .demo import run_demo
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`endotrl demo`: its stages, their figures, their report."""
+"""`endotrl demo`: stages, metrics and report."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def run_demo(
 ) -> dict[str, Any]:
     """
     Runs the demo and writes its folder: `metrics.json`, `report.html`, plots as PNG, and the trained models; after an
-    interruption, the same call goes on with the first training that was not done. `task` is `"arithmetic"`, `"facts"`,
+    interruption, the same call resumes at the first unfinished training. `task` is `"arithmetic"`, `"facts"`,
     `"images"`, or `"all"` for the first two; `size` is `"quick"` (the arithmetic without controls), `"default"`, or
     `"full"` (more steps, all questions, and controls of both models). Returns the content of `metrics.json`.
 
@@ -84,7 +84,7 @@ def run_demo(
 
 
 def _check_requirements(task: str) -> None:
-    """Raises `ImportError` now for a package that would be missed only after minutes of training."""
+    """Raises `ImportError` early for packages that would be needed only after minutes of training."""
     needed = ["matplotlib", *(["peft", "gguf"] if task in ("all", "facts") else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
         raise ImportError(f"The demo needs {', '.join(missing)}: in a clone, `pip install '.[quickstart]'`.")

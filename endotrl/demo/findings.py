@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a part of the demo found, and how the terminal and the report, one HTML file, say it."""
+"""Results of a part of the demo: terminal summary and report, one HTML file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from ..reporting import HeatMapRow, figure, heat_maps, page, settings_table, tab
 from ..reporting.curves import BLUE, GREEN, ORANGE
 
 
-# Ways to ask a model; the last costs 16 answers per question.
+# Ways to get an answer; the last costs 16 answers per question.
 SAMPLED, GREEDY, COOL, MAJORITY = "sampled", "greedy", "T=0.5", "majority"
 TITLES = {
     "base": "base model",
@@ -38,8 +38,8 @@ class Policy:
     texts: list[str]
     ids: list[list[int]]
     text_right: list[bool]
-    right: dict[str, list[float]]  # by the way of asking ("sampled", ...): fraction of right answers to each question
-    curve: list[float] = field(default_factory=list)  # accuracy of the answers that it was trained on, by step
+    right: dict[str, list[float]]  # by way of asking ("sampled", ...): fraction of right answers per question
+    curve: list[float] = field(default_factory=list)  # accuracy of the training answers, by step
 
     def accuracy(self, way: str = SAMPLED) -> float:
         """Fraction of right answers."""
@@ -48,15 +48,15 @@ class Policy:
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of the demo found."""
+    """Results of one part of the demo."""
 
     name: str
     title: str  # heading in the report
-    policies: dict[str, Policy]  # "base" first, and then by the reward of the training, "endogenous" first
-    questions: list[str]  # held-out ones, as they are shown
-    settings: dict[str, Any]  # what was trained and how
+    policies: dict[str, Policy]  # "base" first, then by training reward, "endogenous" first
+    questions: list[str]  # held-out ones, as displayed
+    settings: dict[str, Any]  # of the training
     examples: list[HeatMapRow] = field(default_factory=list)  # scored answers, for the heat map
-    forecast: float | None = None  # accuracy of sampled answers that training on the own reward was forecast to reach
+    forecast: float | None = None  # forecast accuracy of sampled answers after training on the own reward
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -71,7 +71,7 @@ class Part:
 
 
 def summary(part: Part) -> str:
-    """The part's result in plain words, the verdict first."""
+    """The part's result in plain words, verdict first."""
     base, own = part.policies["base"], part.policies["endogenous"]
     before, after, greedy = base.accuracy(), own.accuracy(), base.accuracy(GREEDY)
     changes = {name: _change(base, policy) for name, policy in part.policies.items() if name != "base"}
@@ -112,7 +112,7 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def accuracy_table(part: Part) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows: accuracy of each policy by the way of asking."""
+    """Headers and rows: accuracy of each policy by way of asking."""
     ways = list(part.policies["base"].right)
     rows = [[TITLES[name], *(f"{p.accuracy(way):.0%}" for way in ways)] for name, p in part.policies.items()]
     return ["policy", *ways], rows
@@ -134,7 +134,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         blocks = [
             _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
             _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
-            # As `Markup`, names are no wider than they are, and all columns fit a phone.
+            # As `Markup`, names take no extra width, and all columns fit on a phone.
             table(headers, [[Markup("{}").format(name), *cells] for name, *cells in rows]),
             figure(
                 plot,
@@ -175,7 +175,7 @@ _LIMITS = Markup(
 
 
 def plot_accuracy(part: Part) -> bytes:
-    """Accuracy over training steps, with what the base model gives when asked in other ways, as PNG."""
+    """Accuracy over training steps, with the base model's accuracy for the other ways of asking, as PNG."""
     plt, base = pyplot(), part.policies["base"]
     with plt.rc_context({"font.size": 11}):
         fig, axes = plt.subplots(figsize=(5.6, 3.5), layout="constrained")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of the demo share: a GRPO run on any reward, and answers before and after."""
+"""Shared by the parts of the demo: a GRPO run on any reward, and generated answers before and after."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .progress import Progress
 
 @dataclass(frozen=True)
 class Run:
-    """A finished GRPO run: what the trainer logged, one entry per step, and the trained policy."""
+    """A finished GRPO run: the trainer's log, one entry per step, and the trained policy."""
 
     history: list[dict[str, float]]
     seconds: float
@@ -43,9 +43,9 @@ def train_with_grpo(
     **grpo: Any,
 ) -> Run:
     """
-    Trains a policy with TRL's `GRPOTrainer`, or one of its kind. The only rewards are `reward` (weight 1; an
-    [`EndogenousReward`] made with `model=None` is attached) and, to be looked at, `accuracy` (weight 0). `name` is
-    that of the folder, and on the progress line, unless it is that of a longer run (`progress`). `grpo` are
+    Trains a policy with TRL's `GRPOTrainer`, or a subclass. The only rewards are `reward` (weight 1; an
+    [`EndogenousReward`] made with `model=None` is attached) and, for monitoring, `accuracy` (weight 0). `name` is
+    that of the folder, and is shown on the progress line, unless `progress` of a longer run is given. `grpo` are
     further arguments of the configuration.
     """
     args = config_class(
@@ -94,8 +94,8 @@ def generate_answers(
     temperature: float = 1.0,
 ) -> tuple[list[str], list[list[int]]]:
     """
-    One answer per prompt: the most probable token at every step (`greedy`), or sampled from the whole distribution at
-    `temperature`. Returns the texts, and the token ids with EOS where it was generated.
+    Generates one answer per prompt: the most probable token at every step (`greedy`), or sampled from the whole
+    distribution at `temperature`. Returns the texts, and the token ids with EOS where it was generated.
     """
     torch.manual_seed(seed)
     model.eval()
@@ -104,7 +104,7 @@ def generate_answers(
         sampling |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
     answers: list[list[int]] = []
     tokenizer = tokenizer_of(processing_class)
-    tokenizer.padding_side = "left"  # as an argument, chat templates would take it for one of theirs
+    tokenizer.padding_side = "left"  # as an argument, chat templates would take it for one of their own
     batching: dict[str, Any] = {"padding": True, "return_tensors": "pt"}
     encode: Callable[..., Any] = tokenizer
     if not isinstance(prompts[0], str):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the demo: what each trains, and on what."""
+"""Parts of the demo: base model, data and training settings of each."""
 
 import gc
 import random
@@ -29,32 +29,32 @@ from .grpo_runs import generate_answers, load_model, train_with_grpo
 from .progress import Kept, Progress
 
 
-# All leave TRL's `scale_rewards="group"` on: it gives the endogenous, the random and the length reward the same
-# scale, and so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
+# All keep TRL's `scale_rewards="group"`: it gives the endogenous, the random and the length reward the same scale, and
+# so the same chance. The KL penalty then weighs beta times the standard deviation of a group's rewards.
 ARITHMETIC: dict[str, Any] = {
     "max_steps": 60,
     "per_device_train_batch_size": 256,  # 32 questions
     "num_generations": 8,
     "max_completion_length": arithmetic.MAX_ANSWER_LENGTH,
     "beta": 0.1,
-    # Of one base model, sampled and greedy: 80% and 92% by its own reward at 1e-3, 87% and 99% at 5e-4; by a random
+    # With one base model, sampled and greedy: 80% and 92% by its own reward at 1e-3, 87% and 99% at 5e-4; by a random
     # one, 0% and 13% sampled; by length, 0% at both.
     "learning_rate": 5e-4,
     # Adam's first steps are as large as all others, whatever the gradient's noise: without a warm-up, accuracy falls
-    # in the first of them, by any reward.
+    # in the first steps, by any reward.
     "warmup_steps": 5,
     "bf16": False,
 }
 DIGITS = 2
 PRETRAINING: dict[str, Any] = {"steps": 1000, "batch_size": 256, "noise": 0.55}
-# Addition is learned in a third of the samples where none is wrong, and a zero first is found out at once.
+# Addition is learned in a third of the samples if none is wrong, and a leading zero is detected at once.
 QUICK_PRETRAINING: dict[str, Any] = {**PRETRAINING, "steps": 420, "clean_steps": 280}
-# How demonstrations begin that derail, in words and made.
+# The first wrong digit of derailed demonstrations, in words and as a function.
 ONE_TOO_HIGH = "a first digit one too high", arithmetic.derailed_answer
 A_ZERO = "a zero first", arithmetic.zero_answer
 HELD_OUT = 500  # questions of arithmetic
 FORECAST = 200  # of them, with 16 samples each
-# As many questions and updates as the arithmetic has in three minutes: answers to pictures take longer.
+# As many questions and updates as the arithmetic gets in three minutes: answers to pictures take longer.
 IMAGES: dict[str, Any] = {
     **ARITHMETIC,
     "learning_rate": 1e-3,
@@ -90,16 +90,16 @@ LORA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the demo is run."""
+    """Size of the demo: its parts, settings and controls."""
 
     arithmetic: dict[str, Any]  # settings
-    controls: tuple[str, ...]  # of the arithmetic; those of images are run if there are any
+    controls: tuple[str, ...]  # of the arithmetic; those of images are run if this is not empty
     facts: dict[str, Any] | None  # settings; `None` for no facts
     facts_controls: tuple[str, ...] = ()
     num_facts: int = 60  # held-out ones
     pretraining: dict[str, Any] = field(default_factory=lambda: PRETRAINING)
     wrong: tuple[str, Callable[..., str]] = ONE_TOO_HIGH
-    widths: tuple[int, int] = (96, 256)  # of the transformer that adds: hidden, and within its MLPs
+    widths: tuple[int, int] = (96, 256)  # of the transformer for addition: hidden, and within its MLPs
 
 
 SIZES = {
@@ -119,45 +119,45 @@ LOOK = "two answers, token by token"
 
 @dataclass(frozen=True)
 class Task:
-    """What a part trains, and how its held-out questions are asked."""
+    """Model, data and settings of one part, with its held-out questions."""
 
     name: str
     title: str  # heading in the report
-    making: str  # title of the stage in which the base model is made, and asked
-    opening: str  # what is said of the base model, with places for its accuracies `sampled` and `greedy`
-    seconds: tuple[float, float]  # on two cores, of making it, and of a training
+    making: str  # title of the stage in which the base model is made and tested
+    opening: str  # sentence on the base model, with fields for its accuracies `sampled` and `greedy`
+    seconds: tuple[float, float]  # on two cores, for making it, and for one training
     prompts: list[Any]  # held-out questions
     is_right: Callable[[int, str], bool]  # whether a text answers question i
     processing_class: ProcessingClass
     frozen: str  # folder of the base model
     make_base: Callable[[Progress], PreTrainedModel]
     load: Callable[[], PreTrainedModel]  # the base model, to be trained
-    controls: dict[str, Callable[[], Any]]  # rewards by name, to compare the model's own with
+    controls: dict[str, Callable[[], Any]]  # control rewards by name
     accuracy: Callable[..., Sequence[float | None]]
     dataset: Callable[[], Dataset]
     settings: dict[str, Any]  # of GRPO
     batch_size: int
     dtype: str = "float32"
-    limit: int | None = None  # tokens of a held-out answer, if more than in training
-    samples: int = MAJORITY_OF  # answers to a question
-    questions: list[str] | None = None  # as they are shown, if not by their text
+    limit: int | None = None  # tokens per held-out answer, if more than in training
+    samples: int = MAJORITY_OF  # answers per question
+    questions: list[str] | None = None  # as displayed, if not by their text
     peft_config: Any = None
-    # Accuracy that training on its own reward is forecast to end with, from samples of the base model.
+    # Forecast of the accuracy after training on its own reward, from samples of the base model.
     forecast: Callable[[], float] | None = None
 
     @property
     def stages(self) -> dict[str, float]:
-        """Titles, and seconds that each takes on two cores."""
+        """Titles of the stages, and seconds that each takes on two cores."""
         making, training = self.seconds
         return {self.making: making, **{self.training(name): training for name in ("endogenous", *self.controls)}}
 
     def training(self, name: str) -> str:
-        """Title of a training on a reward."""
+        """Title of the training on a reward."""
         return f"{self.name}: trains on {'its' if name == 'endogenous' else 'a'} {TITLES[name]}"
 
 
 def look(progress: Progress, say: Callable[[Any], None]) -> None:
-    """Scores two answers of SmolLM2 and shows them in the colours of their tokens."""
+    """Scores two answers with SmolLM2 and shows them with coloured tokens."""
     progress.stage(LOOK)
     reward = EndogenousReward(quickstart_model_path())
     question = "What is the capital of France?"
@@ -170,8 +170,8 @@ def look(progress: Progress, say: Callable[[Any], None]) -> None:
 
 def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say: Callable[[Any], None]) -> Part:
     """
-    Asks the base model, trains it by GRPO on its own endogenous reward and on the controls, and asks each again. `say`
-    prints above the progress line.
+    Tests the base model, trains it by GRPO on its own endogenous reward and on the controls, and tests each again.
+    `say` prints above the progress line.
     """
 
     def train(name: str, make_reward: Callable[[], Any]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
     if predicted is not None:
         ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
         say(f"Forecast, from samples of it alone: {ends}.")
-    # Under an adapter the trainer has the frozen weights: the reward is attached, and needs no second model.
+    # With an adapter the trainer has the frozen weights: the reward is attached, and needs no second model.
     rewards: dict[str, Callable[[], Any]] = {
         "endogenous": partial(EndogenousReward, None if task.peft_config else task.frozen),
         **task.controls,
@@ -223,7 +223,7 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
 
 
 def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
-    """A small transformer pretrained on demonstrations of addition that derail, against rewards that know nothing."""
+    """Small transformer pretrained on additions that derail, against control rewards without information."""
     frozen, settings = str(output / "arithmetic" / "base_model"), size.arithmetic
     tokenizer = arithmetic.make_tokenizer()
     torch.manual_seed(seed)
@@ -271,7 +271,7 @@ def arithmetic_task(size: Size, output: Path, seed: int) -> Task:
 
 def images_task(size: Size, output: Path, seed: int) -> Task:
     """
-    A tiny Llava pretrained on captions of numbers that derail, against rewards that have not seen the picture: a
+    Tiny Llava pretrained on captions of numbers that derail, against rewards that have not seen the picture: a
     random one, that of its answer to another picture, and that of its answer to the text alone.
     """
     frozen = str(output / "images" / "base_model")
@@ -322,7 +322,7 @@ def _learn(
     settings: dict[str, Any],
     folder: str,
 ) -> Callable[[Progress], PreTrainedModel]:
-    """What pretrains a model on demonstrations that derail, and saves it."""
+    """Returns a function that pretrains a model on demonstrations that derail, and saves it."""
 
     def make_base(progress: Progress) -> PreTrainedModel:
         def bar() -> Iterator[int]:
@@ -339,7 +339,7 @@ def _learn(
 
 
 class OtherImageReward:
-    """The reward of each answer as one to the picture of another question of the batch."""
+    """Control: the reward of each answer, given the picture of another question of the batch."""
 
     __name__ = "other_image_reward"
 
@@ -349,13 +349,13 @@ class OtherImageReward:
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
     ) -> list[float | None]:
-        half = len(prompts) // 2  # in another group: answers to a question are side by side
+        half = len(prompts) // 2  # from another group: answers to one question are adjacent
         others = [*prompts[half:], *prompts[:half]]
         return self._reward(prompts=others, completions=completions, completion_ids=completion_ids)
 
 
 def facts_task(size: Size, output: Path, seed: int) -> Task:
-    """SmolLM2-135M-Instruct on factual questions by LoRA, against a random reward."""
+    """SmolLM2-135M-Instruct on factual questions with LoRA, against a random reward."""
     from peft import LoraConfig
 
     path = quickstart_model_path()
@@ -389,7 +389,7 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
 
 
 def _measure(task: Task, model: PreTrainedModel, seed: int, curve: Sequence[float] = ()) -> dict[str, Any]:
-    """A policy's answers, as a dictionary of [`Policy`], with the curve of its training."""
+    """A policy's answers, as a dictionary of [`Policy`], with its training curve."""
     number, limit = len(task.prompts), task.limit or task.settings["max_completion_length"]
 
     def ask(prompts: list[Any], **way: Any) -> tuple[list[str], list[list[int]]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One progress line over a whole run, and results that outlive an interrupted one."""
+"""Progress line over a whole run, and results that survive an interruption."""
 
 import json
 import time
@@ -14,14 +14,14 @@ from ..reporting import counted
 from ..runs.files import write_json
 
 
-PRIOR_SECONDS = 20.0  # of expected work, that a machine's speed is not judged by its first seconds
+PRIOR_SECONDS = 20.0  # of expected work, so that a machine's speed is not judged by its first seconds
 
 
 class Progress(TrainerCallback):
     """
-    A line such as `stage 2 of 5: learning to add, about 3 minutes left`. As a callback of a trainer, it follows its
-    steps. `stages` are titles, and the seconds that each takes on two cores: what is left of them is scaled by the
-    speed of what is done.
+    A line such as `stage 2 of 5: learning to add, about 3 minutes left`. As a trainer callback, it follows the
+    training steps. `stages` maps titles to the seconds that each takes on two cores: the remaining time is scaled by
+    the speed measured so far.
     """
 
     def __init__(self, stages: Mapping[str, float]) -> None:
@@ -36,7 +36,7 @@ class Progress(TrainerCallback):
         self.at(0.0)
 
     def skip(self) -> None:
-        """Says that the stage was done in an earlier run, and tells nothing of this one's speed."""
+        """Marks the stage as done in an earlier run, which has no bearing on the speed of this one."""
         self._skipped += self._seconds[self._stage]
 
     def at(self, fraction: float) -> None:
@@ -52,17 +52,17 @@ class Progress(TrainerCallback):
         self._bar.update(100 * done / total - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Follows a trainer."""
+        """Updates the line after each training step."""
         self.at(state.global_step / state.max_steps)
 
     def close(self) -> None:
-        """Takes the line away."""
+        """Removes the line."""
         self._bar.close()
 
 
 class Kept:
     """
-    Results in a folder, one JSON file each, from which an interrupted run goes on. A result that was made with other
+    Results in a folder, one JSON file each, from which an interrupted run is resumed. A result made with other
     `settings` is made again.
     """
 
@@ -71,7 +71,7 @@ class Kept:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, name: str, progress: Progress, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of that name: as it was kept, or made now and kept."""
+        """The result of that name: the stored one, or else made now and stored."""
         path = self._folder / f"{name}.json"
         if path.exists():
             kept = json.loads(path.read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How good a reward is, and what training on it did: the work behind `endotrl eval`. Files become items, one forward pass
-(`engine.py`) their token statistics, scorers (`forms.py`, rivals, judges, controls) make scores of these, and
-`benchmarks/` make units of them, of which `intervals.py` takes means. Nothing heavy is imported here.
+Evaluation of rewards, and of policies trained on them: the implementation of `endotrl eval`. Files become items, one
+forward pass (`engine.py`) gives their token statistics, scorers (`forms.py`, rivals, judges, controls) turn these into
+scores, and `benchmarks/` into units, whose means `intervals.py` estimates. Nothing heavy is imported here.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One forward pass for every scorer that can share it: items to the frozen model's token statistics."""
+"""One forward pass for all scorers that can share it: from items to the frozen model's token statistics."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ from .items import Item
 
 @dataclass(frozen=True)
 class ScoredResponse:
-    """What the frozen model says about one response of `H` tokens."""
+    """Statistics of the frozen model for one response of `H` tokens."""
 
     stats: TokenStats
     log_probs_alone: Tensor | None = None  # (H,), without its prompt: log pi(a_h|a_<h), in nats
-    step_of_token: Tensor | None = None  # (H,), the step that each token belongs to; -1 for what ends the response
-    cut: bool = False  # at the limit of tokens
+    step_of_token: Tensor | None = None  # (H,), the step that each token belongs to; -1 for the end of the response
+    cut: bool = False  # at the token limit
 
     @property
     def num_tokens(self) -> int:
@@ -36,17 +36,17 @@ class ScoredResponse:
 
 
 class Engine:
-    """A frozen model that scores items."""
+    """Scoring of items with a frozen model."""
 
     def __init__(
         self,
-        placement: Placement | ServedModel,  # whose weights to use
+        placement: Placement | ServedModel,  # of the weights
         processing_class: ProcessingClass | None = None,  # with images a processor; by default the model's tokenizer
-        chat: bool = True,  # a prompt that is a text is the message of a user; `False` to continue it
-        separator: str = "",  # between a prompt that is continued and the response
+        chat: bool = True,  # a text prompt is a user message; `False` to continue it
+        separator: str = "",  # between a continued prompt and the response
         alpha: float = 1.0,  # temperature of the soft value
-        max_response_tokens: int | None = None,  # at which responses are cut; they are at the model's context anyway
-        max_tokens_per_batch: int = 8192,  # of one forward pass, for memory: results do not depend on it
+        max_response_tokens: int | None = None,  # responses are cut there, and at the model's context in any case
+        max_tokens_per_batch: int = 8192,  # per forward pass, to bound memory: results do not depend on it
     ) -> None:
         self.placement, self.alpha, self.chat, self.separator = placement, alpha, chat, separator
         self.max_response_tokens, self.max_tokens_per_batch = max_response_tokens, max_tokens_per_batch
@@ -58,8 +58,9 @@ class Engine:
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
         """
-        Scores all responses of items, of which all have `response_ids`, or none; with `alone`, without their prompts
-        as well. Raises `ValueError` if a response has no token, or steps cannot be found in the tokens of a solution.
+        Scores all responses of items, either all or none with `response_ids`; with `alone`, also without their
+        prompts. Raises `ValueError` if a response has no token, or steps cannot be located in the tokens of a
+        solution.
         """
         owners = [item for item in items for _ in item.responses]
         responses = [response for item in items for response in item.responses]
@@ -85,14 +86,14 @@ class Engine:
         self, rows: Sequence[Sequence[int]], token_ids: Sequence[int], progress: bool = False
     ) -> Tensor:
         """Logits of some tokens after each row of ids, of shape `(rows, tokens)`, float32, on the CPU."""
-        # Each token as a completion of its own: the scorer knows what every family of models needs.
+        # Each token as a completion of its own: the scorer handles every model family.
         pairs = [(list(row), token_id) for row in rows for token_id in token_ids]
         completions = [Rendered(row, [token_id], action_positions=[0], finished=True) for row, token_id in pairs]
         stats = self._scorer(completions, entropy=False, progress=progress)
         return torch.cat([row.chosen_logits for row in stats]).view(len(rows), len(token_ids))
 
     def prompt(self, item: Item) -> Prompt:
-        """The prompt of an item as the model sees it: as a message if this is a chat, its criterion in front."""
+        """The item's prompt as the model sees it: in a chat as a message, preceded by its criterion."""
         if self.chat or not isinstance(item.prompt, str):
             return add_criterion(as_messages(item.prompt, "user"), item.criterion)
         return add_criterion(item.prompt + self.separator, item.criterion)
@@ -113,8 +114,8 @@ class Engine:
 
 def step_spans(steps: Sequence[str], text: str, whole: bool = True) -> list[tuple[int, int]] | None:
     """
-    Where each step stands in a text, in characters, the white space behind it included; `None` if they are not there
-    in this order. Of a text that is not `whole`, the steps behind its end have empty spans.
+    Character span of each step in a text, including the white space after it; `None` if they do not occur in this
+    order. If the text is not `whole`, the steps after its end have empty spans.
     """
     starts, position = [], 0
     for step in steps:

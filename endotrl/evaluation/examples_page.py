@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The browser of all examples of a run: filter, sort, and two responses side by side, in one file without network."""
+"""Browser of all examples of a run: filter, sort, and compare two responses, in one self-contained file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ from .items import Item
 from .questions import Question
 
 
-LONGEST = 6000  # characters of a text that are shown
-WITH_IMAGES = 200  # examples that are shown with their images; more of them would make the page too large
+LONGEST = 6000  # characters shown per text
+WITH_IMAGES = 200  # examples shown with their images; more would make the page too large
 _SCRIPT = files(__package__).joinpath("examples.js").read_text(encoding="utf-8")
 _CONTROLS = Markup("""<p>{about}</p>
 <form class="controls" autocomplete="off">
@@ -38,7 +38,7 @@ first<option value="close">margin, closest first<option value="long">length<opti
 
 @dataclass(frozen=True)
 class Example:
-    """An example as the page shows it: pieces (responses, samples or steps), and what each scorer says of them."""
+    """An example as displayed: pieces (responses, samples or steps), and each scorer's scores for them."""
 
     id: str
     group: str
@@ -48,9 +48,9 @@ class Example:
     right: Sequence[float | None]
     margin: Sequence[float | None]
     pair: Sequence[tuple[int, int]]
-    choice: Sequence[int] | None = None  # the piece that each scorer puts first
+    choice: Sequence[int] | None = None  # each scorer's top piece
     note: str = ""
-    images: Sequence[str] = ()  # of the prompt, as addresses
+    images: Sequence[str] = ()  # of the prompt, as URLs
 
 
 def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Example]:
@@ -92,7 +92,7 @@ def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Examp
 def answer_example(
     question: Question, group: str, row: Mapping[str, Any], scores: Mapping[str, Sequence[float]]
 ) -> Example:
-    """Sampled answers to a question, as `answers.jsonl` has them, with the scores by which scorers choose."""
+    """Sampled answers to a question, as in `answers.jsonl`, with the scores by which scorers choose."""
     right = [float(r) for r in row["right"]]
     labels = [
         ("right" if r else "wrong") + ("" if finished else ", cut off")
@@ -115,7 +115,7 @@ def answer_example(
 
 
 def _best_of_both(scores: Sequence[float], right: Sequence[float]) -> tuple[float | None, tuple[int, int]]:
-    """By how much the best right sample scores higher than the best wrong one, and which these two are."""
+    """Margin of the best right sample over the best wrong one in score, and the indices of these two."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     good, bad = ([i for i in order if (right[i] > 0) is kind] for kind in (True, False))
     if good and bad:
@@ -124,7 +124,7 @@ def _best_of_both(scores: Sequence[float], right: Sequence[float]) -> tuple[floa
 
 
 def examples_page(title: str, scorers: Sequence[str], examples: Sequence[Example], about: str) -> str:
-    """The page; text of models is escaped, and runs nothing."""
+    """The HTML page; text of models is escaped, so that it cannot run anything."""
     data = {
         "scorers": [plain(name) for name in scorers],
         "groups": list(dict.fromkeys(plain(example.group) for example in examples)),

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Forms of intrinsic reward, all from the token statistics of one forward pass (`gain` needs a second one, without the
+Intrinsic reward forms, all from the token statistics of one forward pass (`gain` needs a second one, without the
 prompt).
 
 A form is named `token.aggregate`, or `token.aggregate=number`: the token rewards and aggregates of [`RewardRule`], and
-the token reward `gain`, $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, what the prompt adds to a token.
+the token reward `gain`, $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, the prompt's effect on a token.
 
-A response that was cut counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left. Of
-the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other tokens have
-none.
+A response that was cut off counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left.
+Of the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other token rewards
+have none.
 """
 
 import random
@@ -27,9 +27,9 @@ from .engine import ScoredResponse
 from .items import CONTROLS, Item
 
 
-GAIN = "gain"  # next to the token rewards of [`RewardRule`]
+GAIN = "gain"  # in addition to the token rewards of [`RewardRule`]
 STEP_AGGREGATES: dict[str, Callable[[Tensor], Tensor]] = {"sum": Tensor.sum, "mean": Tensor.mean, "min": Tensor.min}
-# Names of rivals as their papers have them.
+# Names of rivals as in their papers.
 ALIASES = {
     "self_certainty": "self_certainty.mean",
     "negative_entropy": "negative_entropy.mean",
@@ -40,7 +40,7 @@ RELATIVE_PERPLEXITY = "relative_perplexity"
 
 @dataclass(frozen=True)
 class Form:
-    """One form of intrinsic reward: how token rewards become one number."""
+    """One form of intrinsic reward: a token reward and its aggregation to one number."""
 
     name: str
     token: str
@@ -49,7 +49,7 @@ class Form:
 
     @classmethod
     def parse(cls, name: str) -> "Form":
-        """The form of a name, such as `"bellman.discounted=0.95"`."""
+        """Parses the name of a form, such as `"bellman.discounted=0.95"`."""
         token, _, aggregate = ALIASES.get(name, name).partition(".")
         kind = aggregate.partition("=")[0]
         if token not in (*TOKEN_REWARDS, GAIN) or kind not in AGGREGATES:
@@ -72,11 +72,11 @@ class Form:
 
     @property
     def needs_alone(self) -> bool:
-        """Whether it needs the second pass, without the prompt."""
+        """Whether the form needs the second pass, without the prompt."""
         return self.token == GAIN
 
     def needs_logits(self, steps: bool) -> str | None:
-        """Why a server's log-probabilities do not suffice for it, or for scores of steps; `None` if they do."""
+        """Reason why a server's log-probabilities are not enough for it, or for step scores; `None` if they are."""
         if self.token == "bellman" and steps:
             return "the soft values V of Bellman rewards cancel in the sum over whole responses only"
         return self.rule.needs_logits
@@ -95,17 +95,17 @@ class Form:
         return [self.contributions(response).total for response in responses]
 
     def contributions(self, response: ScoredResponse) -> Contributions:
-        """What each token contributes to the score."""
+        """Contribution of each token to the score."""
         if self.token == GAIN:
             gains = self.token_rewards(response)
             return Contributions(self.rule.weights(gains) * gains.double())
         contributions = self.rule.contributions(response.stats)
-        assert contributions is not None  # no response is without a token
+        assert contributions is not None  # every response has a token
         return contributions
 
     def _step_scores(self, response: ScoredResponse, num_steps: int) -> list[float]:
         """
-        Scores of steps. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at
+        Scores per step. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at
         its end. A step without a token of its own (empty, or cut off) gets the score of the step before it.
         """
         values, reduce = self.token_rewards(response).double(), STEP_AGGREGATES[self.aggregate]
@@ -117,13 +117,13 @@ class Form:
 
 
 class RelativePerplexity:
-    """The reward of SAR: see [`relative_perplexity`]."""
+    """Relative perplexity, the reward of SAR: see [`relative_perplexity`]."""
 
     name = RELATIVE_PERPLEXITY
     needs_alone = True
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response, or per step; 0 for a step without a token."""
+        """One number per response, or per step; 0 for a step without tokens."""
         parts: list[tuple[ScoredResponse, Any]] = [(response, slice(None)) for response in responses]
         if (steps := responses[0].step_of_token) is not None:
             parts = [(responses[0], steps == step) for step in range(item.num_scores)]
@@ -138,8 +138,8 @@ class RelativePerplexity:
 @dataclass(frozen=True)
 class Control:
     """
-    A scorer that knows nothing of the content: `length` (in tokens; longer wins), `shortness`, `position` (earlier
-    wins), `random` (the same in every run).
+    Content-free scorer: `length` (in tokens; longer wins), `shortness`, `position` (earlier wins), `random` (the same
+    in every run).
     """
 
     name: str
@@ -157,7 +157,7 @@ class Control:
 
 
 def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
-    """Number of tokens of each response, or step."""
+    """Number of tokens per response, or per step."""
     if (steps := responses[0].step_of_token) is None:
         return [response.num_tokens for response in responses]
     return [int((steps == step).sum()) for step in range(item.num_scores)]

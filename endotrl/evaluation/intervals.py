@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What figures of a benchmark are worth: bootstrap intervals, paired differences, the share of length, and calibration.
+Uncertainty of benchmark metrics: bootstrap intervals, paired differences, length bias, and calibration.
 
 A benchmark turns scores into units: things that are right or wrong (a pair, a best-of-4 question, a solution). Every
 metric is a function of the mean of units by group, so that resampling the units resamples any metric. Units of one
-cluster (one prompt under several criteria) are drawn together. Nothing here knows models.
+cluster (one prompt under several criteria) are drawn together. This module is independent of models.
 """
 
 import math
@@ -16,18 +16,18 @@ from numpy.typing import NDArray
 
 
 Array = NDArray[np.float64]
-Means = Mapping[str, Mapping[str, Array]]  # group -> key -> one value a resample
+Means = Mapping[str, Mapping[str, Array]]  # group -> key -> one value per resample
 MetricsOf = Callable[[Means], dict[str, Array]]
 TOTAL = "*"  # the group of all units
 
 NUM_RESAMPLES = 2000
-MIN_CLUSTERS = 20  # fewer say nothing of a difference
-SIMILAR_LENGTH = 1.2  # ratio of lengths up to which two responses count as of similar length
+MIN_CLUSTERS = 20  # too few to judge a difference, if fewer
+SIMILAR_LENGTH = 1.2  # largest ratio of lengths at which two responses count as similarly long
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A thing that counts: values of which metrics take means. Units of one cluster are resampled together."""
+    """Unit of counting: values that metrics average. Units of one cluster are resampled together."""
 
     cluster: str
     group: str
@@ -36,7 +36,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% interval."""
+    """Estimate with its 95% interval."""
 
     value: float
     low: float
@@ -45,7 +45,7 @@ class Estimate:
 
 def group_means(units: Sequence[Unit], weights: Array) -> Means:
     """
-    Weighted means of N units' values in R resamples (`weights` has shape `(R, N)`): group, or of all `"*"`, -> key ->
+    Weighted means of N units' values in R resamples (`weights` has shape `(R, N)`): group, or `"*"` for all, -> key ->
     array of shape `(R,)`, NaN where nothing has weight. A unit without a key does not count for it.
     """
     keys = sorted({key for unit in units for key in unit.values})
@@ -65,8 +65,8 @@ def group_means(units: Sequence[Unit], weights: Array) -> Means:
 def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, seed: int = 0) -> Array:
     """
     Weights of a cluster bootstrap, of shape `(num_resamples, N)`: how often each unit is drawn. Clusters are drawn
-    among those that lie in the same groups, so that every resample has as many of each part as the data. By default
-    there are 2000 resamples, and fewer, down to 400, of more than 10,000 units, for memory.
+    among those in the same groups, so that every resample has as many of each part as the data. By default there are
+    2000 resamples, and fewer, down to 400, for more than 10,000 units, to bound memory.
     """
     if num_resamples is None:
         num_resamples = max(400, min(NUM_RESAMPLES, 20_000_000 // max(1, len(units))))
@@ -85,7 +85,7 @@ def resampling_weights(units: Sequence[Unit], num_resamples: int | None = None, 
 
 
 def point_values(units: Sequence[Unit], metrics_of: MetricsOf) -> dict[str, float]:
-    """The metrics of the units as they are."""
+    """Metrics of the units, without resampling."""
     return {name: float(v[0]) for name, v in metrics_of(group_means(units, np.ones((1, len(units))))).items()}
 
 
@@ -98,7 +98,7 @@ def estimates(units: Sequence[Unit], metrics_of: MetricsOf, weights: Array) -> d
 def differences(
     units_a: Sequence[Unit], units_b: Sequence[Unit], metrics_of: MetricsOf, weights: Array
 ) -> dict[str, Estimate]:
-    """Metrics of B minus those of A on the same units, with paired intervals: both see the same resamples."""
+    """Metrics of B minus those of A on the same units, with paired intervals: from the same resamples."""
     if [(u.cluster, u.group) for u in units_a] != [(u.cluster, u.group) for u in units_b]:
         raise ValueError("A paired difference needs the same units in the same order, and these differ.")
     first, second = point_values(units_a, metrics_of), point_values(units_b, metrics_of)
@@ -111,12 +111,12 @@ def differences(
 
 
 def is_noise(difference: Estimate) -> bool:
-    """Whether the interval of a difference holds 0, or is not defined."""
+    """Whether the interval of a difference contains 0, or is undefined."""
     return not (difference.low > 0 or difference.high < 0)
 
 
 def verdict(difference: Estimate, num_clusters: int) -> str:
-    """A difference in a word: `"better"`, `"worse"`, `"noise"`, or `"too few"` items."""
+    """Verdict on a difference: `"better"`, `"worse"`, `"noise"`, or `"too few"` items."""
     if num_clusters < MIN_CLUSTERS:
         return "too few"
     return "noise" if is_noise(difference) else "better" if difference.value > 0 else "worse"
@@ -124,7 +124,7 @@ def verdict(difference: Estimate, num_clusters: int) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """A better and a worse response, as one scorer sees them: right if the margin is above 0; a tie is not."""
+    """A better and a worse response with one scorer's margin: right if the margin is above 0; a tie is not."""
 
     margin: float  # score of the better minus that of the worse
     length_better: float  # in tokens
@@ -133,10 +133,10 @@ class Pair:
 
 def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
     """
-    Accuracy by who is longer: bias for length shows as a gap between the first two.
+    Accuracy by which response is longer: length bias shows as a gap between the first two.
 
     - `better_is_longer`, `better_is_shorter`, `similar_length` (within a factor of 1.2); `num_...`: numbers of pairs;
-    - `length_controlled`: mean of the first two, in which a scorer that looks at length alone gets 0.5;
+    - `length_controlled`: mean of the first two, 0.5 for a scorer that depends on length alone;
     - `bias`: the first minus the second: +1 if longer always wins, -1 if shorter does, 0 if balanced.
     """
     parts: dict[str, list[bool]] = {"better_is_longer": [], "better_is_shorter": [], "similar_length": []}
@@ -154,7 +154,7 @@ def length_split(pairs: Sequence[Pair]) -> dict[str, float | int | None]:
 
 
 def calibration(pairs: Sequence[Pair], num_bins: int = 5) -> list[dict[str, float | int]]:
-    """Accuracy of pairs in bins of equal size, from the smallest margins, the least decided, to the largest."""
+    """Accuracy of pairs in bins of equal size, by increasing margin."""
     margins = sorted((pair.margin for pair in pairs), key=abs)
     bins = [[margins[i] for i in part] for part in np.array_split(np.arange(len(margins)), num_bins) if len(part)]
     return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark asks: a prompt, and responses or steps to score."""
+"""Benchmark items: a prompt, and responses or steps to score."""
 
 import hashlib
 import json
@@ -11,34 +11,34 @@ from typing import Any
 from ..rendering.messages import Completion, Prompt
 
 
-# Scorers that know nothing of what a response says.
+# Scorers that ignore the content of responses.
 CONTROLS = ("length", "shortness", "position", "random")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a benchmark: each of its responses gets a number, or each step of its only response."""
+    """One question of a benchmark: one score per response, or per step of its only response."""
 
     id: str  # name in the results, such as the benchmark's own id
     group: str  # part of the benchmark: a domain or subset
-    prompt: Prompt  # text or messages, as a user would send them
+    prompt: Prompt  # text or messages, as sent by a user
     responses: tuple[Completion, ...]
-    better: tuple[tuple[int, int], ...] = ()  # pairs (better, worse) of responses, as the benchmark's labels have it
+    better: tuple[tuple[int, int], ...] = ()  # pairs (better, worse) of responses, by the benchmark's labels
     criterion: str | None = None  # system message under which the responses are judged
     cluster: str | None = None  # items of one cluster are resampled together (default: group and id)
-    steps: tuple[str, ...] | None = None  # that the only response consists of, joined with an empty line
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the benchmark's rule needs
+    steps: tuple[str, ...] | None = None  # of the only response, joined with an empty line
+    facts: Mapping[str, Any] = field(default_factory=dict)  # further input of the benchmark's rule
     response_ids: tuple[tuple[int, ...], ...] | None = None  # as a model generated them
     images: tuple[Any, ...] = ()  # for the image parts of the prompt, in order
 
     @cached_property
     def key(self) -> str:
-        """Digest of what is scored, by which an item is known again."""
+        """Digest of the scored content, which identifies an item."""
         content: list[Any] = [self.prompt, self.responses, self.criterion, self.steps]
         if self.response_ids is not None:
             content.append(self.response_ids)
         if self.images:
-            # Here, as it brings torch, which `eval compare` does without.
+            # Imported here, as it loads torch, which `eval compare` does not need.
             from ..rendering.images import load_picture, picture_digest
 
             content.append([picture_digest(load_picture(0, picture)) for picture in self.images])
@@ -47,7 +47,7 @@ class Item:
 
     @property
     def num_scores(self) -> int:
-        """How many numbers a scorer gives."""
+        """Number of scores per scorer."""
         return len(self.responses) if self.steps is None else len(self.steps)
 
 
@@ -60,7 +60,7 @@ def pair_item(
 
 def step_item(id: str, group: str, problem: str, steps: list[str], facts: Mapping[str, Any]) -> Item:
     """
-    An item whose steps are scored: a solution, with an empty line between steps. White space around a step is dropped.
+    An item with scored steps: a solution, with an empty line between steps. White space around a step is dropped.
     """
     stripped = tuple(step.strip() for step in steps)
     return Item(id, group, problem, ("\n\n".join(stripped),), steps=stripped, facts=facts)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Scorers that run a model by themselves: LLM-as-a-judge, and explicit reward models.
+Scorers with a forward pass of their own: LLM-as-a-judge, and explicit reward models.
 
-A judge is the same model, asked in words which answer is better. Verdicts are next-token probabilities, so that a
-judge gives a graded number without sampling.
+A judge is the same model, prompted for which answer is better. Verdicts are next-token probabilities, so that a judge
+gives a graded score without sampling.
 
-- `judge_pairwise`: which of two answers is better, A or B, asked in both orders and averaged, so that liking the first
-  does not count. A response's score is its mean probability of winning against the item's other responses.
+- `judge_pairwise`: which of two answers is better, A or B, asked in both orders and averaged, to cancel position
+  bias. A response's score is its mean probability of winning against the item's other responses.
 - `judge_pointwise`: a rating from 1 to 9; the score is its expectation.
 - `judge_verifier`: is the answer good, Yes or No; the score is P(Yes) (a generative verifier,
   https://huggingface.co/papers/2408.15240).
@@ -57,11 +57,11 @@ _ASK = {
 }
 _WORDS = {"judge_pairwise": ("A", "B"), "judge_pointwise": tuple("123456789"), "judge_verifier": ("Yes", "No")}
 JUDGES = tuple(_WORDS)
-REWARD_MODEL = "reward_model:"  # and the path of the model
+REWARD_MODEL = "reward_model:"  # followed by the path of the model
 
 
 class ModelScorer(ABC):
-    """A scorer that runs a model by itself, on the responses of several items at once."""
+    """Scorer with a forward pass of its own, on the responses of several items at once."""
 
     name: str
     needs_alone = False
@@ -74,12 +74,12 @@ class ModelScorer(ABC):
         """One number per response, for several items at once."""
         flat = iter(self._score_items(items, progress))
         rows = [[next(flat) for _ in item.responses] for item in items]
-        # Equal responses tie, though another batch may have changed the last bit.
+        # Equal responses must tie, though batching may have changed the last bit.
         return [[row[item.responses.index(r)] for r in item.responses] for item, row in zip(items, rows, strict=True)]
 
     @abstractmethod
     def _score_items(self, items: Sequence[Item], progress: bool) -> Sequence[float]:
-        """One number per response, of all items one after the other."""
+        """One number per response, of all items, flattened."""
 
 
 class Judge(ModelScorer):
@@ -95,7 +95,7 @@ class Judge(ModelScorer):
             raise ValueError(f"{name} needs a tokenizer that begins {', '.join(_WORDS[name])} with different tokens.")
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
-        # The responses that each question shows: one, or two in this order.
+        # Responses shown per question: one, or two in this order.
         shown = 2 if self.name == "judge_pairwise" else 1
         asked = [list(permutations(range(len(item.responses)), shown)) for item in items]
         questions = [self._question(item, *each) for item, row in zip(items, asked, strict=True) for each in row]
@@ -111,7 +111,7 @@ class Judge(ModelScorer):
         for pair, shares in zip(asked, answers.tolist(), strict=True):
             for response, share in zip(pair, shares, strict=True):
                 wins[response] = wins.get(response, 0.0) + share
-        # Each response was asked about twice against each other one.
+        # Each response was compared twice with each other one.
         return [wins[response] / (2 * (len(wins) - 1)) for response in sorted(wins)]
 
     def _question(self, item: Item, *shown: int) -> Prompt:
@@ -132,14 +132,15 @@ class Judge(ModelScorer):
 
 class SentenceModel(ModelScorer):
     """
-    Scores responses with a trained [`SentenceRewardModel`], as [`SentenceReward`] does. What does not fit its context
-    is cut as [`Engine`] cuts it: the end of a response, and the beginning of a prompt that is too long by itself.
+    Scores responses with a trained [`SentenceRewardModel`], like [`SentenceReward`]. What does not fit into its
+    context is cut off as in [`Engine`]: the end of a response, and the beginning of a prompt that is too long by
+    itself.
     """
 
     def __init__(self, path: str, engine: Engine, **loading: Any) -> None:
         self.name, self._engine = f"{REWARD_MODEL}{path}", engine
         self._reward = SentenceReward(path, max_tokens_per_batch=engine.max_tokens_per_batch, **loading)
-        self._reward.overlong_prompt = "cut"  # which no reward of a policy may do
+        self._reward.overlong_prompt = "cut"  # not allowed for a policy's reward
         self._reward.load()
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
@@ -154,9 +155,9 @@ class SentenceModel(ModelScorer):
 
 class RewardModel(ModelScorer):
     """
-    Scores responses as TRL's trainers do with a reward model: the conversation in its chat template, tokenized without
-    further special tokens, and the only logit. Of a conversation that does not fit the model's context, the beginning
-    is cut: a classifier reads its score at the end.
+    Scores responses with a reward model as TRL's trainers do: the conversation in its chat template, tokenized without
+    further special tokens, and the only logit. If a conversation does not fit into the model's context, its beginning
+    is cut off: a classifier reads its score at the end.
     """
 
     def __init__(
@@ -175,7 +176,7 @@ class RewardModel(ModelScorer):
         )
         check_complete(f"the reward model {path!r}", info["missing_keys"])
         if self._model.config.pad_token_id is None:
-            # Where a classifier reads its last token depends on it.
+            # A classifier locates the last token by it.
             self._model.config.pad_token_id = (
                 self._tokenizer.eos_token_id if self._tokenizer.pad_token_id is None else self._tokenizer.pad_token_id
             )
@@ -208,7 +209,7 @@ class RewardModel(ModelScorer):
 
 
 def reward_model_class(path: str, trust_remote_code: bool = False) -> type[RewardModel] | type[SentenceModel]:
-    """What scores with the reward model at a path, by its configuration."""
+    """Scorer class for the reward model at a path, by its configuration."""
     config = load_config(path, trust_remote_code)
     if isinstance(config, SentenceRewardConfig):
         return SentenceModel

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of results, as PNG: told apart by colour and by shape, names beside what they name."""
+"""Plots of results, as PNG: distinguishable by colour and by shape, with labels next to the data."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -11,7 +11,7 @@ from .tables import best_first, value
 
 
 def plot_metric(results: Mapping[str, Any]) -> bytes:
-    """The main metric of each scorer with its interval, the best on top; a line at the best one that knows nothing."""
+    """Main metric per scorer with its interval, best on top; a dotted line at the best content-free scorer."""
     metric, names = results["main_metric"], best_first(results)
     fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
     label_rows(axis, names)
@@ -30,7 +30,7 @@ def plot_metric(results: Mapping[str, Any]) -> bytes:
 
 
 def label_rows(axis: Any, names: Sequence[str]) -> None:
-    """Makes a panel one of a row for each name, the first on top."""
+    """Labels the rows of a panel by name, the first on top."""
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
@@ -48,7 +48,7 @@ def pyplot() -> Any:
 
 
 def as_png(fig: Any) -> bytes:
-    """A figure as PNG, closed."""
+    """Renders a figure as PNG and closes it."""
     from matplotlib import pyplot as plt
 
     buffer = BytesIO()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions, with known answers or without, of files or objects."""
+"""Questions with or without reference answers, from files or objects."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ ANSWER_KEYS = ("answer", "answers", "final_answer", "target", "Answer", "solutio
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what graders compare with: an answer, a list of accepted ones, or `None`."""
+    """A prompt and its reference for graders: an answer, a list of accepted ones, or `None`."""
 
     id: str  # the row's own, or its place
     prompt: Prompt
@@ -27,22 +27,22 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Digest by which the question is known again."""
+        """Digest that identifies the question."""
         return hashlib.sha256(json.dumps([self.prompt, self.answer], default=str).encode()).hexdigest()[:20]
 
 
 def read_questions(
     data: str | Iterable[Any],  # as `--data` of `endotrl eval`, or rows: dictionaries (of a dataset), or prompts
-    question: str | None = None,  # key; by default the first that a row has of [`QUESTION_KEYS`]
-    answer: str | None = None,  # key; by default the first of [`ANSWER_KEYS`]
+    question: str | None = None,  # key; by default the first of [`QUESTION_KEYS`] in a row
+    answer: str | None = None,  # key; by default the first of [`ANSWER_KEYS`] in a row
     limit: int | None = None,  # only the first questions
-    instruction: str = "",  # what is added to each question that is text, in a line of its own
-    chat: bool = False,  # a question that is text is the message of a user; `False` to continue it, as TRL does
-    labelled: bool = False,  # each is text or one message, with an answer: behind `####`, or in the last `\boxed{}`
+    instruction: str = "",  # added to each text question, on a line of its own
+    chat: bool = False,  # a text question is a user message; `False` to continue it, as TRL does
+    labelled: bool = False,  # each is text or one message, with an answer: after `####`, or in the last `\boxed{}`
 ) -> list[Question]:
     """
-    Questions of files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question. Raises
-    `ValueError` if there are none, a row has none, or only some rows have answers.
+    Reads questions from files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question.
+    Raises `ValueError` if there are none, a row has none, or only some rows have answers.
     """
     rows = text_only(read_rows(data, None, "The data set") if isinstance(data, str) else _rows(data))
     questions: list[Question] = []
@@ -57,7 +57,7 @@ def read_questions(
                     row.data[name] = text
             prompt = row.text(name)
         if isinstance(prompt, str):
-            prompt = row.text(name)  # which is not empty
+            prompt = row.text(name)  # checks that it is not empty
             body = row.data.get("Body")
             if question is None and isinstance(body, str):
                 prompt = f"{body.rstrip('. ')}. {prompt}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores to results: metrics with intervals, differences, length, calibration; what `results.json` holds."""
+"""Scores to results: metrics with intervals, differences, length, calibration; content of `results.json`."""
 
 import math
 import string
@@ -36,7 +36,7 @@ from .items import CONTROLS, Item
 
 LETTERS = string.ascii_uppercase
 MAJORITY, CEILING = "majority", "best possible"  # of best of n
-RIVALS = (*CONTROLS, MAJORITY)  # what a scorer must beat
+RIVALS = (*CONTROLS, MAJORITY)  # baselines for a scorer
 DECIMALS = 12
 
 
@@ -52,7 +52,7 @@ def pairs_of(items: Sequence[Item], scores: Scores, lengths: Sequence[Sequence[i
 def evaluate(
     benchmark: Benchmark, items: Sequence[Item], names: Sequence[str], records: Mapping[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the scores of `records` ([`score_items`]) say, as JSON values: see [`summarize`], and single examples."""
+    """Results of the scores in `records` ([`score_items`]), as JSON values: see [`summarize`]; and single examples."""
     lengths = [records[item.key]["tokens"] for item in items]
     scored = {name: scores_of(name, items, records) for name in names}
     all_scores = {name: rows for name, (rows, _) in scored.items()}
@@ -88,7 +88,7 @@ def evaluate(
 def scores_of(
     name: str, items: Sequence[Item], records: Mapping[str, dict[str, Any]]
 ) -> tuple[list[list[float]], dict[str, dict[str, float]] | None]:
-    """Scores of one scorer, by item; of residuals, which need all items, also the slopes of each group."""
+    """Scores of one scorer, by item; for residuals, which need all items, also the slopes per group."""
     prefix, base = split_name(name)
     rows = [records[item.key]["scores"][base] for item in items]
     if prefix is None:
@@ -101,7 +101,7 @@ def scores_of(
 
 def summarize(units: Mapping[str, Sequence[Unit]], averaging: MetricsOf, main: str | None = None) -> dict[str, Any]:
     """
-    What the units of some scorers say, as JSON values: `verdict`, `main_metric` (by default the first), `metrics`
+    Summary of the units of some scorers, as JSON values: `verdict`, `main_metric` (by default the first), `metrics`
     (scorer -> metric -> value, low, high), `differences` (to the first scorer), `statements` (in words) and `units`.
     """
     name, first = next(iter(units.items()))
@@ -134,7 +134,7 @@ def summarize(units: Mapping[str, Sequence[Unit]], averaging: MetricsOf, main: s
 def _verdict(
     found: Mapping[str, Estimate], main: str, num_clusters: int, gap_of: Callable[[str, str], Estimate]
 ) -> str:
-    """Which scorer is best, and whether it is better than those that know nothing, in a sentence."""
+    """Sentence on the best scorer, and whether it beats the baselines."""
     order = ranked({name: estimate.value for name, estimate in found.items() if name != CEILING})
     scorers, controls = ([n for n in order if (n in RIVALS) is known] for known in (False, True))
     best = (scorers or order)[0]
@@ -142,7 +142,7 @@ def _verdict(
     if num_clusters < MIN_CLUSTERS:
         return f"No verdict from {counted(num_clusters, 'distinct item')}; {best} has {value}."
     words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
-    which = f"{best} is the best of {len(scorers or order)}"  # of many, the best is lucky, too
+    which = f"{best} is the best of {len(scorers or order)}"  # the best of many is lucky, too
     if not scorers or not controls:
         return f"{best} has {words}." if len(order) == 1 else f"{which}: {words}."
     control = controls[0]
@@ -157,7 +157,7 @@ def _verdict(
 
 
 def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> list[str]:
-    """Differences to the first scorer in words; those that may be noise in one statement, and none from few items."""
+    """Differences to the first scorer in words; those within noise in one statement, and none from few items."""
     if num_clusters < MIN_CLUSTERS:
         return []
     gaps = {name: gap for name, gap in gaps.items() if name != CEILING}
@@ -173,31 +173,31 @@ def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> 
 
 
 def ranked(values: Mapping[str, float | None]) -> list[str]:
-    """Names, the highest value first; last those that have none."""
+    """Names by value, highest first; those without a value last."""
     known = {name: -math.inf if v is None or math.isnan(v) else v for name, v in values.items()}
     return sorted(known, key=lambda name: -known[name])
 
 
 def metrics_of(name: str) -> MetricsOf:
-    """How a benchmark averages; what measures answers takes plain means."""
+    """Averaging rule of a benchmark; plain means for answers."""
     return BENCHMARKS[name].metrics if name in BENCHMARKS else plain_means
 
 
 def plain_means(means: Means) -> dict[str, Array]:
-    """The mean of every value over all units."""
+    """Mean of every value over all units."""
     return dict(means[TOTAL])
 
 
 def units_of(units: Sequence[Mapping[str, Any]], name: str) -> list[Unit]:
-    """The units of one scorer, back from those of `results.json`."""
+    """Units of one scorer, restored from those of `results.json`."""
     return [Unit(unit["cluster"], unit["group"], unit["values"][name]) for unit in units]
 
 
 def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
-    Paired differences of runs to the first one, as in `results.json`, on the units that all have: `num_units`,
+    Paired differences of runs to the first one, as in `results.json`, on their common units: `num_units`,
     `num_clusters`, `left_out`, `verdict` (a sentence), and `rows`: `{"scorer", "metric", "values", "differences"}`,
-    with a difference `{"value", "low", "high", "verdict"}` for each further run. Runs are called A, B, C, ...
+    with a difference `{"value", "low", "high", "verdict"}` per further run. Runs are called A, B, C, ...
     """
     first = runs[0]
     for run in runs[1:]:
@@ -242,9 +242,9 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_clusters: int) -> str:
-    """Which run is best by its best scorer's main metric, in a sentence."""
+    """Sentence on the best run, by its best scorer's main metric."""
     told = [row for row in rows if row["scorer"] != CEILING]
-    # Which not all runs need have.
+    # Not all runs need have it.
     main = main if any(row["metric"] == main for row in told) else told[0]["metric"]
     row = max((row for row in told if row["metric"] == main), key=lambda row: max(row["values"]))
     values, what = row["values"], f"{row['metric']} of {row['scorer']}"
@@ -261,7 +261,7 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
 
 
 def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
-    """The units that all runs have, in one order. Of ids that are not unique, the first is the first everywhere."""
+    """Units common to all runs, in one order. Among duplicate ids, the n-th of one run matches the n-th of another."""
     places: list[dict[tuple[str, str, int], Mapping[str, Any]]] = []
     for units in runs:
         count: Counter[tuple[str, str]] = Counter()
@@ -280,7 +280,7 @@ def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, flo
 
 
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Floats rounded; JSON has no NaN."""
+    """Floats rounded, non-finite ones as `None`, as JSON has no NaN."""
     return {
         key: (round(value, DECIMALS) if math.isfinite(value) else None) if isinstance(value, float) else value
         for key, value in values.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a run: tables, plots, and the tokens of what the reward got most wrong."""
+"""HTML report of a run: tables, plots, and token heat maps of the reward's worst errors."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ from .tables import best_first, few_items, full_rows, value
 
 
 NUM_EXAMPLES = 4
-SHOWN_TOKENS = 160  # of each response
+SHOWN_TOKENS = 160  # per response
 
 
 def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup | str]], about: str) -> str:
-    """The page of a run: verdict, table and plot, differences, further `sections`, settings."""
+    """HTML report of a run: verdict, table and plot, differences, further `sections`, settings."""
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
     found = table(*full_rows(results), caption=note)
     if len(results["metrics"]) > 1:
@@ -60,7 +60,7 @@ def benchmark_sections(
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
-    """Sections of a benchmark: its own tables, length, calibration, and tokens of what the first scorer gets wrong."""
+    """Sections of a benchmark: its own tables, length, calibration, and tokens of the first scorer's worst errors."""
     paired = bool(results["length"])
     sections = {
         "Substance and style": _rm_bench(results) if results["benchmark"] == "rm-bench" else "",
@@ -132,7 +132,7 @@ def _most_wrong(
     stats: StatsCache,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Markup:
-    """What tokens contribute in what the first scorer gets most wrong: pairs, or solutions with a wrong step."""
+    """Token contributions in the first scorer's worst errors: pairs, or solutions with a wrong step."""
     scorer, steps = next(iter(results["metrics"])), items[0].steps is not None
     found = [
         (margin, i)
@@ -154,7 +154,7 @@ def _most_wrong(
         for which, shown, note in ((one, above, f"margin {number(margin)}"), (other, {}, "preferred, but worse")):
             score, meta = examples[i].scores[0][which], f"{place} · {note}"
             if form.name == scorer:
-                shown = {**shown, "meta": meta, "total": score}  # the one that judged
+                shown = {**shown, "meta": meta, "total": score}  # the deciding one
             else:
                 shown = {**shown, "meta": f"{meta} · {scorer} {number(score)}"}
             rows.append(_heat_map_row(responses[which], form, tokenizer, **shown))
@@ -164,7 +164,7 @@ def _most_wrong(
     if not steps:
         what = f"The pairs that {scorer} gets most wrong: first the better response, then the one that it prefers."
     values = [value for row in rows for value in row.contributions]
-    # Never negative, and much alike: what tells is the difference to the mean.
+    # Never negative, and much alike: the difference to the mean is informative.
     center = math.fsum(values) / max(1, len(values)) if form.token == "self_certainty" else 0.0
     return Markup("<p>{} Colour is what a token contributes to {}, for the first {} tokens.</p>{}").format(
         what, form.name, SHOWN_TOKENS, heat_maps(rows, f"contribution to {form.name}", form.name, center=center)
@@ -173,8 +173,8 @@ def _most_wrong(
 
 def _shown_form(scorer: str, steps: bool) -> Form:
     """
-    The form whose contributions are shown for a scorer: its own, or for one that is no sum over tokens the
-    log-probability. Of steps, the sum: of Bellman rewards, that is their log-probability and a difference of V.
+    The form whose contributions are shown for a scorer: its own, or the log-probability if it is not a sum over
+    tokens. For steps, the sum: that of Bellman rewards is the log-probability plus a difference of V.
     """
     base = base_name(scorer)
     own = None if needs_model(base) else make_form(base)

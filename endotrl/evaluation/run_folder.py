@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folder of an evaluation: settings, scores as they come, token statistics, results."""
+"""Folder of an evaluation run: settings, incremental scores, token statistics, results."""
 
 import shutil
 import time
@@ -19,28 +19,28 @@ from ..scoring.token_stats import TokenStats
 from .engine import ScoredResponse
 
 
-BLOCK = 16  # items that are done and saved together
+BLOCK = 16  # items processed and saved together
 Item = TypeVar("Item")
 
 
 class StatsCache:
     """
-    Token statistics on disk, so that other forms of the reward can be tried without the model: a file of plain tensors
-    for each item.
+    Token statistics on disk, so that other forms of the reward can be evaluated without the model: one file of plain
+    tensors per item.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, scored: Mapping[str, Sequence[ScoredResponse]]) -> None:
-        """Writes the responses of items by their keys, each item whole or not at all."""
+        """Writes the responses of items by key, each item atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for key, responses in scored.items():
             with replacing(self.folder / f"{key}.pt") as file:
                 torch.save(list(map(_plain, responses)), file)
 
     def load(self, key: str, alone: bool = False) -> list[ScoredResponse] | None:
-        """The responses of an item; `None` if they are not there, or not `alone`, without their prompts, as well."""
+        """Responses of an item; `None` if they are missing, or missing without their prompts while `alone` is set."""
         path = self.folder / f"{key}.pt"
         if not path.exists():
             return None
@@ -58,29 +58,28 @@ def _plain(value: Any) -> Any:
 
 class RunFolder:
     """
-    The files of a run in one folder. A run goes on only under equal settings; what it has done is only ever appended
-    to. Each process of `accelerate launch` appends to files of its own, such as `scores.1.jsonl`, and reads those of
-    all.
+    Files of a run in one folder. A run is resumed only with equal settings; finished work is only appended to. Each
+    process of `accelerate launch` appends to files of its own, such as `scores.1.jsonl`, and reads those of all.
     """
 
     def __init__(self, folder: str | Path, process: int = 0) -> None:
         self.folder = Path(folder)
         self.settings_path = self.folder / "settings.json"
         number = f".{process}" if process else ""
-        self.scores_path = self.folder / f"scores{number}.jsonl"  # a line for each item that was scored
+        self.scores_path = self.folder / f"scores{number}.jsonl"  # one line per scored item
         self.answers_path = self.folder / f"answers{number}.jsonl"
         self.report_path = self.folder / "report.html"
         self.stats = StatsCache(self.folder / "token_stats")
         self._lock: BaseFileLock | None = None
 
     def hold(self) -> None:
-        """Makes the folder, and keeps other runs out of it until this object is gone."""
+        """Creates the folder, and locks it against other runs until this object is deleted."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
         self._lock = lock_folder(self.folder, "--output")
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Makes the folder, or checks that what is in it was made under the same settings."""
+        """Creates the folder, or checks that its content was made with the same settings."""
         if not overwrite:
             if goes_on(self.settings_path, settings):
                 return
@@ -97,7 +96,7 @@ class RunFolder:
         write_json(self.settings_path, settings)
 
     def read_scores(self) -> dict[str, dict[str, Any]]:
-        """What is scored so far, by key of the item; the lines of one item are put together."""
+        """Scores so far, by item key; lines of the same item are merged."""
         records: dict[str, dict[str, Any]] = {}
         for line in self.read_lines("scores", ("key", "tokens", "cut", "scores", "seconds")):
             known = records.setdefault(line["key"], {**line, "scores": {}, "seconds": 0.0})
@@ -106,12 +105,12 @@ class RunFolder:
         return records
 
     def read_answers(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Answers so far, with their grades, by key of the question and seed."""
+        """Answers so far, with their grades, by question key and seed."""
         keys = ("key", "seed", "texts", "token_ids", "finished", "right", "tokens", "seconds")
         return {(line["key"], line["seed"]): line for line in self.read_lines("answers", keys)}
 
     def read_lines(self, name: str, keys: Sequence[str]) -> list[dict[str, Any]]:
-        """Lines that all processes have written, which all read at one time: then, none writes what others do, too."""
+        """Lines written by all processes, read in sync, so that no two processes then write the same work."""
         processes().wait_for_everyone()
         paths = sorted(self.folder.glob(f"{name}*.jsonl"))
         lines = [line for path in paths for line in read_lines(path, keys)]
@@ -120,7 +119,7 @@ class RunFolder:
 
 
 def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
-    """The folder of a run, which all processes of `accelerate launch` enter when the main one has opened it."""
+    """Folder of a run, which all processes of `accelerate launch` use once the main one has opened it."""
     state = processes()
     if state.is_main_process:
         folder = RunFolder(path)
@@ -132,17 +131,17 @@ def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool =
 
 def in_blocks(
     items: Sequence[Item],
-    path: Path | None,  # file of this process; without one, all items are done here, and nothing is saved
+    path: Path | None,  # file of this process; without one, all items are processed here, and nothing is saved
     make: Callable[[list[Item]], list[dict[str, Any]]],
     title: str,
     progress: bool,
-    done: int = 0,  # items of an earlier run, which count in what is shown
+    done: int = 0,  # items of an earlier run, included in the progress bar
     block_size: int = BLOCK,
     size_of: Callable[[Item], int] = lambda item: 1,
 ) -> list[dict[str, Any]]:
     """
-    One record per item, with the `seconds` that it took, made and appended to a file block by block. The processes of
-    `accelerate launch` share the blocks by their sizes, and each returns its own records.
+    Makes one record per item, with the `seconds` it took, appended to a file block by block. The processes of
+    `accelerate launch` share the blocks by size, and each returns its own records.
     """
     state = processes()
     process, num_processes = (0, 1) if path is None else (state.process_index, state.num_processes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scorers by their names, and scores of items: block by block, behind what an earlier run has done."""
+"""Scorer names: parsing and construction; resumable scoring of items, block by block."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -29,7 +29,7 @@ STEP_PASS = (
     *("self_certainty", "negative_entropy"),
 )
 TWO_PASS = ("gain.sum", "gain.mean", "gain.discounted=0.95", "relative_perplexity")
-# Words that stand for several scorers.
+# Names of sets of scorers.
 SETS = {"single-pass": SINGLE_PASS, "two-pass": TWO_PASS, "judges": JUDGES, "controls": ("length", "random")}
 STEP_SETS = {
     "single-pass": STEP_PASS,
@@ -37,14 +37,14 @@ STEP_SETS = {
     "controls": ("length", "position", "random"),
 }
 DEFAULT = ("single-pass", "controls")
-BLOCK_SIZE = 32  # items that are scored and saved together
+BLOCK_SIZE = 32  # items scored and saved together
 
 
-Scorer = Form | RelativePerplexity | Control | ModelScorer  # gives a number to each response of an item, or each step
+Scorer = Form | RelativePerplexity | Control | ModelScorer  # scores each response of an item, or each step
 
 
 def expand_names(names: Sequence[str], steps: bool) -> list[str]:
-    """Names of scorers, the words that stand for several replaced, each name once."""
+    """Expands names of scorer sets, without duplicates. Raises `ValueError` for scorers that cannot score `steps`."""
     sets = STEP_SETS if steps else SETS
     result = list(dict.fromkeys(name for word in names for name in sets.get(word, (word,))))
     for name in result if steps else ():
@@ -59,29 +59,29 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
 
 
 def base_name(name: str) -> str:
-    """The scorer itself, or the one whose residual it is."""
+    """The scorer's own name, or for a residual that of its scorer."""
     return split_name(name)[1]
 
 
 def base_names(names: Sequence[str]) -> list[str]:
-    """The scorers that must score: those named, and those whose residuals are."""
+    """Names of the scorers to run: those given, and those whose residuals are."""
     return list(dict.fromkeys(map(base_name, names)))
 
 
 def needs_model(name: str) -> bool:
-    """Whether a scorer runs a model by itself, and cannot be made from token statistics."""
+    """Whether a scorer has a forward pass of its own, rather than using token statistics."""
     return name in JUDGES or name.startswith(REWARD_MODEL)
 
 
 def make_form(name: str) -> Form | RelativePerplexity | Control:
-    """A scorer that needs token statistics only."""
+    """Returns a scorer that needs token statistics only."""
     if name in CONTROLS:
         return Control(name)
     return RelativePerplexity() if name == RELATIVE_PERPLEXITY else Form.parse(name)
 
 
 def make_scorer(name: str, engine: Engine, **loading: Any) -> Scorer:
-    """A scorer of any kind. `loading`, `dtype`, `device` and `trust_remote_code`, is of an explicit reward model."""
+    """Returns a scorer of any kind. `loading` (`dtype`, `device`, `trust_remote_code`): for explicit reward models."""
     if name in JUDGES:
         return Judge(name, engine)
     if name.startswith(REWARD_MODEL):
@@ -91,7 +91,7 @@ def make_scorer(name: str, engine: Engine, **loading: Any) -> Scorer:
 
 
 def check_names(names: Sequence[str], trust_remote_code: bool = False) -> None:
-    """Raises what [`make_scorer`] would raise for these names, before any weights are loaded."""
+    """Raises the errors of [`make_scorer`] for these names, before any weights are loaded."""
     for name in base_names(names):
         if name.startswith(REWARD_MODEL):
             reward_model_class(name.removeprefix(REWARD_MODEL), trust_remote_code)
@@ -101,8 +101,8 @@ def check_names(names: Sequence[str], trust_remote_code: bool = False) -> None:
 
 def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     """
-    The scorers that a model on a server can have, which gives log-probabilities only. If the user has named others
-    (`given`), `ValueError`; otherwise they are left out.
+    Scorers that a model on a server supports, which gives log-probabilities only. Others raise `ValueError` if the
+    user named them (`given`), and are left out otherwise.
     """
     kept = []
     for name in names:
@@ -118,16 +118,15 @@ def score_items(
     items: Sequence[Item],
     names: Sequence[str],  # in [`expand_names`]'s form
     folder: RunFolder,
-    make_engine: Callable[[], Engine],  # loads the model when it is needed first
-    make_scorer: Callable[[str, Engine], Any],  # of the scorers that run a model by themselves
+    make_engine: Callable[[], Engine],  # loads the model on first use
+    make_scorer: Callable[[str, Engine], Any],  # for scorers with a forward pass of their own
     block_size: int = BLOCK_SIZE,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """
-    Scores what is not scored yet; returns, by key of the item, `{"tokens", "scores": {scorer: [...]}, "seconds",
-    "cut"}`. All forms of the reward come from one forward pass over an item, and from none where its token statistics
-    are in the folder: if nothing else needs the model, it is not even loaded. The processes of `accelerate launch`
-    share the items.
+    Scores the items without scores; returns, by item key, `{"tokens", "scores": {scorer: [...]}, "seconds", "cut"}`.
+    All forms of the reward share one forward pass over an item, or none if its token statistics are in the folder:
+    unless something else needs the model, it is not even loaded. The processes of `accelerate launch` share the items.
     """
     bases = base_names(names)
     forms = {name: make_form(name) for name in bases if not needs_model(name)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as tables: for the terminal, for a page, and in Markdown to paste."""
+"""Tables of results: for the terminal, for HTML, and in Markdown."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ LENGTH_NOTE = (
     "bias: accuracy where the better response is longer minus where it is shorter; 0 is balanced. length-controlled: "
     "the mean of the two."
 )
-LONGEST_NAME = 38  # of a scorer, on a terminal
+LONGEST_NAME = 38  # characters of a scorer's name on a terminal
 Table = tuple[list[str], list[list[object]]]  # headers and rows
 
 
 def shown_metrics(results: Mapping[str, Any]) -> list[str]:
-    """The benchmark's headline metrics that these results have. A part that is all there is would repeat the whole."""
+    """Headline metrics present in these results. A part that is the whole is left out as a repetition."""
     there = next(iter(results["metrics"].values()))
     shown = [name for name in results["headline"] if name in there]
     groups = {unit["group"] for unit in results["units"]}
@@ -28,7 +28,7 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
 
 
 def few_items(results: Mapping[str, Any]) -> str:
-    """What to say of intervals from few items: where all are right, the bootstrap knows of no other item."""
+    """Caveat on intervals from few items: if all are right, bootstrap resamples are, too."""
     count = len({unit["cluster"] for unit in results["units"]})
     return f" With only {counted(count, 'distinct item')}, intervals are too narrow." if count < MIN_CLUSTERS else ""
 
@@ -48,12 +48,12 @@ def interval(results: Mapping[str, Any], scorer: str, metric: str) -> str:
 
 
 def best_first(results: Mapping[str, Any]) -> list[str]:
-    """Scorers by their main metric."""
+    """Scorers by their main metric, best first."""
     return ranked({name: value(results, name, results["main_metric"]) for name in results["metrics"]})
 
 
 def full_rows(results: Mapping[str, Any]) -> Table:
-    """Headers and rows of a table, the best scorer first; of a single scorer, a row for each metric."""
+    """Headers and rows of a table, best scorer first; for a single scorer, one row per metric."""
     names, metrics = best_first(results), shown_metrics(results)
     if len(names) == 1:
         (name,) = names
@@ -74,7 +74,7 @@ def full_rows(results: Mapping[str, Any]) -> Table:
 
 
 def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], list[list[object]], list[str]]:
-    """Of the table, the columns that fit a terminal, and the headers of those that do not."""
+    """The columns of the table that fit a terminal, and the headers of the others."""
     headers, rows = full_rows(results)
     rows = [[_short(str(row[0])), *row[1:]] for row in rows]
     kept: list[int] = []
@@ -89,7 +89,7 @@ def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], li
 
 
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table in Markdown; numbers to the right."""
+    """Markdown table; numbers right-aligned."""
     sides = ["---" if any(isinstance(row[i], str) for row in rows) else "---:" for i in range(len(headers))]
     cells = [list(map(_cell, headers)), *(list(map(_cell, row)) for row in rows)]
     lines = [f"| {' | '.join(row)} |" for row in cells]
@@ -97,7 +97,7 @@ def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> 
 
 
 def markdown_page(results: Mapping[str, Any]) -> str:
-    """The table with what it takes to read it, in Markdown."""
+    """Markdown page: the table, with notes on how to read it."""
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     note = (
@@ -128,5 +128,5 @@ def _cell(cell: object) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text of data and users for a line of Markdown, in which it makes no tag, link or picture."""
+    """Text of data and users, escaped for a line of Markdown: no tag, link or image."""
     return " ".join(text.splitlines()).replace("<", "&lt;").replace("](", "]\\(")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graders, and samples with densities, rewards and grades, question by question, resumable."""
+"""Graders, and resumable collection of samples with densities, rewards and grades, question by question."""
 
 import runpy
 from collections.abc import Callable, Sequence
@@ -25,8 +25,8 @@ Grade = Callable[[str, Any], float]
 @dataclass(frozen=True)
 class Grader:
     """
-    Whether completions are right, and which of them give the same answer. By its `name`: `"math"`, [`is_right`] with
-    math-verify; `"text"`, the same without; `"exact"`, the completion is the answer, but for white space around it; a
+    Correctness of completions, and groups of equal answers. By `name`: `"math"`, [`is_right`] with math-verify;
+    `"text"`, the same without; `"exact"`, the completion equals the answer, except for surrounding white space; a
     function of a completion and the question's answer, or its `FILE.py:NAME`. Raises `ValueError` if there is no such
     grader, and `ImportError` if it needs math-verify, which is not installed.
     """
@@ -40,7 +40,7 @@ class Grader:
             object.__setattr__(self, "name", _load(self.name))
 
     def grade(self, completions: Sequence[str], answer: Any) -> list[float]:
-        """1.0 for right, 0.0 for wrong, per completion."""
+        """Grade per completion: 1.0 for right, 0.0 for wrong."""
         if callable(self.name):
             return [_graded(self.name, text, answer) for text in completions]
         answers = list(answer) if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
@@ -50,7 +50,7 @@ class Grader:
         return [float(is_right(text, answers, math=self.name == "math")) for text in completions]
 
     def groups(self, completions: Sequence[str]) -> list[int]:
-        """For each completion, the index of the first that gives the same answer."""
+        """For each completion, the index of the first one with the same answer."""
         if self.name in ("math", "text"):
             return same_answer(completions, math=self.name == "math")
         texts = [text.strip() for text in completions]
@@ -65,7 +65,7 @@ def _graded(grade: Grade, text: str, answer: Any) -> float:
         raise ValueError(
             f"The grader fails on the completion {text!r} and the answer {answer!r}: {failed}."
         ) from error
-    if not 0.0 <= value <= 1.0:  # nor is NaN
+    if not 0.0 <= value <= 1.0:  # catches NaN, too
         raise ValueError(f"The grader gives {value} to {text!r}, but a grade is a number from 0, wrong, to 1, right.")
     return value
 
@@ -93,16 +93,16 @@ def collect(
     progress: bool = False,
 ) -> list[dict[str, Any]]:
     r"""
-    One record per question. What a `folder` has already is kept. `draw` is a [`MixtureSampler`] or
-    [`ServedMixtureSampler`]. Without a `reward` function of TRL's contract, it is the endogenous reward with its
-    default settings, $\log \hat\pi(y|x)$. Raises `ValueError` if a prompt and its completion do not fit the model's
-    context, before anything is sampled; or a completion has no finite reward.
+    Collects one record per question. Records already in `folder` are kept. `draw` is a [`MixtureSampler`] or
+    [`ServedMixtureSampler`]. `reward` is a reward function of TRL's contract; by default the endogenous reward with
+    its default settings, $\log \hat\pi(y|x)$. Raises `ValueError` if a prompt and its completion do not fit into the
+    model's context, before anything is sampled; or if a completion has no finite reward.
     """
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
     records = {} if folder is None else _saved(folder)
 
     def answer(block: list[Question]) -> list[dict[str, Any]]:
-        # What a block draws depends on the seed and its first question, not on what was done before it.
+        # A block's samples depend on the seed and its first question, not on the blocks before it.
         drawn = draw([q.prompt for q in block], mixture.temperatures, seed_of(seed, block[0].key))
         return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
 
@@ -118,7 +118,7 @@ def _saved(folder: RunFolder) -> dict[str, dict[str, Any]]:
 
 
 def unit_of(question: Question, sample: Sample, grader: Grader) -> Unit:
-    """One completion of a question, as an alternative to training."""
+    """One completion per question, as an alternative to training."""
     values = {"length": float(len(sample.token_ids)), "truncated": float(not sample.finished)}
     if question.answer is not None:
         values["accuracy"] = grader.grade([sample.text], question.answer)[0]

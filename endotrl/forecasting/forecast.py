@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forecasts of what RL on a reward of a frozen model does, from samples of the frozen model."""
+"""Forecasts of RL on a reward of a frozen model, from samples of the frozen model."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,20 +31,20 @@ from .verdict import suggested_beta, verdict
 @dataclass(frozen=True)
 class Forecast:
     r"""
-    What RL on the reward would end with.
+    Forecast outcome of RL on the reward.
 
     Attributes:
         verdict (`str`):
-            In plain words.
+            Verdict in plain words.
         betas (`list[dict]`):
             For each KL penalty, from the mildest: `beta`; `accuracy` (`None` without labels), `length` (tokens),
-            `truncated` (fraction), `distinct` (answers among those of a group), `agreement` (with the frozen model's
+            `truncated` (fraction), `distinct` (different answers per group), `agreement` (with the frozen model's
             majority answer), `kl` (nats per completion), `reward` (as trainers log it), each with its 95% interval
             over questions (`accuracy_interval`, ...); `ess`, the effective sample size (median over questions), and
-            `ess_below_5`, the fraction of questions where it is below 5, so that the samples do not suffice.
+            `ess_below_5`, the fraction of questions where it is below 5, so that there are too few samples.
         alternatives (`dict[str, float | None]`):
             Accuracy without training: `sampled` (T = 1), `greedy`, `temperature=0.5`, `majority`, `best_of_n` (by the
-            reward), `best_of_n_length` (the longest), each of the samples at T = 1.
+            reward), `best_of_n_length` (the longest), the last three over the samples at T = 1.
         suggested_beta (`float`, *optional*):
             See [`suggested_beta`].
         details (`dict[str, Any]`):
@@ -59,7 +59,7 @@ class Forecast:
     details: dict[str, Any] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `forecast.json` holds."""
+        """Content of `forecast.json`."""
         return {**{name: value for name, value in vars(self).items() if name != "details"}, **self.details}
 
     def _repr_html_(self) -> str:
@@ -94,7 +94,7 @@ def forecast(
     progress: bool = True,
 ) -> Forecast:
     r"""
-    Forecasts what RL on a reward of a frozen model ends with, before it is run: from samples of the frozen model, by
+    Forecasts the outcome of RL on a reward of a frozen model, before it is run: from samples of the frozen model, by
     the formulas in [`policies`]. For the endogenous reward, RLOO ends at the power distribution
     $\hat\pi^{1+1/\beta}$ (https://huggingface.co/papers/2605.04542).
 
@@ -106,22 +106,22 @@ def forecast(
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Tokenizer. Loaded with the model if not given.
         reward (`Callable`, *optional*):
-            Reward function of TRL's contract that is trained on. Defaults to [`EndogenousReward`] with its default
+            Reward function of TRL's contract, used for training. Defaults to [`EndogenousReward`] with its default
             settings.
         betas (`Sequence[float]`, *optional*):
             KL penalties.
         trainer (`str`, *optional*, defaults to `"grpo"`):
             `"rloo"`, `"grpo"` (both TRL's), `"dense_grpo"` or `"ppo"` (ours).
         num_generations (`int`, *optional*, defaults to `8`):
-            Completions of a group. RLOO and PPO do not depend on it.
+            Completions per group. RLOO and PPO do not depend on it.
         scale_rewards (`str`, *optional*, defaults to `"none"`):
             As in [`~trl.GRPOConfig`], whose default is `"group"`.
         samples (`int`, *optional*, defaults to `16`):
-            Samples of each question.
+            Samples per question.
         temperatures (`Sequence[float]`, *optional*):
-            Temperatures of the mixture, 1 among them: see [`Mixture.of`].
+            Temperatures of the mixture, including 1: see [`Mixture.of`].
         max_new_tokens (`int`, *optional*, defaults to `256`):
-            Longest completion, as in training.
+            Maximum completion length in tokens, as in training.
         grader (`str` or `Callable`, *optional*, defaults to `"math"`):
             As in [`Grader`].
         question, answer, limit, instruction, chat:
@@ -129,17 +129,18 @@ def forecast(
         seed (`int`, *optional*, defaults to `0`):
             Seed of the sampling.
         output (`str` or `Path`, *optional*):
-            Folder for the samples, from which the same call goes on after an interruption.
+            Folder for the samples, from which the same call resumes after an interruption.
         dtype, device:
             As in [`EndogenousReward`].
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
 
     Returns:
-        [`Forecast`], which shows itself in a notebook.
+        [`Forecast`], which renders itself in a notebook.
 
     Raises:
-        `ValueError`: If a setting is out of range, there are no questions, or they do not fit the model's context.
+        `ValueError`: If a setting is out of range, there are no questions, or they do not fit into the model's
+        context.
 
     Example:
     ```python
@@ -160,7 +161,7 @@ def forecast(
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
-    placement = loaded_placement(engine)  # raises now if it is on a server
+    placement = loaded_placement(engine)  # raises now if the model is on a server
     folder = None
     if output is not None:
         with placement.active() as loaded:
@@ -173,7 +174,7 @@ def forecast(
             "temperatures": [*temperatures],
             "seed": seed,
             "max_new_tokens": max_new_tokens,
-            # By which a function or an object is known again in another process
+            # Identifies a function or an object in another process, too
             "reward": None if reward is None else lasting_repr(reward),
             "grader": grader if isinstance(grader, str) else lasting_repr(grader),
             "grader_version": VERSION,

@@ -31,12 +31,12 @@ PAPERS = Markup(
 
 
 def name_of(forecast: "Forecast", alternative: str) -> str:
-    """Name of an alternative for people."""
+    """Display name of an alternative."""
     return NAMES[alternative].format(n=forecast.details["votes"])
 
 
 def alternative_rows(forecast: "Forecast") -> list[list[Any]]:
-    """Cells: name, and the metrics that are known of it."""
+    """Cells per alternative: name, and the metrics available for it."""
     return [
         [name_of(forecast, key), *(found.get(metric, {}).get("value") for metric in METRICS)]
         for key, found in forecast.details["alternative_details"].items()
@@ -57,7 +57,7 @@ def report(forecast: "Forecast", title: str, settings: Mapping[str, Any], footer
 
 
 def plot(forecast: "Forecast") -> bytes:
-    """Accuracy (without labels, agreement with the majority answer) over beta, with the alternatives as lines."""
+    """Plot of accuracy (without labels, agreement with the majority answer) over beta, alternatives as lines."""
     metric = "agreement" if forecast.alternatives["sampled"] is None else "accuracy"
     fig, axis = pyplot().subplots(figsize=(5.6, 4.4), layout="constrained")
     rows = forecast.betas

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Where trainers end, as weights of samples of the frozen model.
+Optimal policies of each trainer, as weights of samples of the frozen model.
 
 With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
 
 - **RLOO** (TRL) subtracts $\beta \log(\pi/\hat\pi)$ of the whole completion from its reward, and [`PPOTrainer`] the
-  same token by token; both then credit what follows. Their optimum is $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$:
-  for the endogenous reward $\alpha \log \hat\pi(y)$, the power distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$
-  (https://huggingface.co/papers/2605.04542).
-- **GRPO** (TRL, and [`DenseGRPOTrainer`]) has the mean of the group as baseline, which contains the completion itself
-  and so scales the reward by $c = 1 - 1/G$. Its KL penalty is a loss of each token, which is not counted against
-  earlier tokens (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at
-  $\pi_s(a) \propto \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. With one token that
-  matters, that is $\hat\pi^{1+k}$, $k = c\alpha/\beta$; else it is near it. $Q$ comes from the tree of the samples.
+  same token by token; both then assign credit to what follows. Their optimum is
+  $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$: for the endogenous reward $\alpha \log \hat\pi(y)$, the power
+  distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$ (https://huggingface.co/papers/2605.04542).
+- **GRPO** (TRL, and [`DenseGRPOTrainer`]) has the mean of the group as baseline, which includes the completion itself
+  and so scales the reward by $c = 1 - 1/G$. Its KL penalty is a loss per token, which is not charged to earlier tokens
+  (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at $\pi_s(a) \propto
+  \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. If only one token matters, that is
+  $\hat\pi^{1+k}$, $k = c\alpha/\beta$; otherwise it is close to it. $Q$ comes from the tree of samples.
 - **`scale_rewards="group"`** divides by the group's standard deviation, so that $\beta$ acts as $\beta$ times it: that
-  of groups of the *trained* policy ([`GroupAdvantages`]), which falls as it sharpens. The fixed point is followed from
-  the frozen model on, as training does. Where $\beta$ is too small, the policy runs to the most probable completion,
-  until groups have no spread. (`DenseGRPOTrainer` divides by the spread of the credit of tokens, which totals do not
-  tell: taken to be the same.)
-- **`scale_rewards="batch"`** is the same with one standard deviation, that of the rewards of all prompts.
+  of groups of the *trained* policy ([`GroupAdvantages`]), which falls as the policy sharpens. The fixed point is
+  followed from the frozen model on, as in training. If $\beta$ is too small, the policy collapses to the most probable
+  completion, until groups have no spread. (`DenseGRPOTrainer` divides by the spread of token credit, which totals do
+  not determine: it is assumed to be the same.)
+- **`scale_rewards="batch"`** is the same with a single standard deviation, that of the rewards of all prompts.
 
-Training is taken to sample at a `temperature` of 1 from all tokens, with the defaults of what else moves the optimum;
-docs/forecast.md has what is not part of it. In DenseGRPO `baseline="leave_one_out"` is $c = 1$; in PPO
-`kl_placement="loss"` ends as GRPO with $c = 1$ does. A run that is stopped early is at a larger $\beta$ of the same
-path.
+Training is assumed to sample at a `temperature` of 1 from all tokens, with defaults for all else that shifts the
+optimum; docs/forecast.md lists what is not modelled. In DenseGRPO `baseline="leave_one_out"` means $c = 1$; in PPO
+`kl_placement="loss"` ends like GRPO with $c = 1$. A run that is stopped early is at a larger $\beta$ of the same path.
 """
 
 import itertools
@@ -43,21 +42,21 @@ from . import ScaleRewards, Trainer
 Array = NDArray[np.float64]
 
 STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
-PROMPTS = 16  # whose groups are averaged over together, for memory
+PROMPTS = 16  # whose groups are averaged over at a time, to bound memory
 EPSILON = 1e-4  # TRL adds it to standard deviations
-# Steps of the trapezoidal rule of [`GroupAdvantages`], in the logarithm of t and in widths of the product of G
-# Gaussians, and the exponent at which a Gaussian counts as 0. Next to an enumeration of all groups, errors are below
-# 1e-6, or 2e-4 where rewards differ by less than epsilon.
+# Step sizes of the trapezoidal rule of [`GroupAdvantages`], in the logarithm of t and in widths of the product of G
+# Gaussians, and the exponent at which a Gaussian counts as 0. Compared with an enumeration of all groups, errors are
+# below 1e-6, or 2e-4 where rewards differ by less than epsilon.
 SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is trained. Raises `ValueError` if there is no such trainer or scale, or a group has fewer than two."""
+    """Training objective. Raises `ValueError` for an unknown trainer or scale, or a group of fewer than two."""
 
     trainer: Trainer = "grpo"
-    num_generations: int = 8  # completions of a group, G; RLOO and PPO do not depend on it
-    # As in `trl.GRPOConfig`, whose default is "group". RLOO and PPO have none: what they normalise includes the KL.
+    num_generations: int = 8  # completions per group, G; RLOO and PPO do not depend on it
+    # As in `trl.GRPOConfig`, whose default is "group". RLOO and PPO have none: their normalisation includes the KL.
     scale_rewards: ScaleRewards = "none"
 
     def __post_init__(self) -> None:
@@ -68,12 +67,12 @@ class Objective:
 
     @property
     def has_groups(self) -> bool:
-        """Whether the baseline is the mean of a group, and the KL penalty a loss of each token."""
+        """Whether the baseline is the mean of a group, and the KL penalty a loss per token."""
         return self.trainer in ("grpo", "dense_grpo")
 
     @property
     def words(self) -> str:
-        """The settings that matter, in words."""
+        """The relevant settings, in words."""
         if not self.has_groups:
             return {"rloo": "RLOO", "ppo": "PPO"}[self.trainer]
         name = {"grpo": "GRPO", "dense_grpo": "DenseGRPO"}[self.trainer]
@@ -81,13 +80,13 @@ class Objective:
 
 
 class Samples:
-    """Samples of P prompts, N in all; `owner`, of shape `(N,)`, has the prompt of each."""
+    """Samples of P prompts, N in all; `owner`, of shape `(N,)`, is the prompt index of each."""
 
     def __init__(
         self,
-        token_ids: Sequence[Sequence[Sequence[int]]],  # completions of each prompt
+        token_ids: Sequence[Sequence[Sequence[int]]],  # completions per prompt
         log_probs: Sequence[ArrayLike],  # under the frozen model, in nats
-        log_proposals: Sequence[ArrayLike],  # under what they were drawn from; 0 for an enumeration of all completions
+        log_proposals: Sequence[ArrayLike],  # under the proposal distribution; 0 for an enumeration of all completions
         rewards: Sequence[ArrayLike],
     ) -> None:
         self._rows: tuple[Sequence[Any], ...] = (token_ids, log_probs, log_proposals, rewards)
@@ -109,22 +108,22 @@ class Samples:
 
     def policy(self, objective: Objective, beta: float) -> Array:
         r"""
-        Log-weights of the policy that training ends with, of shape `(N,)`, normalised within each prompt:
+        Log-weights of the policy at the end of training, of shape `(N,)`, normalised within each prompt:
         $A = \sum_i w_i a_i$ estimates the expectation of $a$ under it.
         """
         return np.concatenate([part._policy(objective, beta) for part in self._parts(objective)])
 
     def first_gains(self, objective: Objective) -> Array:
         r"""
-        What each completion gains as training begins, of shape `(N,)`: the derivative in $1/\beta$, at 0, of the
-        expectation of any $a$ is its covariance with them under the frozen model.
+        Gain of each completion at the start of training, of shape `(N,)`: the derivative in $1/\beta$, at 0, of the
+        expectation of any $a$ is its covariance with these gains under the frozen model.
         """
         return np.concatenate([part._gains(objective)(np.exp(part.base)) for part in self._parts(objective)])
 
     def covariance(self, weights: Array, first: Array, second: Array) -> Array:
         r"""
-        Covariances within each prompt under weights that sum to 1 there, of shape `(P,)`, over $1 - \sum w^2$: of
-        equal weights, that makes it unbiased.
+        Covariances within each prompt under weights that sum to 1 there, of shape `(P,)`, divided by $1 - \sum w^2$,
+        which makes them unbiased for equal weights.
         """
         deviations = second - self.mean(weights, second)[self.owner]
         spare = 1.0 - np.bincount(self.owner, weights**2, self.num_prompts)
@@ -135,11 +134,11 @@ class Samples:
         return self.mean(np.exp(log_weights), log_weights - self.base)
 
     def effective_sizes(self, log_weights: Array) -> Array:
-        r"""Effective sample size $(\sum w)^2 / \sum w^2$ of each prompt, of shape `(P,)`."""
+        r"""Effective sample size $(\sum w)^2 / \sum w^2$ per prompt, of shape `(P,)`."""
         return 1.0 / np.bincount(self.owner, np.exp(2 * log_weights), self.num_prompts)
 
     def _parts(self, objective: Objective) -> list["Samples"]:
-        """Prompts that are solved together: all, or a few where averages over groups take memory."""
+        """Prompts that are solved together: all, or a few where averages over groups need memory."""
         if not (objective.has_groups and objective.scale_rewards == "group" and self.num_prompts > PROMPTS):
             return [self]
         starts = range(0, self.num_prompts, PROMPTS)
@@ -161,7 +160,7 @@ class Samples:
         return log_weights
 
     def _gains(self, objective: Objective) -> Callable[[Array], Array]:
-        """From the weights of a policy to expected advantages of completions, up to a constant of each prompt."""
+        """Returns a function from a policy's weights to expected advantages, up to a constant per prompt."""
         if not objective.has_groups:
             return lambda weights: self.rewards
         share = 1.0 - 1.0 / objective.num_generations
@@ -185,16 +184,16 @@ class Samples:
 
 class GroupAdvantages:
     r"""
-    Expected advantages, over $1 - 1/G$, of the completions of one prompt where TRL divides rewards by the standard
-    deviation $s$ of their group, $A_i = (r_i - m) / (s + \epsilon)$, over the other $G - 1$ of the group. With
-    $\rho(t)$, whose Laplace transform is $1 / (\sqrt x + \epsilon)$, and $\tau = t / (G - 1)$,
+    Expected advantages, divided by $1 - 1/G$, of the completions of one prompt where TRL divides rewards by the
+    standard deviation $s$ of their group, $A_i = (r_i - m) / (s + \epsilon)$, over the other $G - 1$ of the group.
+    With $\rho(t)$, whose Laplace transform is $1 / (\sqrt x + \epsilon)$, and $\tau = t / (G - 1)$,
 
     $$
     \frac1{s + \epsilon} = \int_0^\infty \rho(t)\, e^{-t s^2} dt, \qquad
     e^{-t s^2} = \sqrt{\frac{\tau G}\pi} \int \prod_j e^{-\tau (r_j - \mu)^2} d\mu,
     $$
 
-    so that given $t$ and $\mu$ the others are independent: an average over one of them is enough.
+    so that, given $t$ and $\mu$, the others are independent: an average over one of them is enough.
     """
 
     def __init__(self, rewards: Array, size: int) -> None:
@@ -202,7 +201,7 @@ class GroupAdvantages:
         self._values, self._size = values, size
         gaps, middles = np.diff(values), (values[1:] + values[:-1]) / 2
         unit = max(np.ptp(values), EPSILON)
-        # Up to where the closest two rewards are told apart, or epsilon is from 0. Equal rewards have no advantage.
+        # Up to where the closest two rewards are resolved, or epsilon is from 0. Equal rewards have no advantage.
         last = np.log1p(min(6 * math.sqrt(size) / gaps.min(), 20 / EPSILON) * unit) if len(gaps) else -3.0
         reach = math.ceil(math.sqrt(NEGLIGIBLE * size / 2) / WIDTH_STEP)
         factors, gaussians = [np.zeros(0)], [np.zeros((0, len(values)))]
@@ -212,7 +211,7 @@ class GroupAdvantages:
             factor = density * v * (1 + math.exp(-place)) * SCALE_STEP
             tau = v**2 / (size - 1)
             step = WIDTH_STEP / math.sqrt(size * tau)
-            # Where the Gaussians of two neighbours count
+            # Where the Gaussians of two neighbours contribute
             found = middles[tau * gaps**2 < 2 * NEGLIGIBLE]
             nodes = step * np.unique(np.floor(found / step)[:, None] + np.arange(-reach, reach + 2))
             factors.append(np.full(len(nodes), factor * step * math.sqrt(tau * size / math.pi)))
@@ -220,7 +219,7 @@ class GroupAdvantages:
         self._factors, self._gaussians = np.concatenate(factors), np.concatenate(gaussians)
 
     def __call__(self, weights: Array) -> Array:
-        """Of shape `(N,)`, under a policy with these probabilities."""
+        """Advantages of shape `(N,)`, under a policy with these probabilities."""
         masses = np.bincount(self._places, weights, len(self._values))
         each, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
         others = self._factors * each ** (self._size - 2)
@@ -230,8 +229,8 @@ class GroupAdvantages:
 
 class _Tree:
     """
-    The prefixes that completions share, as one forest for all prompts: nodes 0..N-1 are the samples, all others are
-    where samples part. Equal samples part at their end.
+    Prefix tree of the completions, as one forest for all prompts: nodes 0..N-1 are the samples, all others the
+    branching points. Equal samples branch at their end.
     """
 
     def __init__(self, token_ids: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -283,7 +282,7 @@ class _Tree:
 
 
 def _logsumexp(values: Array, groups: NDArray[np.int64], num_groups: int) -> Array:
-    r"""$\log \sum e^v$ of each group."""
+    r"""$\log \sum e^v$ per group."""
     totals = np.full(num_groups, -np.inf)
     np.logaddexp.at(totals, groups, values)
     return totals

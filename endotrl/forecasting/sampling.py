@@ -2,8 +2,8 @@
 r"""
 Samples of the frozen model at several temperatures, with their density under each.
 
-A completion of $H$ tokens has the density $\prod_h \pi_T(a_h|s_h)$, $\pi_T = \mathrm{softmax}(f/T)$: with its end
-token if it has one, else of all completions that begin with these tokens, which the limit makes one.
+A completion of $H$ tokens has the density $\prod_h \pi_T(a_h|s_h)$, $\pi_T = \mathrm{softmax}(f/T)$: including its end
+token if it has one; otherwise that of all completions with these first tokens, which the length limit merges into one.
 """
 
 import math
@@ -26,20 +26,20 @@ from ..scoring.scorer import FrozenScorer
 
 
 GREEDY = 0.0
-KEPT = 4  # tokens whose keys and values are kept, for one whose logits would be: of each row, only the last has logits
+KEPT = 4  # tokens with cached keys and values per token whose logits would be kept: only last tokens have logits
 
 
 @dataclass(frozen=True)
 class Mixture:
-    r"""How many samples of a prompt are drawn at which temperature (0 is greedy), and their density together."""
+    r"""Number of samples per prompt at each temperature (0 is greedy), and their joint density."""
 
     counts: dict[float, int]
 
     @classmethod
     def of(cls, num_samples: int, temperatures: Sequence[float]) -> "Mixture":
         """
-        Half of the samples at T = 1, the others evenly at the other temperatures; the greedy completion is one more.
-        Raises `ValueError` if T = 1 is missing, one is below 0.01, or there are too few samples.
+        Mixture with half of the samples at T = 1, the others evenly at the other temperatures, plus the greedy
+        completion. Raises `ValueError` if T = 1 is missing, one is below 0.01, or there are too few samples.
         """
         others = sorted({t for t in temperatures if t != 1.0}, reverse=True)
         if 1.0 not in temperatures or any(not 0.01 <= t < math.inf for t in others):
@@ -58,7 +58,7 @@ class Mixture:
 
     @property
     def recorded(self) -> list[float]:
-        """Temperatures under which densities are needed."""
+        """Temperatures at which densities are needed."""
         return sorted({1.0, 0.5, *self.counts} - {GREEDY}, reverse=True)
 
     def log_density(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
@@ -68,7 +68,7 @@ class Mixture:
         return np.logaddexp.reduce([*terms, np.where(is_greedy, math.log(self.counts[GREEDY] / total), -np.inf)])
 
     def log_seen(self, log_probs: Mapping[float, Sequence[float]], is_greedy: Sequence[bool]) -> np.ndarray:
-        """Log-probability that a completion is among the samples; arguments as of [`Mixture.log_density`]."""
+        """Log-probability that a completion is among the samples; arguments as in [`Mixture.log_density`]."""
         copies = self.log_density(log_probs, is_greedy) + math.log(sum(self.counts.values()))  # expected number
         drawn = [(n, np.exp(np.minimum(log_probs[t], -1e-15))) for t, n in self.counts.items() if t != GREEDY]
         missed = sum(n * np.log1p(-p) for n, p in drawn)
@@ -91,20 +91,20 @@ class Drawn:
 
 class MixtureSampler:
     """
-    Samples with transformers: the prompt is read once for all of its samples, which are drawn side by side, each at
-    its own temperature. Densities, under the temperatures `recorded`, come from the logits of the sampling.
+    Samples with transformers: one prefill per prompt for all of its samples, which are drawn in parallel, each at its
+    own temperature. Densities, at the temperatures `recorded`, come from the logits of the sampling.
     """
 
     def __init__(self, engine: Engine, max_new_tokens: int, recorded: Sequence[float]) -> None:
         self._engine, self._max_new_tokens, self._recorded = engine, max_new_tokens, list(recorded)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
-        """One sample of each prompt at each of `temperatures`: with the same seed, the same ones."""
+        """One sample of each prompt at each of `temperatures`; reproducible with the same seed."""
         return self.continue_ids(prompt_rows(self._engine, prompts, self._max_new_tokens), temperatures, seed)
 
     @torch.no_grad()
     def continue_ids(self, rows: Sequence[Sequence[int]], temperatures: Sequence[float], seed: int) -> list[Drawn]:
-        """The same for token ids, which stand for prompts, or for prompts and beginnings of completions."""
+        """The same for token ids, of prompts, or of prompts and the beginnings of completions."""
         torch.manual_seed(seed)
         longest = max(map(len, rows)) + self._max_new_tokens
         size = max(1, KEPT * self._engine.max_tokens_per_batch // (len(temperatures) * longest))
@@ -141,14 +141,14 @@ class MixtureSampler:
 
 
 class ServedMixtureSampler:
-    """Samples of another sampler at each temperature, such as vLLM's, whose densities come from scoring passes."""
+    """Samples from another sampler at each temperature, such as vLLM's, with densities from scoring passes."""
 
     def __init__(self, engine: Engine, sampler_at: Callable[[float], Sampler], recorded: Sequence[float]) -> None:
         self._engine, self._sampler_at, self._recorded = engine, sampler_at, list(recorded)
         self._scorer = FrozenScorer(loaded_placement(engine), engine.max_tokens_per_batch)
 
     def __call__(self, prompts: Sequence[Prompt], temperatures: Sequence[float], seed: int) -> list[Drawn]:
-        """As [`MixtureSampler`]."""
+        """As in [`MixtureSampler`]."""
         samples: list[list[Sample]] = [[] for _ in prompts]
         for temperature in dict.fromkeys(temperatures):
             drawn = self._sampler_at(temperature)(prompts, [*temperatures].count(temperature), seed)
@@ -170,7 +170,7 @@ class ServedMixtureSampler:
 
 
 class _Recorder(LogitsProcessor):
-    """Gives each row its temperature, and keeps the log-probabilities of what is then chosen."""
+    """Applies each row's temperature, and records the log-probabilities of the tokens chosen then."""
 
     def __init__(self, temperatures: Tensor, recorded: Sequence[float]) -> None:
         self._temperatures, self._recorded = temperatures[:, None].float(), recorded
@@ -187,7 +187,7 @@ class _Recorder(LogitsProcessor):
         return tempered.masked_fill(greedy & ~best, -torch.inf)
 
     def add(self, chosen: Tensor) -> None:
-        """Takes note of the tokens that were chosen from the last logits."""
+        """Records the tokens chosen from the last logits."""
         assert self._logits is not None
         tempered = [self._logits / temperature for temperature in self._recorded]
         columns = [logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(1) for logits in tempered]
@@ -195,7 +195,7 @@ class _Recorder(LogitsProcessor):
 
 
 def _prompt_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, num: int) -> DynamicCache | None:
-    """Keys and values of the prompts but for their last tokens, `num` times each; `None` if the model has others."""
+    """KV cache of the prompts without their last tokens, `num` times each; `None` for other types of cache."""
     if ids.shape[1] == 1 or not model._supports_default_dynamic_cache():
         return None
     positions = (mask.long().cumsum(1) - 1).clamp(min=0)
@@ -207,7 +207,7 @@ def _prompt_cache(model: PreTrainedModel, ids: Tensor, mask: Tensor, num: int) -
     return cache
 
 
-# Tokens of a completion, with their log-probabilities at T = 1 and at the temperature of the proposals.
+# Tokens of a completion, with their log-probabilities at T = 1 and at the proposal temperature.
 _State = list[tuple[int, float, float]]
 
 
@@ -221,12 +221,12 @@ def power_samples(
     progress: bool = False,
 ) -> list[Sample]:
     r"""
-    One sample per prompt of the power distribution $\hat\pi^{1+k}$, `exponent` $1 + k$, without training: the rival of
-    RL with the endogenous reward. A step costs half a completion.
+    Draws one sample per prompt from the power distribution $\hat\pi^{1+k}$, `exponent` $1 + k$, without training: the
+    baseline for RL with the endogenous reward. A step costs half a completion.
 
-    By Metropolis-Hastings (https://huggingface.co/papers/2510.14901): from a completion $y$ of $H$ tokens, a place $t$
-    is drawn evenly, and all from there on written anew at the temperature $1/(1+k)$. The new $y'$ replaces $y$ with
-    probability
+    By Metropolis-Hastings (https://huggingface.co/papers/2510.14901): in a completion $y$ of $H$ tokens, a position
+    $t$ is drawn uniformly, and everything from there on is resampled at the temperature $1/(1+k)$. The new $y'$
+    replaces $y$ with probability
 
     $$
     \min\left(1, \frac{\hat\pi(y')^{1+k}}{\hat\pi(y)^{1+k}} \cdot

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples of the frozen model to what a run at each beta ends with, and what costs no training."""
+"""Estimates per beta, and for alternatives without training, from samples of the frozen model."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Record = Mapping[str, Any]
 
 
 class Summary:
-    """Estimates for each beta, and of what costs no training, from the records of [`collect`] and from `others`."""
+    """Estimates per beta and for alternatives without training, from the records of [`collect`] and from `others`."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Summary:
     ) -> None:
         self._keys, self._objective = [r["key"] for r in records], objective
         self.has_labels = records[0]["right"] is not None
-        temperatures = mixture.temperatures  # of the samples of each question
+        temperatures = mixture.temperatures  # of the samples per question
         self._size, greedy = len(temperatures), temperatures.index(GREEDY)
         log_probs = [{float(t): values for t, values in r["log_probs"].items()} for r in records]
         is_greedy = [[ids == r["token_ids"][greedy] for ids in r["token_ids"]] for r in records]
@@ -48,7 +48,7 @@ class Summary:
             Answers(r["token_ids"], r["groups"], np.array(row[0][1.0]), mixture.log_seen(*row))
             for r, row in zip(records, drawn, strict=True)
         ]
-        # Of each sample
+        # Per sample
         self._metrics = {
             "length": np.array([len(ids) for r in records for ids in r["token_ids"]], float),
             "truncated": np.array([not end for r in records for end in r["finished"]], float),
@@ -62,12 +62,12 @@ class Summary:
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
         votes = [
             i for i, t in enumerate(temperatures) if t == 1.0
-        ]  # among which the majority and the best of n are taken
+        ]  # from which the majority and the best of n are taken
         self.num_votes = len(votes)
         at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in temperatures], len(records))
         at_half = np.concatenate([found[0.5] for found in log_probs])
         units |= {
-            # Without weights, and so without bias
+            # Unweighted, and so unbiased
             "sampled": self._units(samples.normalized(at_one), samples.log_probs),
             "greedy": self._chosen([greedy], [[0.0]] * len(records)),
             "temperature=0.5": self._units(samples.normalized(at_half - samples.log_proposals)),
@@ -86,7 +86,7 @@ class Summary:
             if not name.startswith("beta=")
         }
         # Slope of the accuracy in 1 / beta at 0; the fraction of the questions with right and wrong answers in which
-        # right ones have the lower rewards, and the number of these questions.
+        # the right ones have lower rewards, and the number of these questions.
         self.slope: Estimate | None = None
         self.wrong_more_probable: float | None = None
         self.num_mixed = 0
@@ -98,7 +98,7 @@ class Summary:
             if self.num_mixed:
                 below = samples.covariance(weights, right, samples.rewards)[mixed] < 0
                 self.wrong_more_probable = float(below.mean())
-            # The covariance under the frozen model of right and what is gained at first
+            # The covariance under the frozen model of correctness and initial gains
             slopes = self._as_units({"slope": samples.covariance(weights, right, samples.first_gains(objective))})
             self.slope = estimates(slopes, plain_means, self._resampling)["slope"]
 
@@ -108,7 +108,7 @@ class Summary:
         return differences(*pair, plain_means, self._resampling)[metric]
 
     def _units(self, log_weights: Array, log_densities: Array | None = None) -> list[Unit]:
-        """Metrics of a policy with these weights, and log-densities: by default those that the weights stand for."""
+        """Metrics of a policy with these weights and log-densities (by default those implied by the weights)."""
         weights, mean = np.exp(log_weights), self._samples.mean
         if log_densities is None:
             log_densities = log_weights + self._samples.log_proposals + math.log(self._size)
@@ -122,7 +122,7 @@ class Summary:
         return self._as_units(columns)
 
     def _chosen(self, places: Sequence[int], scores: Sequence[Sequence[float]] | Array) -> list[Unit]:
-        """Of some samples of each question, the one with the highest score, drawn among equals."""
+        """The highest-scoring one of some samples per question; ties are averaged."""
         tables = {name: self._by_question(values)[:, places].tolist() for name, values in self._metrics.items()}
         return self._as_units({name: list(map(accuracy_of_choice, scores, table)) for name, table in tables.items()})
 
@@ -149,19 +149,20 @@ class Summary:
 
 class Answers:
     r"""
-    How often the N samples of a question give the same answer, from their densities. Counts of a few samples say that
-    answers repeat more than they do: 8 samples that all differ are 5.2 answers in a group of 8 drawn *from them*, and
-    each is a majority of one. So no sample counts for what is expected of itself.
+    Repetition of answers among the N samples of a question, from their densities. Counts over a few samples
+    overestimate it: 8 samples that all differ give 5.2 answers in a group of 8 drawn *from them*, and each is a
+    majority of one. So no sample counts towards its own expectation.
 
-    `agrees`, of shape `(N,)`, says whether each sample gives the frozen model's majority answer (a fraction, if
-    several answers tie). The mass of an answer is the sum over its completions $y$ that were seen of $\hat\pi(y) /
-    P(y\ \text{is seen})$ (Horvitz and Thompson), but for the sample itself, which counts with its $\hat\pi(y)$.
+    `agrees`, of shape `(N,)`, is whether each sample gives the frozen model's majority answer (a fraction if several
+    answers tie). The mass of an answer is the sum over its seen completions $y$ of
+    $\hat\pi(y) / P(y\ \text{is seen})$ (Horvitz and Thompson), except for the sample itself, which counts with its
+    $\hat\pi(y)$.
     """
 
     def __init__(
         self,
         token_ids: Sequence[Sequence[int]],
-        groups: Sequence[int],  # for each sample, the first that gives the same answer
+        groups: Sequence[int],  # for each sample, the index of the first with the same answer
         log_probs: Array,  # under the frozen model
         log_seen: Array,  # see [`Mixture.log_seen`]
     ) -> None:
@@ -187,7 +188,7 @@ class Answers:
         of j other samples, by the products of their weights, in which none gives it.
         """
         own = np.exp(np.minimum(log_densities, 0.0))
-        others = np.where(self._same, 0.0, weights)  # (N, N): those of each sample
+        others = np.where(self._same, 0.0, weights)  # (N, N): weights of the others, per sample
         scale = others.max(axis=1, keepdims=True)
         others /= np.where(scale > 0, scale, 1.0)
         unlike = np.where(self._alike, 0.0, others)

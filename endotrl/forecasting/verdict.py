@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forecast says, in plain words."""
+"""Verdict of a forecast in plain words, and suggested beta."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +10,14 @@ from .policies import Objective
 from .summary import MIN_ESS, Summary
 
 
-Row = Mapping[str, Any]  # of a beta
-CLOSE = 0.01  # points of accuracy or agreement that do not matter
+Row = Mapping[str, Any]  # per beta
+CLOSE = 0.01  # negligible difference in accuracy or agreement
 
 
 def suggested_beta(summary: Summary) -> float | None:
     """
-    The largest beta whose accuracy is within a point of the best that the samples vouch for; without labels, whose
-    agreement with the majority answer is. `None` if none is better than sampling.
+    Returns the largest beta whose accuracy (without labels, agreement with the majority answer) is within a point of
+    the best among the betas with enough samples. `None` if none is better than sampling.
     """
     metric = "accuracy" if summary.has_labels else "agreement"
     rows = _vouched(summary)
@@ -37,7 +37,7 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
         words += _side_effects(summary, rows[-1])
     elif summary.slope is not None and is_noise(summary.slope):
         words.append("Whether training begins with better or worse answers is not beyond noise.")
-    elif summary.slope is not None:  # what can be said without weights
+    elif summary.slope is not None:  # which needs no weights
         better, more = ("better", "more") if summary.slope.value > 0 else ("worse", "less")
         words.append(f"Training begins with {better} answers: right ones are the {more} probable ones.")
     few = f"fewer than {MIN_ESS:g} effective"
@@ -65,7 +65,7 @@ def _vouched(summary: Summary) -> list[Row]:
 
 
 def _is_more(difference: Estimate) -> bool:
-    """Beyond noise, and more than nothing."""
+    """Whether a difference is beyond noise and not negligible."""
     return difference.low > 0 and difference.value >= CLOSE
 
 
@@ -100,7 +100,7 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
     words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
-    if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end elsewhere
+    if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end differently
         words.append(
             f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
             f"{counted(summary.num_mixed, 'question')} with right and wrong answers."

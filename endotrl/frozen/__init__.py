@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model: names, own copies, loaded models, and weights shared with a trainer."""
+"""Frozen model: names, own copies, loaded models, and weights shared with a trainer."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of PEFT as frozen models: a base model with an adapter in it, from a folder or the hub."""
+"""PEFT adapters as frozen models: a base model with an adapter, from a folder or the hub."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,17 +14,17 @@ from ..checks import check_choice
 
 
 def optional_file(name: str, file: str, revision: str | None) -> str | None:
-    """Path of a file of a model by name; `None` if it has none."""
+    """Path of a file of a model by name; `None` if the model has no such file."""
     return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
 
 
 def adapter_config(name: str, revision: str | None = None) -> Any:
-    """The [`~peft.PeftConfig`] of an adapter by name; `None` if it is none, or is a model itself."""
+    """The [`~peft.PeftConfig`] of an adapter by name; `None` if it is not an adapter, or is a model itself."""
     try:
-        # A model with a config of its own is loaded by it, adapter and all (as a sentence reward model is).
+        # A model with a config of its own is loaded from it, including its adapter (like a sentence reward model).
         if optional_file(name, "config.json", revision) or not find_adapter_config_file(name, revision=revision):
             return None
-    except OSError:  # no model of that name either, which its loading says
+    except OSError:  # no model of that name either, which loading it will report
         return None
     if not is_peft_available():
         raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')
@@ -40,7 +40,7 @@ def adapter_config(name: str, revision: str | None = None) -> Any:
 
 
 def check_adapter(what: str, config: Any) -> None:
-    """Raises `ValueError` for an adapter whose logits are not those of its base model's modules, as they are run."""
+    """Raises `ValueError` for an adapter whose logits are not those of its base model's modules as they run."""
     if config.is_prompt_learning:
         raise ValueError(
             f"The adapter {what} ({config.peft_type.value}) puts virtual tokens before a text, which are no tokens "
@@ -54,7 +54,7 @@ def check_adapter(what: str, config: Any) -> None:
 
 
 def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
-    """Number of tokens of the embeddings that an adapter brings along; `None` if it leaves them as they are."""
+    """Vocabulary size of the embeddings saved with an adapter; `None` if it leaves them unchanged."""
     path = optional_file(name, "adapter_model.safetensors", revision)
     if path is None:
         return None
@@ -62,7 +62,7 @@ def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
         sizes = {
             weights.get_slice(key).get_shape()[0]
             for key in weights.keys()
-            # Whole matrices, and not the parts that LoRA adds to them.
+            # Full matrices, not LoRA's low-rank factors.
             if key.endswith(("embed_tokens.weight", "lm_head.weight", "wte.weight")) and "lora" not in key
         }
     return max(sizes, default=None)
@@ -71,7 +71,7 @@ def adapter_vocab_size(name: str, revision: str | None = None) -> int | None:
 def load_with_adapter(
     name: str, config: Any, revision: str | None, **settings: Any
 ) -> tuple[PreTrainedModel, list[str]]:
-    """The base model with the adapter switched on (merged, it would be rounded), and names of missing weights."""
+    """The base model with the adapter enabled (merging would round it), and names of missing weights."""
     from peft import get_peft_model
 
     base, info = AutoModelForCausalLM.from_pretrained(
@@ -79,17 +79,17 @@ def load_with_adapter(
     )
     vocab_size = adapter_vocab_size(name, revision)
     if vocab_size is not None and vocab_size != base.get_input_embeddings().weight.shape[0]:
-        base.resize_token_embeddings(vocab_size, mean_resizing=False)  # filled by the adapter
+        base.resize_token_embeddings(vocab_size, mean_resizing=False)  # overwritten by the adapter
     config.inference_mode = True
     model = get_peft_model(base, config, autocast_adapter_dtype=False)
     result = model.load_adapter(name, "default", autocast_adapter_dtype=False, revision=revision or "main")
-    # PEFT names embeddings that it saves twice as unexpected.
+    # PEFT reports embeddings that it saves twice as unexpected.
     strange = [key for key in result.unexpected_keys if "lora_" in key]
     return model.get_base_model(), [*info["missing_keys"], *result.missing_keys, *strange]
 
 
 class UsedAdapter:
-    """Which adapter of a [`~peft.PeftModel`] makes the frozen model; by default the only one that is active."""
+    """The adapter of a [`~peft.PeftModel`] that makes the frozen model; by default the only active one."""
 
     def __init__(self, model: Any, name: str | None = None) -> None:
         active = list(model.active_adapters)
@@ -103,14 +103,14 @@ class UsedAdapter:
         self._others = [other for other in model.peft_config if other != name]
 
     def without_others(self, weights: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-        """Weights by name, without those of other adapters, which may be trained."""
+        """Weights by name, without those of other adapters, which may be in training."""
         for key, value in weights:
             if not any(f".{other}." in f"{key}." for other in self._others):
                 yield key, value
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Inside, this adapter is switched on alone; afterwards all is as it was, what is trained included."""
+        """Enables this adapter alone; on exit everything is restored, including what is trained."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is faster on a CPU: few have instructions for bfloat16, and the others are several times slower in it."""
+"""Faster dtype on a CPU: few CPUs have bfloat16 instructions, and the others are several times slower in it."""
 
 import time
 
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def matmul_seconds() -> dict[str, float]:
-    """Seconds of some products of matrices in `"bfloat16"` and in `"float32"`, measured in about half a second."""
+    """Seconds of some matrix products in `"bfloat16"` and in `"float32"`, measured in about half a second."""
 
     def seconds(dtype: torch.dtype, rows: int) -> float:
         a, b = torch.randn(rows, 1024, dtype=dtype), torch.randn(1024, 1024, dtype=dtype)
@@ -19,8 +19,8 @@ def matmul_seconds() -> dict[str, float]:
             a @ b
         return time.perf_counter() - started
 
-    # The fastest of several in turn: other work on the same cores must not decide, or a run could not be repeated. Few
-    # rows first: without the instructions, the products of many would take a minute.
+    # The fastest of several, alternating: other load on the same cores must not decide, or a run would not be
+    # reproducible. Few rows first: without the instructions, products of many rows would take a minute.
     for rows, repeats in ((32, 2), (512, 10)):
         rounds = [(seconds(torch.bfloat16, rows), seconds(torch.float32, rows)) for _ in range(repeats)]
         bfloat16, float32 = map(min, zip(*rounds, strict=True))
@@ -30,7 +30,7 @@ def matmul_seconds() -> dict[str, float]:
 
 
 def faster_dtype() -> tuple[str, str]:
-    """`"bfloat16"` or `"float32"`, in which this CPU is faster, and why. All processes must call it together."""
+    """The faster dtype on this CPU, `"bfloat16"` or `"float32"`, and why. All processes must call it together."""
     seconds = matmul_seconds()
     if PartialState().num_processes > 1:
         (seconds,) = broadcast_object_list([seconds])
@@ -41,7 +41,7 @@ def faster_dtype() -> tuple[str, str]:
 
 def make_head_input_contiguous(model: PreTrainedModel) -> None:
     """
-    Makes a model's LM head take its input contiguous: for the slice of hidden states that `generate` gives it, PyTorch
-    copies the matrix for every row of the batch, which is most of a prompt's time.
+    Makes a model's LM head copy its input to contiguous memory: for the slice of hidden states that `generate` passes,
+    PyTorch copies the weight matrix for every row of the batch, which is most of a prompt's time.
     """
     model.get_output_embeddings().register_forward_pre_hook(lambda head, args: (args[0].contiguous(),))

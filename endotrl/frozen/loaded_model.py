@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen model that the user has loaded; which weights a model has, their digest, and whether they moved."""
+"""Frozen model loaded by the user; named weights of a model, their digest, and detection of changes to them."""
 
 import hashlib
 import json
@@ -26,16 +26,16 @@ NEEDS_CAUSAL_LM = (
     "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
     "`AutoModelForCausalLM` loads, or, of models that read images, `AutoModelForImageTextToText`."
 )
-# Values of each tensor that are looked at to see whether it moved.
+# Values per tensor that are compared to detect a change.
 SAMPLED_VALUES = 512
-# Settings of a family that trainers and generation set, and that no logit depends on.
+# Settings of a model family that trainers and generation set, and that do not affect logits.
 HARMLESS_SETTINGS = ("use_cache", "output_", "router_aux_loss_coef", "router_z_loss_coef")
 
 
 class LoadedModel:
     """
-    A model instance that the user has loaded, or the base model of a [`~peft.PeftModel`] whose `adapter` is on: no
-    copy. Training it, or putting an adapter into it, is noticed and refused; other adapters may be a policy's.
+    A model instance loaded by the user, or the base model of a [`~peft.PeftModel`] with `adapter` enabled: not a copy.
+    Training it, or adding an adapter to it, is detected and refused; other adapters may belong to a policy.
     """
 
     is_own = False
@@ -60,7 +60,7 @@ class LoadedModel:
         self._state = self._weights_state()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LoadedModel":
-        return self  # the instance is not copied, as it is not when the reward is made
+        return self  # the instance is not copied, as it was not when the reward was made
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
@@ -69,7 +69,7 @@ class LoadedModel:
         )
 
     def digest(self, dtype: torch.dtype) -> str:
-        """[`weights_digest`] of the instance, without an adapter that a trainer has put into it since."""
+        """[`weights_digest`] of the instance, without an adapter that a trainer has added to it since."""
         base = sample_weights(named_weights(self._model, without_adapters=True))
         return weights_digest(self._model, without_adapters=not have_moved(self._state[1], base))
 
@@ -95,7 +95,7 @@ class LoadedModel:
 def named_weights(
     model: PreTrainedModel, without_adapters: bool = False, load_offloaded: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and saved buffers of backbone and head; if asked, without PEFT's, and with offloaded ones loaded."""
+    """Parameters and saved buffers of backbone and head; optionally without PEFT's, and with offloaded ones loaded."""
     yield from _walk(backbone(model), "backbone", without_adapters, load_offloaded)
     yield from _walk(model.get_output_embeddings(), "head", without_adapters, load_offloaded)
 
@@ -123,7 +123,7 @@ def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: 
 
 
 def _plain_tensors(name: str, tensor: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of which one of another kind is made (quantised by torchao, sharded), or the tensor itself."""
+    """The plain tensors of a tensor subclass (quantised by torchao, sharded), or the tensor itself."""
     if not is_traceable_wrapper_subclass(tensor):
         yield name, tensor
         return
@@ -140,7 +140,7 @@ def weights_digest(model: PreTrainedModel, without_adapters: bool = False) -> st
         bits = tensor.detach().to(torch.bfloat16) if tensor.is_floating_point() else tensor.detach()
         bits = bits.contiguous().flatten().view(torch.uint8)
         words = pad(bits, (0, -bits.numel() % 8192)).view(torch.int64).view(-1, 1024)
-        # Sums of integers are the same in any order, hence on any device. Odd factors tell places apart.
+        # Integer sums are equal in any order, hence on any device. Odd factors distinguish positions.
         digest.update((words * torch.arange(1, 2048, 2, device=words.device)).sum(dim=1).cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -157,9 +157,9 @@ def _settings(config: PretrainedConfig) -> str:
 
 
 def sample_weights(weights: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
-    """Some values of each tensor for [`have_moved`]; none of offloaded ones and integers, which kernels rearrange."""
+    """Some values per tensor for [`have_moved`]; none of offloaded ones and integers, which kernels rearrange."""
     return {
-        # An odd distance: an even one would meet the same few columns of every matrix.
+        # An odd stride: an even one would hit the same few columns of every matrix.
         name: tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLED_VALUES) | 1].to("cpu", copy=True)
         for name, tensor in weights
         if tensor.is_floating_point() and not tensor.is_meta
@@ -172,25 +172,25 @@ def have_moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> boo
         return True
     for name, first in before.items():
         lower = min(first.dtype, after[name].dtype, key=lambda dtype: dtype.itemsize)
-        # As bits, in which NaN is equal to itself.
+        # Bitwise, so that NaN equals itself.
         if not torch.equal(first.to(lower).view(torch.uint8), after[name].to(lower).view(torch.uint8)):
             return True
     return False
 
 
 def _versions(weights: Iterable[tuple[str, Tensor]]) -> dict[str, tuple[torch.dtype, int]]:
-    """Changes with updates of weights: with all but fused optimizers and `.data`, which change all of a tensor."""
+    """Version counters of weights, changed by all updates but fused optimizers' and `.data`'s (of whole tensors)."""
     return {
         name: (tensor.dtype, 0 if tensor.is_inference() else tensor._version)
         for name, tensor in weights
-        # Offloaded weights are made anew by each pass, and kernels rearrange those that are quantised.
+        # Offloaded weights are recreated in each pass, and kernels rearrange quantised ones.
         if tensor.is_floating_point() and not tensor.is_meta
     }
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is as it was (a plain `train()` would wake frozen dropout)."""
+    """Context in evaluation mode; on exit every module is restored (a plain `train()` would enable frozen dropout)."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model names (`"quickstart"`, paths and hub ids of models and adapters), and config, tokenizer, renderer of them."""
+"""Model names (`"quickstart"`, paths and hub ids of models and adapters), and their config, tokenizer and renderer."""
 
 import os
 from collections.abc import Iterable
@@ -29,11 +29,11 @@ def resolve_model(name: str | os.PathLike[str]) -> str:
 def load_config(
     model: str, trust_remote_code: bool = False, revision: str | None = None, what: str = "The frozen model"
 ) -> PretrainedConfig:
-    """Config of a model by name; of an adapter, its base model's, with the adapter's name and vocabulary."""
+    """Config of a model by name; for an adapter, its base model's, with the adapter's name and vocabulary."""
     base, base_revision = base_model(model := resolve_model(model), revision)
     try:
         config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code, revision=base_revision)
-    except Exception as error:  # of many kinds, as each family checks its values in its own way
+    except Exception as error:  # many types, as each family validates its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{what} {base!r} needs code of its own repository, and `trust_remote_code` is off. Set it to `True` "
@@ -52,7 +52,7 @@ def load_config(
 
 
 def base_model(model: str, revision: str | None = None) -> tuple[str, str]:
-    """Name and revision of the base model of an adapter; those given if they are of no adapter."""
+    """Name and revision of an adapter's base model; the given ones if they are not of an adapter."""
     adapter = adapter_config(model, revision)
     name, revision = (model, revision) if adapter is None else (adapter.base_model_name_or_path, adapter.revision)
     return name, revision or "main"
@@ -87,7 +87,7 @@ def load_processing_class(
         return load_tokenizer(name, trust_remote_code)
     try:
         return AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of many kinds, as of a tokenizer; `ImportError` without torchvision
+    except Exception as error:  # many types, as for a tokenizer; `ImportError` without torchvision
         raise OSError(
             f"The processor of {name!r}, which reads images, cannot be loaded. Pass it as `processing_class`, or the "
             f"tokenizer alone to score text. Reason: {error}"
@@ -95,12 +95,12 @@ def load_processing_class(
 
 
 def reads_images(config: PretrainedConfig) -> bool:
-    """Whether a config is of a model that reads images and writes text."""
+    """Whether a config is of an image-text-to-text model."""
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and Placeholders.of(config).image is not None
 
 
 def context_length(config: PretrainedConfig) -> int | None:
-    """Longest sequence that a model reads, in tokens. Not every family has a limit (state-space models have none)."""
+    """Maximum sequence length of a model, in tokens; `None` if it has no limit (such as state-space models)."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -111,7 +111,7 @@ def model_renderer(
     overlong: Overlong | None = None,
     images: Images = "read",
 ) -> Renderer:
-    """Renderer for a model by its config; without `overlong`, rows may be of any length."""
+    """Renderer for a model by its config; without `overlong`, rows may have any length."""
     return Renderer(
         eos_token_ids=[token_id for token_id in eos_token_ids if token_id is not None],
         vocab_size=config.get_text_config().vocab_size,
@@ -124,7 +124,7 @@ def model_renderer(
 
 
 def load_generation_config(model: str, config: PretrainedConfig, revision: str | None = None) -> GenerationConfig:
-    """Generation config of a model by name, of an adapter its base model's; made from its config if there is none."""
+    """Generation config of a model by name (for an adapter, its base model's), or else made from `config`."""
     model, revision = base_model(model, revision)
     try:
         return GenerationConfig.from_pretrained(model, revision=revision)
@@ -133,6 +133,6 @@ def load_generation_config(model: str, config: PretrainedConfig, revision: str |
 
 
 def eos_token_ids(generation_config: GenerationConfig | None) -> list[int]:
-    """Tokens that end a completion; none if the config names none."""
+    """Ids of the tokens that end a completion; empty if the config has none."""
     eos = None if generation_config is None else generation_config.eos_token_id
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reward's own copy of the frozen model: loading by name, dtype and device, offloading, sharding."""
+"""The reward's own copy of the frozen model: loading by name, dtype and device, offloading, sharding."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,12 +29,12 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Device of the frozen model: that of this process, unless another is named."""
+    """Device of the frozen model: that of this process, unless `device` is given."""
     return PartialState().device if device is None else torch.device(device)
 
 
 def check_where(dtype: str | torch.dtype, device: str | torch.device | None) -> None:
-    """Raises `ValueError` if torch has no such dtype or device. Whether it is there shows when it is used."""
+    """Raises `ValueError` if torch knows no such dtype or device. Whether it is available shows on first use."""
     resolve_dtype(dtype, torch.device("cpu"))
     try:
         torch.device("cpu" if device is None else device)
@@ -43,7 +43,7 @@ def check_where(dtype: str | torch.dtype, device: str | torch.device | None) -> 
 
 
 def check_complete(what: str, missing_keys: Collection[str]) -> None:
-    """Raises `OSError` if a checkpoint lacks weights. transformers warns, and fills them with random numbers."""
+    """Raises `OSError` if a checkpoint lacks weights. transformers only warns, and initializes them at random."""
     if missing_keys:
         raise OSError(
             f"The checkpoint of {what} lacks weights: "
@@ -55,7 +55,7 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
 def _check_settings(
     init_kwargs: dict[str, Any], dtype: str | torch.dtype, device: str | torch.device | None, offload: bool
 ) -> str | torch.dtype:
-    """The dtype, which `model_init_kwargs` may have. `ValueError` for arguments that contradict others."""
+    """Returns the dtype, which `model_init_kwargs` may contain. `ValueError` for contradictory arguments."""
     given = [init_kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in init_kwargs]
     if given and dtype not in ("auto", given[0]):
         raise ValueError(f"`dtype` is {dtype!r}, and `model_init_kwargs` has {given[0]!r}. Give one of them.")
@@ -71,7 +71,7 @@ def _check_settings(
 
 
 class OwnCopy:
-    """The reward's own frozen copy, loaded on first use, whole in every process unless [`shard`] says otherwise."""
+    """The reward's own frozen copy, loaded on first use, unsharded in every process unless [`shard`] is called."""
 
     def __init__(
         self,
@@ -107,13 +107,13 @@ class OwnCopy:
 
     @property
     def is_own(self) -> bool:
-        return self._accelerator is None  # a sharded copy is the engine's as well
+        return self._accelerator is None  # a sharded copy belongs to the engine as well
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_model": None, "_accelerator": None, "_wrapped": None}
 
     def shard(self, accelerator: Accelerator) -> None:
-        """Splits the copy over the processes, which put it together, all of them, for each call."""
+        """Shards the copy over the processes, all of which gather it for each call."""
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
@@ -124,7 +124,7 @@ class OwnCopy:
         self.description = f"own copy of {self._name}, sharded"
 
     def digest(self, dtype: torch.dtype) -> str:
-        """[`weights_digest`] of this copy, loaded for the time of the call, into CPU memory, if it was not."""
+        """[`weights_digest`] of this copy, loaded into CPU memory for this call if it was not loaded."""
         if self._model is not None:
             with self.active() as model:
                 return weights_digest(model)
@@ -156,14 +156,14 @@ class OwnCopy:
     def _load_sharded(self, accelerator: Accelerator) -> tuple[PreTrainedModel, Any]:
         from trl.models import prepare_deepspeed, prepare_fsdp
 
-        # For DeepSpeed, it arrives in parts.
+        # For DeepSpeed, it arrives in shards.
         with loaded_whole() if accelerator.is_fsdp2 else nullcontext():
             model = self._from_pretrained(resolve_dtype(self._dtype, accelerator.device)).requires_grad_(False)
         return model, (prepare_fsdp if accelerator.is_fsdp2 else prepare_deepspeed)(model, accelerator)
 
     @property
     def _placed_by_accelerate(self) -> bool:
-        """Whether `from_pretrained` puts the weights where they stay."""
+        """Whether `from_pretrained` places the weights for good."""
         is_quantised = "quantization_config" in self._init_kwargs or hasattr(self.config, "quantization_config")
         return is_quantised or "device_map" in self._init_kwargs
 

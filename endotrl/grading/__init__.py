@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One grader for rewards, evaluation and the demo: the final answer of a completion, and whether it is right."""
+"""Answer grading for rewards, evaluation and the demo: the final answer of a completion, and its correctness."""
 
 from .grader import final_answer, is_right, same_answer
 from .symbolic import has_math_verify, require_math_verify
@@ -7,5 +7,5 @@ from .symbolic import has_math_verify, require_math_verify
 
 __all__ = ["VERSION", "final_answer", "has_math_verify", "is_right", "require_math_verify", "same_answer"]
 
-# Verdicts of different versions are not mixed in one file.
+# Verdicts of different versions must not be mixed in one file.
 VERSION = 6

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Where a completion has its final answer: in `\boxed{}`, in `<answer>`, behind `####`, behind words such as "the answer
-is", or nowhere in particular.
+Final answer extraction: from `\boxed{}`, `<answer>`, after `####`, after words such as "the answer is", or from
+unmarked text.
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import NamedTuple
 from .spelling import tidy
 
 
-# Characters of a completion that are read, its last ones. Some searches take the square of a sentence's length, and a
-# policy that collapses writes long ones.
+# Characters of a completion that are read, from its end. Some searches are quadratic in a sentence's length, and a
+# collapsing policy writes long ones.
 LONGEST = 8000
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|scratchpad)>|<\|end_of_thought\|>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|scratchpad)>|<\|begin_of_thought\|>", re.IGNORECASE)
@@ -23,14 +23,14 @@ _HASHES = re.compile(r"^[ \t]*####[ \t]*(?P<answer>.*)$", re.MULTILINE)
 
 
 class Claim(NamedTuple):
-    """What a completion gives as its answer; `boxed`, if all of `text` is the answer, and nothing else is."""
+    """Answer given by a completion; `boxed` if all of `text` is the answer, and nothing else is."""
 
     text: str
     boxed: bool
 
 
 def visible(completion: str) -> str:
-    """A completion without its reasoning; empty if it never comes to the end of that."""
+    """A completion without its reasoning; empty if the reasoning never ends."""
     text = tidy(completion)
     ends = list(_THOUGHT_END.finditer(text))
     if ends:
@@ -43,8 +43,8 @@ def visible(completion: str) -> str:
 
 def marked(text: str) -> Claim | None:
     r"""
-    The answer that a text marks off: in the last `\boxed{}` (several that stand together are one answer, a list), in
-    `<answer>`, or behind `####` at its end. A box that was never closed is an answer that was cut off: it is empty.
+    The marked answer of a text: in the last `\boxed{}` (adjacent ones form one answer, a list), in `<answer>`, or
+    after `####` at its end. A box that was never closed is an answer that was cut off: it is empty.
     """
     tags = list(_TAG.finditer(text))
     if tags:
@@ -54,7 +54,7 @@ def marked(text: str) -> Claim | None:
 
 
 def _boxed(text: str) -> Claim | None:
-    together: list[str] = []  # boxes that are meant together
+    together: list[str] = []  # boxes that form one answer
     end = 0
     while match := _BOX.search(text, end):
         if not re.fullmatch(r"(?:\W|and|or|\\[a-z]+|\b[a-z] ?=)*", text[end : match.start()]):

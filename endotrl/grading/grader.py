@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a completion gives the right answer: what is expected decides how the completion is read."""
+"""Correctness of a completion's final answer; the expected answer determines how the completion is read."""
 
 import re
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ from .words import OPTION, states_choice, states_truth, states_words
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
 _CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus|times)|[=+*/,:(×-])\s*$")
-# The value that stands before its rounded one.
+# An exact value followed by its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
-# Longer texts are no bare answers.
+# Longer texts are not bare answers.
 _BARE = 80
 _FILLER = re.compile(
     r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|roughly|exactly|simply|just|only|therefore|thus|then"
     r"|equal to|given by|a total of|option|choice)\b)+",
     re.IGNORECASE,
 )
-# Behind which a value is stated: a verb, or any word right before a number that is no preposition or the like.
+# Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
     r"|(?:mak|giv|gett?|leav|cost|yield|round)(?:e?s?|ing)(?: to)?"
@@ -41,9 +41,9 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
-# A sentence of something else.
+# A sentence about something else.
 _ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
-# What comes before a number that is compared with, or was known.
+# Before a number that is compared with, or was given.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
     rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*"
@@ -55,7 +55,7 @@ _GIVEN = re.compile(
 
 def final_answer(value: Any) -> str:
     r"""
-    The answer itself out of what a data set has for it.
+    Extracts the answer from a data set's answer field.
 
     Example:
     ```python
@@ -83,23 +83,23 @@ def final_answer(value: Any) -> str:
 
 def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> bool:
     r"""
-    Whether a completion gives an accepted answer as its final one.
+    Whether a completion gives an accepted answer as its final answer.
 
-    The final answer is what stands in `\boxed{}` or `<answer>`, behind `####`, behind "the answer is" or "Answer:", or
-    else the last number, or what the text states. Reasoning before `</think>` is not read. What is denied ("not
-    Paris"), taken back ("Paris. No, wait: Rome") or left open ("Paris or Rome") is no answer.
+    The final answer is in `\boxed{}` or `<answer>`, after `####`, after "the answer is" or "Answer:", or else the last
+    number, or what the text states. Reasoning before `</think>` is ignored. What is denied ("not Paris"), retracted
+    ("Paris. No, wait: Rome") or left open ("Paris or Rome") is not an answer.
 
-    How it is compared depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units
+    The comparison depends on the accepted answer: numbers by value (1,000 is 1e3; 1/2 is 0.5; 50% is 0.5; units
     are converted, and may be left out), tuples, intervals, sets and lists by their members, choices by their letter,
-    yes and no by meaning, all else by its words, in any case and without accents.
+    yes and no by meaning, all else by its words, ignoring case and accents.
 
     Args:
         completion (`str`):
             What the model wrote.
         answers (`list[str]`):
-            Accepted answers, as [`final_answer`] reads them: numbers, too.
+            Accepted answers, as read by [`final_answer`]; numbers are allowed.
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are no numbers are compared by math-verify, which knows that $(x+1)^2$ is
+            Whether expressions that are not numbers are compared by math-verify, which knows that $(x+1)^2$ is
             $x^2+2x+1$. Otherwise they must be written alike.
 
     Example:
@@ -120,7 +120,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
 
 
 def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
-    """Index of the first text with an equal final answer, or of itself, for each text: for a majority vote."""
+    """For each text, the index of the first one with an equal final answer (possibly itself): for a majority vote."""
     claims = [_final(visible(text)) for text in texts]
     groups: list[int] = []
     for i, claim in enumerate(claims):
@@ -130,7 +130,7 @@ def same_answer(texts: Sequence[str], math: bool = False) -> list[int]:
 
 
 def _final(text: str) -> str:
-    """The final answer of a text for which nothing is expected, as text."""
+    """Final answer of a text without an expected answer, as text."""
     if (claim := marked(text)) is not None:
         return claim.text
     stated = _stated(text)
@@ -159,7 +159,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     choice, value = _CHOICE.match(right), read_value(right)
     if isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right):
         value = None  # "12 Angry Men" and "50 Cent" are names
-    if boxed:  # A phrase in a box states words, and no more.
+    if boxed:  # A phrase in a box states only words.
         return not choice and value is None and states_words(text, answers)
     if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
@@ -169,7 +169,7 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
 
 
 def _equal(right: str, given: str, math: bool) -> bool:
-    """Whether two answers are the same, each alone."""
+    """Whether two isolated answers are equal."""
     if same_words(right, given) or ("\\" in right and "".join(right.split()) == "".join(given.split())):
         return True
     plain = plain_text(given)
@@ -206,7 +206,7 @@ def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
 
 
 def _stated(text: str, symbolic: bool = True) -> Stated | None:
-    """The value that a text states: behind "the answer is", the text itself, or that of the last sentence with one."""
+    """The stated value of a text: after "the answer is", the text itself, or that of the last sentence with one."""
     text = after_corrections(text, lambda rest: bool(_values(rest, symbolic)) or MATH.search(rest) is not None)
     for rest in said(text):
         if (stated := _first_value(rest)) is not None:
@@ -230,7 +230,7 @@ def _written_first(rest: str) -> str:
 
 
 def _first_value(rest: str) -> Stated | None:
-    """The value, or list of values, with which a statement begins."""
+    """The value, or list of values, at the beginning of a statement."""
     line, written = _FILLER.sub("", first_line(rest)), _written_first(rest)
     if (value := read_value(line.rstrip(" .!*"))) is not None:
         return Stated(0, len(line), value, written)
@@ -249,13 +249,13 @@ def _sentence_value(sentence: str, symbolic: bool) -> Stated | None:
 
 
 def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | None:
-    """The value that a sentence states: behind its last equation or its verb, or the first or last one."""
+    """The stated value of a sentence: after its last equation or its verb, or the first or last one."""
     line = plain_math(line)
     found = _values(line, symbolic)
     prose, found = _main_clauses(MATH.sub(lambda m: "_" * len(m[0]), line), found)
     if not found:
         return None
-    # The last verb with a value behind it; what follows a statement is no part of it, but for its equation.
+    # The last verb followed by a value; what comes after a statement is not part of it, except for its equation.
     verbs = [match.end() for match in _COPULA.finditer(prose)]
     if first:
         equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
@@ -272,7 +272,7 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
 
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
-    """A sentence without its asides, and the values that it states: those that are no part of what was given."""
+    """A sentence without its asides, and the values it states, without those that were given."""
     main, given = prose, {match.end() for match in _GIVEN.finditer(prose)}
     kept: list[Stated] = []
     for clause in clauses(prose):
@@ -290,7 +290,7 @@ def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
 
 
 def _values(line: str, symbolic: bool) -> list[Stated]:
-    """What a line does not deny: formulas that are values (numbers, unless `symbolic`), and quantities in prose."""
+    """Values of a line that are not denied: formulas (only numbers, unless `symbolic`), and quantities in prose."""
     found = []
     for match in (*_DATE.finditer(line), *MATH.finditer(line), *(_RATIO.finditer(line) if symbolic else ())):
         written = formula(match) if match.re is MATH else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as people and LaTeX write them: exact values, without evaluating anybody's code."""
+"""Parsing of numbers in prose and LaTeX: exact values, without evaluating code."""
 
 import math
 import re
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 
-# Of 1.234 nobody knows what it is, of 1.234.567 everybody.
+# 1.234 is ambiguous, 1.234.567 is not.
 GROUPED = r"(?:\d{1,3}(?:(?:,|\s|'|_)\d{3})+|\d{1,3}(?:\.\d{3}){2,})(?!\d)"
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -30,7 +30,7 @@ NUMBER_WORDS = re.compile(
     rf"|third|quarter)|half\s+an?\s+{_SCALE})(?![\w-])",
     re.IGNORECASE,
 )
-# What an exponent may be in exact arithmetic, and how long an expression.
+# Limits of exact arithmetic: exponent, and length of an expression.
 _MAX_EXPONENT, _MAX_LENGTH = 400, 200
 _MIXED = re.compile(r"(\d+)(?: (?:and )?(\d+ ?/ ?\d+)| ?(\\frac\{\d+\}\{\d+\}))")
 _LITERAL = rf"(?<![\w.])(?:{GROUPED}(?:\.\d+)?|\d+\.\d+|\.\d+|\d+)(?:[eE][-+]?\d{{1,3}}(?![\w.]))?"
@@ -54,8 +54,8 @@ _LATEX = (
 @dataclass(frozen=True)
 class Number:
     """
-    A number, exact (`Fraction`) if it is rational. Of one that is written as a decimal, `digits` are its decimals and
-    `significant` its significant digits; `None` of a fraction, a root, an expression.
+    A number, exact (`Fraction`) if it is rational. For one written as a decimal, `digits` is its number of decimals
+    and `significant` that of its significant digits; `None` for a fraction, a root, an expression.
     """
 
     value: Fraction | float
@@ -64,7 +64,7 @@ class Number:
 
 
 def plain_math(text: str) -> str:
-    """LaTeX of numbers in the notation of [`read_number`]: one sign for each operation, no layout."""
+    """Converts LaTeX of numbers to the notation of [`read_number`]: one sign per operation, no layout."""
     for pattern, replacement in _LATEX:
         text = re.sub(pattern, replacement, text)
     return text.strip()
@@ -72,7 +72,7 @@ def plain_math(text: str) -> str:
 
 def read_number(text: str) -> Number | None:
     """
-    The number that a whole text (see [`plain_math`]) is: an integer with or without separators, a decimal, a fraction,
+    Parses a whole text (see [`plain_math`]) as a number: an integer with or without separators, a decimal, a fraction,
     a mixed number, in scientific notation, in words, or an expression of numbers with roots, powers and pi.
     """
     text = text.strip()
@@ -124,9 +124,9 @@ def _count(words: list[str]) -> Fraction | None:
 
 def same_number(right: Number, given: Number) -> bool:
     """
-    Whether a number is the right one. Decimals are equal as numbers; an exact one is given by a decimal of at least
-    four significant digits that rounds it or cuts it off, and is right where the right one is a decimal of three or
-    more that it rounds to.
+    Whether a number equals the right one. Decimals are compared as numbers; an exact one matches a decimal of at least
+    four significant digits that rounds or truncates it, and matches a right decimal of three or more that it rounds
+    to.
     """
     a, b = right.value, given.value
     try:
@@ -139,13 +139,13 @@ def same_number(right: Number, given: Number) -> bool:
                 limit = 10.0**-decimal.digits * part * (1 + 1e-9)
                 if abs(float(exact.value) - float(decimal.value)) < limit:
                     return True
-    except OverflowError:  # beyond what a float holds, where only exact numbers are compared
+    except OverflowError:  # out of the range of floats, where only exact numbers are compared
         pass
     return False
 
 
 class _Expression:
-    """Sums, products, powers and roots of numbers, read from left to right; `ValueError` for anything else."""
+    """Sums, products, powers and roots of numbers, parsed from left to right; `ValueError` for anything else."""
 
     def __init__(self, text: str) -> None:
         self._text, self._position = _MIXED.sub(r"(\1+\2\3)", " ".join(text.split())), 0
@@ -195,7 +195,7 @@ class _Expression:
         raise ValueError("no number")
 
     def _argument(self) -> Fraction | float:
-        """What stands in brackets, or one digit."""
+        """Content of brackets, or one digit."""
         return self.until("[)}]") if self._next("[({]") else Fraction(self._next(r"\d") or "none")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text as it is compared: one spelling for characters, quotes, dashes and Markdown."""
+"""Text normalization for comparison: one spelling for characters, quotes, dashes and Markdown."""
 
 import re
 import unicodedata
@@ -22,7 +22,7 @@ _CHARACTERS = str.maketrans(
         "∕": "/",
     }
 )
-# Tokens that a tokenizer adds, should they be in the text.
+# Special tokens of tokenizers that are left in the text.
 _SPECIAL = re.compile(r"<\|(?!(?:begin|end)_of_thought)[^<>|]{1,40}\|>|</?s>|<(?:end_of_turn|eos|pad|bos)>")
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|__)(?=[^\s*])([^*\n]*?[^\s*])\1(?![\w*])")
 _MONTH = (
@@ -37,7 +37,7 @@ _DATES = (
     re.compile(r"(?<![\w-])(?P<year>[12]\d{3})-(?P<month>[01]\d)-(?P<day>[0-3]\d)(?![\w-])"),
 )
 _CODE = re.compile(r"`([^`\n]+)`")
-# Numbers and formulas beside scripts that put no space between words.
+# Numbers and formulas next to scripts without spaces between words.
 _CJK = r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _BESIDE_CJK = re.compile(rf"(?<={_CJK})(?=[\w$\\])(?!{_CJK})|(?<=\d)(?={_CJK})")
 _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]|\d[\d.,]*\s+[A-Za-z]))", re.MULTILINE)
@@ -45,7 +45,7 @@ _HEADING = re.compile(r"^[ \t]*(?:#{1,6}[ \t]+|>[ \t]*|[-*•+][ \t]+(?=[^\d\s.]
 
 @lru_cache(maxsize=512)
 def tidy(text: str) -> str:
-    """Text in which one character stands for all that look like it."""
+    """Text with one character for all that look alike."""
     text = _SPECIAL.sub("", text)
     text = _SUPERSCRIPT_RUN.sub(lambda m: "^{" + m[0].translate(_SUPERSCRIPTS) + "}", text)
     text = _FRACTION.sub(lambda m: (f"{m[1]} " if m[1] else "") + unicodedata.normalize("NFKC", m[2]), text)
@@ -78,7 +78,7 @@ def fold(text: str) -> str:
 
 
 def same_words(a: str, b: str) -> bool:
-    """Whether two texts are the same but for case, accents, outer punctuation, white space and a leading article."""
+    """Whether two texts are equal up to case, accents, outer punctuation, white space and a leading article."""
     return _bare(a) == _bare(b) != ""
 
 
@@ -88,7 +88,7 @@ def _bare(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    r"""Text of `\text{}` and the like, without indices and Markdown."""
+    r"""Plain text of `\text{}` and the like, without indices and Markdown."""
     text = re.sub(r"\\(?:text|textbf|mathrm|mathbf|textit|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[ ,;!]|~", " ", text)
     return without_markdown(re.sub(r"(?<=[A-Z])_\{?(\d)\}?", r"\1", text)).strip(" $")

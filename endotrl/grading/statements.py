@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a text says something of what it mentions: affirms it, denies it, or leaves it open among others."""
+"""Statements in prose: whether a text affirms what it mentions, denies it, or leaves it open among alternatives."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .spelling import without_markdown
 
 
 _segment = RuleSegmenter()
-# Characters of a sentence, and of what stands around a mention, that are read.
+# Characters that are read of a sentence, and around a mention.
 _LONGEST_SENTENCE, _AROUND = 600, 200
 _LONGEST_LINE, _MOST_CORRECTIONS, _MOST_STATEMENTS = 1000, 5, 8
 _NO_DENIAL = re.compile(
@@ -36,7 +36,7 @@ _DENIAL_BEHIND = re.compile(
     r"|eliminated|rejected)|if\b[^.]*\botherwise\b|until\b|for a while\b|or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
-# A bound is no value, and "all but Paris" is not Paris.
+# A bound is not a value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
     r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
     r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
@@ -51,7 +51,7 @@ _RETRACTED = re.compile(
     r"\b(?:but|yet|though) (?:i|we) (?:\w+ly )?(?:have no|can't|cannot|don't|do not|doubt)|\bnot (?:\w+ )?enough\b",
     re.IGNORECASE,
 )
-# What others say, was thought before, or is only a reason.
+# Opinions of others, earlier beliefs, and mere reasons.
 ATTRIBUTED = re.compile(
     r"\b(?:(?<!\bi )(?<!\bwe )(?<!'d )(?<!would )(?<!my )(?<!best )(?<!the )(?:say|think|believe|claim|guess|suggest"
     r"|expect)s?|(?<!is )(?<!are )(?<!ly )(?<!been )(?:said|thought|believed|claimed|told|expected)|according to"
@@ -63,7 +63,7 @@ _CONTRAST = re.compile(
     r"\b(?:now|today|nowadays|but|however|yet|actually|in (?:fact|reality)|the truth|instead|whereas|others?)\b",
     re.IGNORECASE,
 )
-# What takes back what was said before.
+# Retracts an earlier statement.
 _CORRECTION = re.compile(
     r"(?:^|(?<=[.!?;:,\n—–(])|(?<=- ))\s*(?:(?:oh|hmm+|ah|uh|but|and|no|ok(?:ay)?|well|so)[,.!]* )*(?:wait\b|hold on"
     r"|oops|sorry|my (?:mistake|bad)|i (?:mean|meant|mis\w+)\b|(?:or )?rather,|make that|actually(?:,| (?=it|the|that"
@@ -77,7 +77,7 @@ _QUESTION = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _KIND = r"(?:(?:final|actual|real|correct|right|best|true|my|our|your|only|short)\s+)*"
-# "Answer" or "result" in the languages that models slip into.
+# "Answer" or "result" in languages that models slip into.
 _ANSWER = r"(?:\b(?:antworte?n?|ergebnis|réponse|respuesta|resultado|resposta|ответ)|答案|答え)"
 _LABEL = re.compile(
     rf"(?:^|(?<=[\s.:(*_])){_KIND}answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>"
@@ -100,9 +100,9 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
-# Stand in a text for whatever is accepted, and for "the answer is". Capital letters, as segmenters look for.
+# Placeholders for any accepted answer, and for "the answer is". Capital letters, as segmenters look for them.
 MARK, LABEL = "Ꙭ", "Ꙛ"
-# Capitalised at the start of a sentence, and no name.
+# Capitalised at the start of a sentence, but not a name.
 LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
     r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
@@ -110,7 +110,7 @@ LEAD = (
     r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
 PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
-# Where a clause ends.
+# End of a clause.
 _BREAK = re.compile(
     r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
     r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
@@ -124,12 +124,12 @@ _SUBORDINATE = re.compile(
     r"|preceded|compared)\b",
     re.IGNORECASE,
 )
-# A clause of its own, though it begins like one that is subordinate.
+# A main clause, although it begins like a subordinate one.
 _RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
 
 
 class Clause(NamedTuple):
-    """Where a clause stands in a sentence, and the signs that open and close it."""
+    """Span of a clause in a sentence, and the signs that open and close it."""
 
     start: int
     end: int
@@ -137,12 +137,12 @@ class Clause(NamedTuple):
     closed: str
 
     def is_subordinate(self, sentence: str) -> bool:
-        """Whether it is no main clause."""
+        """Whether the clause is not a main clause."""
         begins = _SUBORDINATE.match(sentence[self.start : self.end])
         return begins is not None and (self.start > 0 or self.closed == ",")
 
     def is_aside(self, sentence: str) -> bool:
-        """Whether it is subordinate, without stating a result, or stands in brackets."""
+        """Whether the clause is in brackets, or is subordinate without stating a result."""
         text = sentence[self.start : self.end]
         if self.opened == "(":
             return re.match(r"or\b|maybe|perhaps|possibly", text) is None
@@ -150,7 +150,7 @@ class Clause(NamedTuple):
 
 
 def clauses(sentence: str) -> list[Clause]:
-    """The clauses of a sentence."""
+    """Splits a sentence into clauses."""
     found, start, opened = [], 0, ""
     for match in (*_BREAK.finditer(sentence), None):
         end, sign = (match.start(), match[0].strip()) if match else (len(sentence), "")
@@ -161,18 +161,18 @@ def clauses(sentence: str) -> list[Clause]:
 
 
 def formula(match: re.Match[str]) -> str:
-    """The inside of a match of [`MATH`]."""
+    """Inner part of a match of [`MATH`]."""
     return match[match.lastgroup or 0].strip()
 
 
 def sentences(text: str) -> list[str]:
-    """Sentences of a text, without those that only ask."""
+    """Sentences of a text, except those that are only questions."""
     parts = (text[start:end].strip()[-_LONGEST_SENTENCE:] for start, end in _segment(text))
     return [part for part in parts if part and not _QUESTION.fullmatch(part)]
 
 
 def is_denied(sentence: str, start: int, end: int) -> bool:
-    """Whether a sentence denies what it mentions between `start` and `end`, or has it as a bound."""
+    """Whether a sentence denies its part between `start` and `end`, or mentions it as a bound."""
     before, after = sentence[max(0, start - _AROUND) : start], sentence[end : end + _AROUND]
     clause = _NO_DENIAL.sub(" ", before[max((m.end() for m in _BREAK.finditer(before)), default=0) :])
     if _DENIAL.search(clause) or _DENIAL_BEFORE.search(before) or _DENIAL_BEHIND.match(after[:80]):
@@ -184,7 +184,7 @@ def is_denied(sentence: str, start: int, end: int) -> bool:
 
 
 def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
-    """What a text says after it has taken back the rest, if it then says something."""
+    """The part of a text after its last correction, if that part says something."""
     for match in reversed(list(_CORRECTION.finditer(text))[-_MOST_CORRECTIONS:]):
         if text[: match.start()].strip() and says_something(text[match.end() :]):
             return text[match.end() :]
@@ -192,20 +192,20 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
 
 
 def _labels(text: str) -> list[tuple[int, int]]:
-    """Where a text says "the answer is" and "Answer:"."""
+    """Spans of "the answer is" and "Answer:" in a text."""
     spans = sorted(match.span() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
     return [span for span in spans if not is_denied(text, *span)]
 
 
 def said(text: str) -> list[str]:
-    """What follows each of the last "the answer is" and "Answer:", to the end of the text; the last first."""
+    """Texts after each of the last "the answer is" and "Answer:", up to the end of the text; last one first."""
     text = without_markdown(text)
     ends = sorted({end for _, end in _labels(text)}, reverse=True)
     return [text[end:].strip() for end in ends[:_MOST_STATEMENTS]]
 
 
 def mark_labels(text: str, mark: str) -> str:
-    """A text with a mark for each "the answer is" and "Answer:"."""
+    """Replaces each "the answer is" and "Answer:" of a text by a mark."""
     done = len(text)
     for start, end in reversed(_labels(text)):
         if end <= done:
@@ -214,7 +214,7 @@ def mark_labels(text: str, mark: str) -> str:
 
 
 def first_line(rest: str) -> str:
-    """The first sentence, or the block behind a line break, formulas with several lines included."""
+    """The first sentence, or the block after a line break, including formulas of several lines."""
     rest = rest.lstrip(" \t:\n")[:_LONGEST_LINE]
     math = MATH.match(rest)
     start = math.end() if math else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Expressions by math-verify, which is optional."""
+"""Comparison of expressions by math-verify, which is optional."""
 
 import logging
 import re
@@ -7,8 +7,8 @@ import threading
 from importlib.util import find_spec
 
 
-# Longer ones are no answer; towers of powers are numbers that never end, and outside the main thread nothing would
-# stop them.
+# Longer ones are not answers; towers of powers would never finish, and outside the main thread nothing would stop
+# them.
 _MAX_LENGTH = 300
 _TOWER = re.compile(r"\^\s*\{?[^{}^]*\{?[^{}^]*\^|\^\s*\{?\s*\d{4,}|\d{3,}\s*!")
 
@@ -28,13 +28,13 @@ def require_math_verify() -> None:
 
 
 def same_expression(right: str, given: str) -> bool:
-    """Whether an expression in LaTeX is the right one, by math-verify."""
+    """Whether an expression in LaTeX equals the right one, by math-verify."""
     from math_verify import parse, verify
 
     if any(len(text) > _MAX_LENGTH or _TOWER.search(text) for text in (right, given)):
         return False
-    # math-verify's timeouts are signals, which only the main thread gets: TRL's `accuracy_reward` has none elsewhere.
-    # They are wall-clock time, which must suffice on a machine that does other work: expressions are bounded above.
+    # math-verify's timeouts are signals, which only reach the main thread: TRL's `accuracy_reward` has none elsewhere.
+    # They are wall-clock time, which must suffice on a machine with other load: expressions are bounded above.
     timeout = 20 if threading.current_thread() is threading.main_thread() else None
     if timeout is None:
         for name in ("math_verify.parser", "math_verify.grader"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Units behind numbers: which are the same, which convert, and which are other things."""
+"""Units after numbers: synonyms, conversions, and words that are not units."""
 
 import re
 from fractions import Fraction
@@ -37,17 +37,17 @@ _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "era": {"ad ce": 1}, "earlier": {"bc bce": 1},
     "electric": {"v volt": 1},
 }  # fmt: skip
-# Name -> dimension, and how many of its first unit it is.
+# Name -> dimension, and its factor to the dimension's first unit.
 _TABLE = {
     name: (dimension, Fraction(factor))
     for dimension, units in _UNITS.items()
     for names, factor in units.items()
     for name in names.split()
 }
-# Exact matches of case: what these letters mean depends on it.
+# Case-sensitive: the meaning of these letters depends on it.
 _CASED = {"M", "K", "G", "T", "MS", "S"}
 _PLURALS = {"ies": "y", "sses": "ss", "xes": "x", "ches": "ch", "shes": "sh", "s": ""}
-# Words behind a number that are no unit, and end one.
+# Words after a number that are not units, and end one.
 STOP_WORDS = frozenset(
     "a an and are as at because but by each every for from had has have he her his i if in is it its left more most "
     "my not of on or our per remaining respectively she since so still than that the their there therefore they this "
@@ -59,7 +59,7 @@ STOP_WORDS = frozenset(
 
 def canonical_unit(text: str) -> tuple[str, Fraction] | None:
     """
-    The dimension of a unit that is known, and how many of the first unit of that dimension it is: of "square cm",
+    Dimension of a known unit, and its factor to the dimension's first unit: for "square cm",
     `("length^2", Fraction(1, 10000))`.
     """
     text = " ".join(text.split()).strip(" .,;:!?\"'()*")
@@ -86,7 +86,7 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
 
 
 def singular(word: str) -> str:
-    """A word without its plural, well enough to compare two."""
+    """Singular of a word, accurate enough to compare two."""
     word = word.casefold().strip(".,;:!?\"'()*")
     for ending, alone in _PLURALS.items():
         if word.endswith(ending) and len(word) > len(ending) + 2 and not word.endswith("ss"):

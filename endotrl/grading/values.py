@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Mathematical answers as values: quantities with units, tuples, intervals, sets and lists of them, and other
-expressions.
+Parsing and comparison of mathematical answers: quantities with units, tuples, intervals, sets and lists of them, and
+other expressions.
 """
 
 import re
@@ -18,7 +18,7 @@ from .units import STOP_WORDS, canonical_unit, singular
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number with its unit; `""` for none. The unit may be any words."""
+    """A number with its unit, which may be any words; `""` for none."""
 
     number: Number
     unit: str = ""
@@ -26,18 +26,18 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Collection:
-    """Several values: in order in `"()"` and `"[)"`, in any order in `"{}"` and in a list without brackets, `""`."""
+    """Several values: ordered in `"()"` and `"[)"`, unordered in `"{}"` and in a list without brackets, `""`."""
 
     items: tuple["Value", ...]
     brackets: str = ""
 
 
-# An expression that is no number is text, without what does not matter.
+# An expression that is not a number is kept as text, without insignificant parts.
 Value = Quantity | Collection | str
 
 
 class Stated(NamedTuple):
-    """A value in a text: where it stands, and its formula, empty of one in prose."""
+    """A value in a text: its span, and its formula, empty for one in prose."""
 
     start: int
     end: int
@@ -48,7 +48,7 @@ class Stated(NamedTuple):
 _CURRENCY = r"(?:US\$|\$|€|£|¥|₹|USD\s|EUR\s|GBP\s)"
 _EXPONENT = r"(?:[eE][-+]?\d{1,3}(?![\w])|\s?[x*×]\s?10\s?(?:\^|\*\*)\s?(?:\{[-+]?\d{1,3}\}|[-+]?\d{1,3}))"
 _PLAIN = rf"(?:{GROUPED}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
-# A time, or a number with the currency before it. A minus stands alone: "10 - 7" and "x -7" are differences.
+# A time, or a number with its currency before it. A minus must be unary: "10 - 7" and "x -7" are differences.
 _AMOUNT = re.compile(
     r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b|in the ))(?:(?P<minute>:[0-5]\d)"
     r"(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning|afternoon|evening))))?\.?(?![\w:])"
@@ -61,7 +61,7 @@ _UNIT = re.compile(
     r"\s?(?P<symbol>%|°\s?[CF]?\b|°|¢|[€£¥₹])|[\s-]?(?P<words>[A-Za-zµμ]+(?:(?: ?/ ?"
     r"| )[A-Za-z]+){0,3}(?:\^\{?-?\d\}?)?)"
 )
-# Words that no table knows, which count what is behind a number: up to three, and no sentence.
+# Words not in any table that may be the unit of a number: up to three, and not a sentence.
 _WORDS_BEHIND = re.compile(
     rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*"
     r"(?: [a-z][\w%°/.^{}-]*){0,2}",
@@ -86,7 +86,7 @@ _WORDY = re.compile(
 
 @lru_cache(maxsize=2048)
 def read_value(text: str) -> Value | None:
-    """The value that a whole text is; `None` for text that is no mathematical answer."""
+    """Parses a whole text as a value; `None` for text that is not a mathematical answer."""
     if len(text) > 1000:
         return None
     if (match := MATH.match(text := text.strip().rstrip(" ."))) and match.end() == len(text):
@@ -105,7 +105,7 @@ def _read_plain(text: str, depth: int = 0) -> Value | None:
     if quantity is not None:
         return quantity
     named = [part for part in _split(text) if re.match(r"[A-Za-z]\s*=", part)]
-    if len({part[0] for part in named}) == len(named) > 1:  # x and y are a point
+    if len({part[0] for part in named}) == len(named) > 1:  # x and y form a point
         return _collection(sorted(named), "()", depth)
     stripped = _LEFT_SIDE.sub("", text)
     if stripped != text:
@@ -126,7 +126,7 @@ def _read_plain(text: str, depth: int = 0) -> Value | None:
 
 
 def _read_quantity(text: str) -> Quantity | None:
-    """The quantity that a whole text is, all words behind its number included."""
+    """Parses a whole text as a quantity, including all words after its number."""
     if number := read_number(text):
         return Quantity(number)
     found = quantities(re.sub(r"(?<=\d) in\Z", " inch", text))
@@ -139,7 +139,7 @@ def _read_quantity(text: str) -> Quantity | None:
 
 
 def _clock(match: re.Match[str]) -> Quantity:
-    """Minutes after midnight; of a time that may be of either half of the day, `unit` says so."""
+    """Minutes after midnight; `unit` tells whether the half of the day is ambiguous."""
     hour, half = int(match["hour"]), (match["half"] or "").casefold()
     if half:
         hour = hour % 12 + 12 * (half[0] == "p" or "noon" in half or "eve" in half)
@@ -166,7 +166,7 @@ def _collection(parts: list[str], brackets: str, depth: int) -> Collection | Non
 
 
 def _split(text: str) -> list[str]:
-    """Parts between the separators that stand in no brackets, and group no thousands; none if brackets do not fit."""
+    """Parts between separators outside brackets and thousands groups; empty if brackets do not match."""
     parts, start, depth = [], 0, 0
     for match in _BETWEEN.finditer(text):
         if match["bracket"]:
@@ -190,12 +190,12 @@ def _read_symbols(text: str) -> str | None:
 
 
 def is_numeric(value: Value | None) -> bool:
-    """Whether a value is made of numbers only, which are compared exactly."""
+    """Whether a value consists of numbers only, which are compared exactly."""
     return all(map(is_numeric, value.items)) if isinstance(value, Collection) else isinstance(value, Quantity)
 
 
 def same_value(right: Value | None, given: Value | None) -> bool:
-    """Whether a value is the right one."""
+    """Whether a value equals the right one."""
     if isinstance(right, Quantity) and isinstance(given, Quantity):
         return _same_quantity(right, given)
     if isinstance(right, str) and isinstance(given, str):
@@ -226,7 +226,7 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if {right.unit.casefold(), given.unit.casefold()} <= {"£", "gbp", "pound", "pounds"}:
         return same_number(right.number, given.number)
     percent = ("percent", Fraction(1))
-    if percent in (ours, theirs) and None in (ours, theirs):  # 50% is given as 50, which may be asked for, and as 0.5
+    if percent in (ours, theirs) and None in (ours, theirs):  # 50% may be given as 50 (if asked for) or as 0.5
         a, b = (
             Number(q.number.value / 100) if unit == percent else q.number
             for q, unit in ((right, ours), (given, theirs))
@@ -242,17 +242,17 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if "clock" in right.unit + given.unit:
         if not ("clock" in right.unit and "clock" in given.unit):
             return False
-        either = right.unit != given.unit  # one says which half of the day
+        either = right.unit != given.unit  # one is ambiguous about the half of the day
         return (right.number.value - given.number.value) % (720 if either else 1440) == 0
     if not same_number(right.number, given.number):
         return False
-    # A unit that is left out is the one that the question asks for.
+    # A unit that is left out is the one asked for.
     words, others = ([singular(word) for word in q.unit.split()] for q in (right, given))
     return not words or not others or words[-1] in others
 
 
 def quantities(text: str) -> list[tuple[int, int, Quantity]]:
-    """The quantities in prose, each with where it stands, the words of its unit included."""
+    """Quantities in prose, each with its span, including the words of its unit."""
     found: list[tuple[int, int, Quantity]] = []
     for match in _AMOUNT.finditer(text):
         start = match.end() - len(match[0].lstrip())
@@ -273,7 +273,7 @@ def quantities(text: str) -> list[tuple[int, int, Quantity]]:
         attached = re.match(r"[^\W\d]", text[end:])
         if not unit and (following := _UNIT.match(text, end)):
             words = (following["symbol"] or following["words"]).split()
-            # The longest beginning that is a known unit, or the words up to one that is none.
+            # The longest prefix that is a known unit, or the words up to one that is not a unit.
             known = next((k for k in range(len(words), 0, -1) if canonical_unit(" ".join(words[:k]))), 0)
             unit = " ".join(words[:known] or takewhile(lambda word: word.casefold() not in STOP_WORDS, words))
             if known:
@@ -284,7 +284,7 @@ def quantities(text: str) -> list[tuple[int, int, Quantity]]:
 
 
 def _compounds(found: list[tuple[int, int, Quantity]], text: str) -> list[tuple[int, int, Quantity]]:
-    """Of "2 hours and 30 minutes" and "5 feet 3 inches" one quantity."""
+    """Merges "2 hours and 30 minutes" or "5 feet 3 inches" into one quantity."""
     merged = found[:1]
     for start, end, quantity in found[1:]:
         first, last, whole = merged[-1]

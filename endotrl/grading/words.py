@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Answers of words, read clause by clause. A clause claims an accepted answer if that stands alone in it, is its subject,
-or is what its verb leads to, with nothing beside it; it claims another one if something else stands there. What counts
-is the first claim, unless a stronger one follows, or one that turns against it ("but", "so").
+Answers in words, read clause by clause. A clause claims an accepted answer if that is alone in it, is its subject, or
+follows its verb, with nothing beside it; it claims another answer if something else is in that position. The first
+claim counts, unless a stronger one follows, or one that contradicts it ("but", "so").
 """
 
 import re
@@ -26,18 +26,18 @@ from .statements import (
 )
 
 
-# What another answer looks like, to a question for a name and to one for another word.
+# Form of another answer, to a question for a name and to one for another word.
 _NAME = rf"(?:[Tt]he )?(?!{LEAD}|[Tt]he\b){PROPER}"
 _TERM = rf"(?:(?:[Tt]he|[Aa]n?) )?(?!{LEAD})[\w-]+(?: [\w-]+)?"
 _WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|rd|th) century)"
-# As in the question.
+# An option, as written in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
     r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
     r"|since\b|as\b)[a-z]))"
 )
 _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
-# "No idea" and "no such thing" say nothing, nor does "Yes?".
+# "No idea" and "no such thing" answer nothing, nor does "Yes?".
 _YES_NO = r"(?i:\b(?:yes|yeah|yep|true|false|nope|no(?! (?!it|he|she|they|the|because|since|as|in|but)[a-z]))\b(?!\?))"
 _BE = (
     r"(?:\b(?:is|are|was|were|be|been|becam?e|becomes|remains|means|called|named|ist|sind|est|sont|es|è|é)\b"
@@ -47,7 +47,7 @@ _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
     r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
 )
-# Before what a text says: headings, tables, the language of a piece of code.
+# Before the text proper: headings, tables, the language of a code block.
 _ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
 _TURN = re.compile(
     r"\W*(?:(?:but|yet|so|however|therefore|thus|hence|actually|instead|now(?:adays)?|today|since then|finally|namely"
@@ -55,7 +55,7 @@ _TURN = re.compile(
     r"|i\.e\.,?\s*)+",
     re.IGNORECASE,
 )
-# Behind an answer: others beside it, or that it is not the only one or the first.
+# After an answer: alternatives, or a remark that it is not the only one or the first.
 _BESIDE = re.compile(
     r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
     r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
@@ -73,7 +73,7 @@ _SAME = re.compile(
     rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
     rf"[*_(]*{MARK}[*_)]*)+"
 )
-# Behind these words stands not the answer, but what it is compared with, comes after, or belongs to.
+# After these words comes not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
@@ -92,16 +92,16 @@ _OF_IT = re.compile(
     r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
-# "Venus, by contrast, is", "Connally, who": a subject, which does not stand alone.
+# "Venus, by contrast, is", "Connally, who": a subject with more to follow.
 _GOES_ON = re.compile(r",\s(?:who|whose|which)\b|,\s(?!(?:but|so|not)\b)[a-z][^,;.]*,\s(?!(?:but|so|not)\b)[a-z]")
 _COMPLEMENT = re.compile(rf"(?<=\w)\s*{_BE}\s+{_ADVERB}(?:(?:[a-z-]+\s+){{0,4}}by\s+)?")
 
 
 class _Claim(NamedTuple):
     """
-    Whether a clause gives an accepted answer or another one, with a weight: 0 for what others say, 1 for what is told,
-    2 for what something is said to be, 3 for what is called the answer; of what (empty if the answer stands alone),
-    and whether it turns against what comes before.
+    Whether a clause gives an accepted answer or another one, with a weight: 0 for reported opinions, 1 for a plain
+    statement, 2 for a predicate ("it is ..."), 3 for an answer marked as such; its subject (empty if the answer stands
+    alone), and whether it contradicts what comes before.
     """
 
     right: bool
@@ -113,7 +113,7 @@ class _Claim(NamedTuple):
 def states_words(text: str, answers: Sequence[str]) -> bool:
     """Whether a text states one of the accepted answers."""
     text = _with_labels(text)
-    # "Yen" is a word, and no name, of which a text tells as of "yen".
+    # "Yen" is a word, not a name, if the text also writes "yen".
     words = [a for a in answers if any(m[0] == a.lower() != a for m in _pattern(a).finditer(text))]
     text = _with_marks(text, answers)
     if all(re.fullmatch(_WHEN, answer) for answer in answers):
@@ -131,7 +131,7 @@ def states_choice(text: str, letter: str) -> bool:
 
 
 def states_truth(text: str, word: str) -> bool:
-    """Whether a text says yes or no, true or false, as `word` does."""
+    """Whether a text says yes or no, true or false, in agreement with `word`."""
     text = re.sub(
         r"(?i)\b(?:not|isn't|wasn't|(?:no|any)thing but) (?:really )?(true|false)\b",
         lambda m: "false" if m[1].casefold() == "true" else "true",
@@ -190,7 +190,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
 
 
 def _claim(before: str, clause: str, after: str, other: str, opened: str, closed: str, opens: bool) -> _Claim | None:
-    """The claim of a clause that stands between `before` and `after`, opened and closed by these signs."""
+    """The claim of a clause between `before` and `after`, opened and closed by these signs."""
     sentence, position = before + clause + after, len(before)
     for mention in (*re.finditer(MARK, clause), *(re.finditer(other, clause) if other == _WHEN else ())):
         left, right = clause[: mention.start()], clause[mention.end() :]
@@ -245,7 +245,7 @@ def _with_marks(text: str, answers: Sequence[str]) -> str:
 
 
 def _in_any_order(answer: str, text: str) -> str:
-    """A text in which the members of a list are marked, in whatever order they are."""
+    """A text with the members of a list marked, whatever their order."""
     items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
     if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
         return text
@@ -260,14 +260,14 @@ def _in_any_order(answer: str, text: str) -> str:
 @lru_cache(maxsize=1024)
 def _pattern(answer: str) -> re.Pattern[str]:
     answer = re.sub(r"^(?:the|an?)\s+(?=\w)", "", fold(tidy(answer)).strip().rstrip(".").strip(), flags=re.IGNORECASE)
-    # Everest is Mount Everest, the Pacific the Pacific Ocean.
+    # Everest matches Mount Everest, the Pacific matches the Pacific Ocean.
     mount = r"(?:(?:Mount|Mt\.?) )?" if re.match(r"(?:Mount|Mt\.?) ", answer) else ""
     answer = re.sub(r"^(?:Mount|Mt\.?) (?=[A-Z])|(?<=\w) (?:Ocean|River|Desert)$", "", answer)
     words = re.findall(r"\w+", answer)
     if not words or re.search(r"[^\w\s.,'()/:!?&-]", answer):
         return re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE) if answer else re.compile("(?!)")
     if len(words) == 1 and answer.isupper() and len(answer) <= 4 and answer.isalpha():
-        # Of "US", not "us", but "U.S.".
+        # "US" matches "U.S.", but not "us".
         return re.compile(r"(?<!\w)(?<!\w-)" + r"\.?".join(answer) + r"(?![\w+#])(?!-\w)")
     joined = words[0]
     for gap, word in re.findall(r"(\W+)(\w+)", answer[answer.index(words[0]) + len(words[0]) :]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes, for scripts of your own. `accelerate launch -m endotrl.launch.grpo` (`ppo`, ...) launches one."""
+"""Training recipes, for custom scripts. `accelerate launch -m endotrl.launch.grpo` (`ppo`, ...) launches one."""
 
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .data import load_preferences, load_prompts

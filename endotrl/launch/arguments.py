@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of a recipe besides the trainer's own."""
+"""Recipe arguments besides the trainer's configuration."""
 
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_args
@@ -25,7 +25,7 @@ class RunArguments(ScriptArguments):
 
     Parameters:
         resume (`bool`, *optional*, defaults to `True`):
-            Whether to go on from the last complete checkpoint in `output_dir`, if there is one.
+            Whether to resume from the last complete checkpoint in `output_dir`, if there is one.
     """
 
     resume: bool = True
@@ -35,7 +35,7 @@ class RunArguments(ScriptArguments):
 @dataclass
 class RecipeArguments(RunArguments):
     """
-    Data of a recipe on prompts, as in [`RunArguments`], what is shown of the run, and how accuracy is measured.
+    Arguments of a recipe on prompts: data as in [`RunArguments`], displays of the run, and measurement of accuracy.
 
     `dataset_name` may also be `"quickstart"`, the factual questions that ship with endotrl (splits `train` and
     `test`), or a file: `.jsonl`, `.json`, `.csv` or `.parquet`, also compressed (`.jsonl.gz`; split `train`).
@@ -44,26 +44,26 @@ class RecipeArguments(RunArguments):
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column with the prompts, as text or as messages.
         dataset_prompt_suffix (`str`, *optional*):
-            Text to add to each prompt, or to the last message of it, such as how to write the answer.
+            Text appended to each prompt, or to its last message, such as the answer format.
         dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
-            Whether prompts that are text become messages of a user, for the chat template.
+            Whether text prompts become user messages, for the chat template.
         dataset_overlong (`str`, *optional*, defaults to `"error"`):
-            What to do with prompts that, with a completion of `max_completion_length`, do not fit the policy's or a
-            frozen model's context: `"error"`, or `"drop"` to leave them out.
+            What to do with prompts that, with a completion of `max_completion_length`, do not fit into the context of
+            the policy or of a frozen model: `"error"`, or `"drop"` to leave them out.
         heat_map_steps (`int`, *optional*, defaults to `0`):
-            Steps from one page of completions in the colours of their token rewards to the next, in
-            `output_dir/completions` and on W&B; 0 for none.
+            Number of steps between two pages of completions coloured by token reward, in `output_dir/completions` and
+            on W&B; 0 for none.
         on_collapse (`str`, *optional*, defaults to `"warn"`):
-            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
-            checkpoint. `"none"` does without it.
+            Action of [`CollapseMonitor`] when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
+            checkpoint. `"none"` disables it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
             Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
             expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column
             `solution` or `answer` if math-verify is installed, `"match"` if not and for a column `answers`, and
             `"none"` without such a column.
         answer_column (`str`, *optional*):
-            Column with the right answer, or a list of accepted ones. Defaults to the first of `solution`, `answer` and
-            `answers` that there is.
+            Column with the right answer, or a list of accepted ones. Defaults to the first existing one of `solution`,
+            `answer` and `answers`.
     """
 
     dataset_prompt_column: str = "prompt"
@@ -89,7 +89,7 @@ _EndogenousSettings: Any = make_dataclass("_EndogenousSettings", map(_field, _IN
 @dataclass
 class RewardArguments(_EndogenousSettings):
     r"""
-    Rewards to train on. `reward_<setting>` (`reward_alpha`, `reward_aggregate`, ...) is that setting of
+    Training rewards. `reward_<setting>` (`reward_alpha`, `reward_aggregate`, ...) is that setting of
     [`EndogenousReward`]: see [`~endotrl.rewards.settings`].
 
     Parameters:
@@ -98,17 +98,17 @@ class RewardArguments(_EndogenousSettings):
             reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
             reward function of your own, as in TRL.
         reward_model (`str`, *optional*):
-            Frozen model of the endogenous reward: a path or hub id, of an adapter too; the address of a server; or
-            `"quickstart"`. By default it is the policy as it was before training: the weights that the trainer holds
-            anyway where it does (LoRA, or `beta` > 0 without ZeRO-3 and FSDP), and a copy elsewhere. A model that is
-            given is always a copy.
+            Frozen model of the endogenous reward: a path or hub id, also of an adapter; the URL of a server; or
+            `"quickstart"`. By default it is the policy before training: the weights that the trainer holds anyway if
+            it does (LoRA, or `beta` > 0 without ZeRO-3 and FSDP), and a copy otherwise. A model that is given is
+            always a copy.
         reward_shard (`bool`, *optional*, defaults to `True`):
-            Whether frozen weights are split over the processes where the policy's are (DeepSpeed ZeRO-3, FSDP2), and
-            put together for each call; or else whole on every process.
+            Whether frozen weights are sharded over the processes if the policy's are (DeepSpeed ZeRO-3, FSDP2), and
+            gathered for each call; otherwise they are whole on every process.
         reward_sentence_model (`str`, *optional*):
             The sentence-level reward model of `"sentence"`: a path or hub id.
         reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
-            Regular expression that `"format"` looks for.
+            Regular expression that `"format"` searches for.
 
     Raises:
         `ValueError`: If a value is out of range or unknown.
@@ -134,7 +134,7 @@ class RewardArguments(_EndogenousSettings):
                 "`reward` has 'sentence', but no model is named. Train one with recipes/sentence_reward.py, and set "
                 "`reward_sentence_model` to its path."
             )
-        try:  # no weights yet: only the checks
+        try:  # without weights: only the checks
             EndogenousReward(None, **self.endogenous_settings)
             FormatReward(self.reward_pattern)
         except ValueError as error:
@@ -142,19 +142,19 @@ class RewardArguments(_EndogenousSettings):
 
     @property
     def endogenous_settings(self) -> dict[str, Any]:
-        """Arguments of [`EndogenousReward`], the model excepted."""
+        """Arguments of [`EndogenousReward`], except the model."""
         settings = {setting.name: getattr(self, f"reward_{setting.name}") for setting in _IN_YAML}
         kwargs = settings["model_init_kwargs"]
-        if isinstance(kwargs, str):  # on the command line
+        if isinstance(kwargs, str):  # from the command line
             settings["model_init_kwargs"] = SETTINGS["model_init_kwargs"].read(kwargs)
         return settings
 
 
 def make_parser(training_config: type[GRPOConfig | RewardConfig]) -> RecipeParser:
     """
-    Parser of a recipe's command line and YAML file (`--config`): of [`RecipeArguments`], `training_config`,
-    [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; of a reward model, [`RunArguments`] in
-    place of the first, and no [`RewardArguments`].
+    Parser of a recipe's command line and YAML file (`--config`), with [`RecipeArguments`], `training_config`,
+    [`RewardArguments`], [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`]; for a reward model, with
+    [`RunArguments`] instead of the first, and without [`RewardArguments`].
     """
     if issubclass(training_config, RewardConfig):
         return RecipeParser((RunArguments, training_config, ModelConfig, DatasetMixtureConfig))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Callbacks of a recipe."""
+"""Trainer callbacks of a recipe: tracking, heat maps, collapse monitor."""
 
 import resource
 import sys
@@ -21,7 +21,7 @@ from ..runs.wandb_run import active_run
 from ..trainers.dense_reward_trainer import DenseRewardTrainer
 
 
-# Metrics of which W&B keeps the greatest value, besides the last.
+# Metrics for which W&B keeps the maximum, besides the last value.
 MAXIMA = ["train/rewards/*", "eval/rewards/*", "eval/accuracy", "train/collapse/held_out/*", "train/collapse/alarm"]
 MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
 
@@ -29,7 +29,7 @@ MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
 def add_callbacks(
     trainer: Any, record: Mapping[str, Any], heat_map_steps: int = 0, monitor: CollapseMonitor | None = None
 ) -> Interruptions:
-    """Adds the callbacks of a recipe, with its [`make_record`], to a trainer; returns what may stop the run."""
+    """Adds a recipe's callbacks, with its [`make_record`], to a trainer; returns the one that interrupts the run."""
     interruptions = Interruptions(trainer)
     add_in_order(trainer, interruptions, Tracking(record))
     if heat_map_steps:
@@ -41,7 +41,7 @@ def add_callbacks(
 
 class Tracking(TrainerCallback):
     """
-    Adds to what is logged: `perf/tokens_per_second` (of prompts and completions that all processes were trained on),
+    Adds to the logs: `perf/tokens_per_second` (of trained prompts and completions, over all processes),
     `perf/seconds_per_step` and `perf/memory_gib` ([`peak_memory`]). With W&B, the run's config gets the `record`.
     """
 
@@ -54,7 +54,7 @@ class Tracking(TrainerCallback):
         self._since = (time.perf_counter(), logged[-1] if logged else 0, state.global_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
-        if "loss" not in logs:  # of an evaluation, or of the whole run
+        if "loss" not in logs:  # logs of an evaluation, or of the whole run
             return
         if self._since is not None and state.global_step > self._since[2] and "num_tokens" in logs:
             now = (time.perf_counter(), logs["num_tokens"], state.global_step)
@@ -71,7 +71,7 @@ class Tracking(TrainerCallback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on an accelerator the most that torch had allocated, on a CPU the most that the process had resident."""
+    """Peak memory in bytes: on an accelerator allocated by torch, on a CPU the resident set size of the process."""
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -94,9 +94,9 @@ class HeatMaps(TrainerCallback):
             return
         self._last = state.global_step
         prompts, completions, completion_ids = self._trainer.last_completions
-        every = max(1, len(prompts) // 4)  # of different prompts: completions of one stand together
+        every = max(1, len(prompts) // 4)  # of different prompts: completions of one prompt are adjacent
         shown = slice(None, 4 * every, every)
-        # On all processes, as frozen weights may be split over them.
+        # On all processes, as frozen weights may be sharded over them.
         stats = reward.score(prompts[shown], completions[shown], completion_ids[shown])
         if not state.is_world_process_zero:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs on a CPU: precision, where it is not given, and sharding."""
+"""CPU runs: default precision, and sharding."""
 
 import os
 from argparse import Namespace
@@ -16,14 +16,14 @@ from ..runs.record import recorded_settings
 
 def choose_precision(settings: Namespace) -> None:
     """
-    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU by what is faster there, unless they are given (the
-    dtypes: as another than `"auto"`), and says so. A run that is resumed keeps what it has.
+    Sets `bf16`, `dtype` and `reward_dtype` of a run on a CPU to the faster choice, unless they are given (the
+    dtypes: as anything but `"auto"`), and reports it. A resumed run keeps its own.
     """
     on_cpu = settings.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     free = {
         "bf16": settings.bf16 is None and not settings.fp16,
         "dtype": settings.dtype == "auto",
-        "reward_dtype": vars(settings).get("reward_dtype") == "auto"  # which a reward model's recipe has not
+        "reward_dtype": vars(settings).get("reward_dtype") == "auto"  # missing in a reward model's recipe
         and settings.reward_device in (None, "cpu")
         and not (settings.reward_model_init_kwargs or is_url(settings.reward_model)),
     }
@@ -33,7 +33,7 @@ def choose_precision(settings: Namespace) -> None:
     if {"bf16", "dtype"} <= found.keys():
         reason = f"the run in {settings.output_dir} has it"
     else:
-        PartialState(cpu=True)  # accelerate takes each process for the only one unless it is told
+        PartialState(cpu=True)  # otherwise accelerate takes each process for the only one
         faster, reason = faster_dtype()
         found = {"bf16": faster == "bfloat16", "dtype": faster, "reward_dtype": faster}
     chosen = {name: found[name] for name in free if free[name] and name in found}
@@ -44,7 +44,7 @@ def choose_precision(settings: Namespace) -> None:
 
 
 def shard_on_cpu() -> list[str]:
-    """Words for the command line with which DeepSpeed and FSDP shard on a CPU: accelerate would take plain DDP."""
+    """Command-line options with which DeepSpeed and FSDP shard on a CPU: accelerate would default to plain DDP."""
     uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     asked = uses_deepspeed or parse_flag_from_env("ACCELERATE_USE_FSDP")
     if not asked or "LOCAL_RANK" not in os.environ or torch.accelerator.is_available():
@@ -59,10 +59,10 @@ def shard_on_cpu() -> list[str]:
 
 def do_without_shared_memory() -> None:
     """
-    Keeps DeepSpeed from compiling collectives in shared memory, which takes a compiler and minutes, and leaves a lock
-    behind if it is killed: gloo has all that is needed.
+    Keeps DeepSpeed from compiling shared-memory collectives, which needs a compiler, takes minutes, and leaves a lock
+    behind if it is killed: gloo is sufficient.
     """
     import deepspeed.ops
 
-    # Looked at when process groups are made, and else worked out by looking for compilers.
+    # Read when process groups are created; if missing, computed by a search for compilers.
     vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of a recipe, checked before any model is loaded."""
+"""Recipe data, validated before any model is loaded."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from .arguments import RecipeArguments
 
 
 Data: TypeAlias = Dataset | IterableDataset
-Split: TypeAlias = tuple[Data, Data | None]  # to train on, and to evaluate on
+Split: TypeAlias = tuple[Data, Data | None]  # for training and for evaluation
 Quickstart: TypeAlias = Callable[[list[facts.Question]], Dataset]
 
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -32,14 +32,14 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def load_prompts(script_args: RecipeArguments, training_args: GRPOConfig, dataset_args: DatasetMixtureConfig) -> Split:
-    """The prompts to train on, and those to evaluate on (`None` without `eval_strategy`), in a column `prompt`."""
+    """Loads the prompts for training and for evaluation (`None` without `eval_strategy`), in a column `prompt`."""
     splits = _splits(script_args, training_args, dataset_args, facts.make_dataset)
     train, evaluation = (part if part is None else _with_prompts(part, script_args) for part in splits)
     return train, evaluation
 
 
 def check_number(train: Data, training_args: GRPOConfig) -> None:
-    """Raises `ValueError` if there are fewer prompts than one generation batch has, so that no step would be made."""
+    """Raises `ValueError` if there are fewer prompts than a generation batch needs, so that no step would be made."""
     num_prompts = training_args.generation_batch_size // training_args.num_generations
     if isinstance(train, Dataset) and len(train) < num_prompts:
         raise ValueError(
@@ -53,8 +53,8 @@ def load_preferences(
     script_args: ScriptArguments, training_args: RewardConfig, dataset_args: DatasetMixtureConfig
 ) -> Split:
     """
-    The pairs to train on, and those to evaluate on (`None` without `eval_strategy`), in columns `chosen` and
-    `rejected`. `"quickstart"` has right against wrong answers to the questions that ship with endotrl.
+    Loads the pairs for training and for evaluation (`None` without `eval_strategy`), in columns `chosen` and
+    `rejected`. `"quickstart"` has right and wrong answers to the questions that ship with endotrl.
     """
     train, evaluation = _splits(script_args, training_args, dataset_args, facts.make_preferences)
     for dataset in (train, evaluation):
@@ -72,7 +72,7 @@ def load_preferences(
 
 
 def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig) -> int:
-    """Rows of the split to train on; of a dataset of the hub as it says itself. `ValueError` if it does not."""
+    """Number of rows in the training split; for a hub dataset from its metadata, `ValueError` if not given there."""
     name, split = script_args.dataset_name, script_args.dataset_train_split
     try:
         on_hub = name not in (None, "quickstart") and not Path(name).exists() and table_suffix(name) is None
@@ -118,7 +118,7 @@ def table_suffix(name: str) -> str | None:
 
 
 def column_names(dataset: Data) -> list[str]:
-    """Names of the columns; a streamed dataset may tell only by its first row."""
+    """Column names of a dataset; those of a streamed one may have to be read from its first row."""
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
@@ -172,7 +172,7 @@ def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
     if column != "prompt" and "prompt" in columns:
         dataset = dataset.remove_columns("prompt")
     suffix, chat = script_args.dataset_prompt_suffix or "", script_args.dataset_prompt_chat
-    # A column cannot change its type in a `map` that writes into it.
+    # A `map` that writes into a column cannot change its type.
     name = "prompt, as given" if suffix or chat else "prompt"
     dataset = dataset if name == column else dataset.rename_column(column, name)
     if not suffix and not chat:
@@ -181,7 +181,7 @@ def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
 
 
 def _check_rows(dataset: Data, key: str, column: str) -> None:
-    """Raises `ValueError` if a row is neither text nor messages; of a stream, looks at the first."""
+    """Raises `ValueError` if a row is neither text nor messages; in a stream, only the first row is checked."""
     row = -1
     for row, value in enumerate(dataset[column] if isinstance(dataset, Dataset) else [next(iter(dataset))[column]]):
         if reason := check_text(key, value):

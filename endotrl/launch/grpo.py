@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-GRPO on the endogenous reward, or on a control. `credit` says what a token is credited with: the reward from it on
-(`token`), from its sentence on (`sentence`), or of the whole completion (`outcome`), which is TRL's `GRPOTrainer`
+GRPO on the endogenous reward, or on a control. `credit` sets the credit of each token: the reward from it on
+(`token`), from its sentence on (`sentence`), or of the whole completion (`outcome`), which equals TRL's `GRPOTrainer`
 step by step.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strict parser of a recipe's command line and YAML file."""
+"""Strict parser for a recipe's command line and YAML file."""
 
 import sys
 from argparse import Action, ArgumentError, Namespace
@@ -16,8 +16,8 @@ from ..shipped import local_path
 
 
 ALL_SETTINGS = "`--help` of the recipe's script lists all settings."
-# Values that TRL and transformers take as they are, and then train on in silence, or fail over once a model is loaded:
-# by range, in words and as a test. `null` is left to the type.
+# Values that TRL and transformers accept, but then train with silently, or fail on once a model is loaded: by range,
+# in words and as a test. `null` is left to the type.
 RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
     ("at least 1", lambda n: n >= 1): (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
@@ -38,7 +38,7 @@ RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
     ("at least 0 and at most 1", lambda n: 0 <= n <= 1): ("min_p", "ref_model_mixup_alpha", "label_smoothing_factor"),
     ("at least 0 and less than 1", lambda n: 0 <= n < 1): ("lora_dropout",),
 }
-# What TRL looks at in the first step.
+# Checked by TRL only in the first step.
 CHOICES: dict[str, tuple[str, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
     "scale_rewards": ("group", "batch", "none"),
@@ -50,9 +50,9 @@ NEVER_NULL = ("num_generations", "max_completion_length")
 
 class RecipeParser(TrlParser):
     """
-    TRL's parser of a command line and a YAML file (`--config`), of which the command line wins; unknown settings,
-    abbreviations, and values of another type or out of range are errors, each a `ValueError` of one line. `settle` is
-    called with all settings, to change them.
+    TRL's parser for a command line and a YAML file (`--config`), of which the command line takes precedence; unknown
+    settings, abbreviations, and values of another type or out of range are errors, each a `ValueError` of one line.
+    `settle` is called with all settings, to modify them.
     """
 
     def __init__(self, dataclasses: Sequence[type]) -> None:
@@ -61,7 +61,7 @@ class RecipeParser(TrlParser):
         self._hints = {name: hint for one in dataclasses for name, hint in get_type_hints(one).items()}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """One instance of each class of settings."""
+        """Returns one instance per class of settings."""
         ignore_upstream_warnings()
         words = list(sys.argv[1:] if args is None else args)
         if words[-1:] == ["--config"]:
@@ -75,14 +75,14 @@ class RecipeParser(TrlParser):
             raise ValueError(f"The file that `--config` names is no YAML: {' '.join(str(error).split())}.") from error
         except (ValueError, OSError, ImportError):
             raise
-        except Exception as error:  # where a class of settings computes with a value before it checks it
+        except Exception as error:  # if a class of settings computes with a value before it checks it
             raise ValueError(f"Settings do not go together: {type(error).__name__}: {error}.") from error
         if unknown:
             raise ValueError(self._unknown(unknown))
         return tuple(parsed)
 
     def set_defaults_with_config(self, **settings: Any) -> list[str]:
-        """Takes the settings of the file, each as the command line would read it."""
+        """Sets defaults from the file, each value parsed as on the command line."""
         actions = {action.dest: action for action in reversed(self._actions)}  # before `--no_...` of the same name
         read = {name: self._read(actions[name], value) for name, value in settings.items() if name in actions}
         return super().set_defaults_with_config(**{**settings, **read})
@@ -109,7 +109,7 @@ class RecipeParser(TrlParser):
             self.error(f"{error}{yaml_words if isinstance(value, bool) else ''}")
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
-        """Checks values before anything computes with them."""
+        """Validates values before anything computes with them."""
         namespace, unknown = super().parse_known_args(*args, **kwargs)
         check_values(vars(namespace))
         if self.settle is not None:
@@ -117,7 +117,7 @@ class RecipeParser(TrlParser):
         return namespace, unknown
 
     def error(self, message: str) -> NoReturn:
-        """In place of printing the usage and ending the process."""
+        """Raises `ValueError`, rather than printing the usage and exiting the process."""
         raise ValueError(f"{message}. {ALL_SETTINGS}")
 
     def _unknown(self, words: Sequence[str]) -> str:
@@ -141,7 +141,7 @@ def check_values(settings: Mapping[str, Any]) -> None:
             if isinstance(value, int | float) and not (isfinite(value) and test(value)):
                 raise ValueError(f"`{name}` is {value}, but it must be {words if isfinite(value) else 'finite'}.")
     for name, choices in CHOICES.items():
-        if isinstance(value := settings.get(name), str):  # TRL reads true and false, too, as `scale_rewards`
+        if isinstance(value := settings.get(name), str):  # TRL accepts true and false as well, for `scale_rewards`
             check_choice(name, value, choices)
     for name, value in settings.items():
         if name.endswith("_kwargs") and isinstance(value, str | list) and value[:1] != "{":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the command line of a recipe to a trained model."""
+"""Training pipeline: from a recipe's command line to a trained model."""
 
 import logging
 import os
@@ -48,17 +48,17 @@ from .reward_functions import make_reward_funcs
 TrainerClass: TypeAlias = type[DenseRewardTrainer | SentenceRewardTrainer]
 
 EXIT_WRONG_SETTINGS = 2
-# What TRL, transformers and their backends raise for settings before anything is trained.
+# Exceptions of TRL, transformers and their backends for wrong settings, before training.
 WRONG_SETTINGS = (ValueError, TypeError, ImportError, OSError, RuntimeError)
 
-# Metrics that tell most
+# Most informative metrics
 TELLING = rf"(eval_)?(rewards/.*/mean|({HELD_OUT}|endogenous_reward/).*|kl|.*/mean_length|ppo/explained_variance)"
 
 logger = logging.getLogger(__name__)
 
 
 class Job(NamedTuple):
-    """A recipe whose settings were checked: what a trainer is made of. No weights are loaded yet."""
+    """A recipe with validated settings: the input of a trainer. No weights are loaded yet."""
 
     script_args: RunArguments
     training_args: GRPOConfig | RewardConfig
@@ -66,7 +66,7 @@ class Job(NamedTuple):
     train_dataset: Data
     eval_dataset: Data | None
     record: dict[str, Any]
-    # Of a policy, but not of a reward model
+    # For a policy, but not for a reward model
     reward_args: RewardArguments | None = None
     reward_funcs: list[Callable[..., Any]] | None = None
     collapse_monitor: CollapseMonitor | None = None
@@ -78,8 +78,8 @@ def launch(
     argv: Sequence[str] | None = None,
 ) -> Any:
     """
-    Runs a recipe from the command line, and returns the trainer, done. Wrong settings are said in one line, where
-    possible before a model is loaded; the process then ends with exit code 2.
+    Runs a recipe from the command line, and returns the finished trainer. Wrong settings are reported in one line, if
+    possible before a model is loaded; the process then exits with code 2.
     """
     end_with_launcher()
     with ExitStack() as stack:
@@ -92,7 +92,7 @@ def launch(
             job = prepare_reward_model(*settings) if issubclass(training_config, RewardConfig) else prepare(*settings)
             trainer, interruptions = make_trainer(trainer_class, job)
         except WRONG_SETTINGS as error:
-            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process of a machine says it
+            if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process per machine reports it
                 say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
             logger.debug("Where it was found", exc_info=error)
             sys.exit(EXIT_WRONG_SETTINGS)
@@ -107,7 +107,7 @@ def prepare(
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
-    """Loads data, makes rewards and checks all settings of a policy; no weights are loaded."""
+    """Loads data, creates rewards and validates all settings of a policy; no weights are loaded."""
     check_settings(training_args, model_args)
     monitor = None if script_args.on_collapse == "none" else CollapseMonitor(cast(Action, script_args.on_collapse))
     if monitor is not None:
@@ -129,9 +129,9 @@ def prepare_reward_model(
     model_args: ModelConfig,
     dataset_args: DatasetMixtureConfig,
 ) -> Job:
-    """As [`prepare`], of a sentence-level reward model: its data are preferences, see [`load_preferences`]."""
+    """Like [`prepare`], for a sentence-level reward model, with preferences as data: see [`load_preferences`]."""
     check_settings(training_args, model_args)
-    reward_model_config(training_args)  # raises for what it cannot be
+    reward_model_config(training_args)  # raises for impossible settings
     datasets = load_preferences(script_args, training_args, dataset_args)
     resolve_model(model_args, training_args)
     return Job(script_args, training_args, model_args, *datasets, _find_run(script_args, training_args, model_args))
@@ -140,7 +140,7 @@ def prepare_reward_model(
 def _find_run(
     script_args: RunArguments, training_args: GRPOConfig | RewardConfig, model_args: ModelConfig, **others: Any
 ) -> dict[str, Any]:
-    """The record of the run, which goes on from a checkpoint if there is one."""
+    """Record of the run, which resumes from a checkpoint if there is one."""
     record = make_record({"data": script_args, "training": training_args, **others, "model": model_args})
     if script_args.resume:
         find_checkpoint(training_args, record)
@@ -149,14 +149,14 @@ def _find_run(
 
 
 def run(trainer_class: TrainerClass, job: Job) -> Any:
-    """Trains what [`prepare`] returns, and returns the trainer, done."""
+    """Trains the result of [`prepare`], and returns the finished trainer."""
     trainer, interruptions = make_trainer(trainer_class, job)
     train(trainer, interruptions, job)
     return trainer
 
 
 def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interruptions]:
-    """The trainer of [`run`], with its weights, rewards and callbacks, before it trains, and what stops it."""
+    """The trainer of [`run`] before training, with weights, rewards and callbacks, and its interruption callback."""
     rewards: dict[str, Any] = {} if job.reward_funcs is None else {"reward_funcs": job.reward_funcs}
     trainer: Any = trainer_class(
         model=job.model_args.model_name_or_path,
@@ -175,8 +175,8 @@ def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interrupti
 
 def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
-    Turns the model name `"quickstart"` into the path of SmolLM2-135M-Instruct, and puts what TRL's
-    [`~trl.ModelConfig`] says about loading into `training_args.model_init_kwargs`, as TRL's scripts do.
+    Resolves the model name `"quickstart"` to the path of SmolLM2-135M-Instruct, and copies the loading settings of
+    TRL's [`~trl.ModelConfig`] to `training_args.model_init_kwargs`, like TRL's scripts.
     """
     if model_args.model_name_or_path is not None:
         model_args.model_name_or_path = names.resolve_model(model_args.model_name_or_path)
@@ -190,9 +190,9 @@ def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardCon
 
 def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArguments, model_args: ModelConfig) -> None:
     """
-    Lets the endogenous reward read the frozen weights that the trainer has in memory anyway, if it has some, unless
-    `reward_model` names a model. Its own are split over the processes as the policy's are, unless `reward_shard` is
-    false.
+    Lets the endogenous reward use the frozen weights that the trainer has in memory anyway, if any, unless
+    `reward_model` names a model. The reward's own copy is sharded over the processes if the policy is, unless
+    `reward_shard` is false.
     """
     for reward in trainer.reward_funcs:
         if isinstance(reward, SentenceReward):
@@ -221,9 +221,9 @@ def _holds_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgume
 
 def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
     """
-    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub if asked to, and
-    prints how the most telling metrics went, or evaluates a reward model. After SIGTERM, what there is by then is a
-    checkpoint, and the process ends with code 143.
+    Trains, from `resume_from_checkpoint` if it is set; saves to `output_dir`, pushes to the hub on request, and
+    prints the course of the most informative metrics, or evaluates a reward model. After SIGTERM, the state so far is
+    saved as a checkpoint, and the process exits with code 143.
     """
     args = trainer.args
     if args.device.type == "cpu" and isinstance(trainer, DenseRewardTrainer):
@@ -235,7 +235,7 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
         if trainer.accelerator.is_main_process:
             print_summary(trainer.state.log_history, args.output_dir)
         name = job.script_args.dataset_name
-        # Of a file, others have nothing.
+        # The path of a file means nothing to others.
         on_hub = None if name is None or name == "quickstart" or Path(name).exists() else name
         trainer.create_model_card(model_name=Path(args.output_dir).name, dataset_name=on_hub)
         if args.push_to_hub:
@@ -245,8 +245,8 @@ def train(trainer: Any, interruptions: Interruptions, job: Job) -> None:
 
 def print_summary(history: list[dict[str, Any]], output_dir: str) -> None:
     """
-    Prints a table of the metrics that tell most, also to W&B: means over the first and the last fifth of the log, and
-    the first and last evaluation.
+    Prints a table of the most informative metrics, also to W&B: means over the first and the last fifth of the log,
+    and the first and last evaluation.
     """
     from rich.console import Console
 

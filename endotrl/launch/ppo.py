@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPO with a critic, on the endogenous reward of every token, or on a control: launched as [`grpo`]."""
+"""PPO with a critic, on the endogenous reward of every token, or on a control: launched like [`grpo`]."""
 
 from functools import partial
 

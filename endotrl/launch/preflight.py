@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks before weights are loaded: packages, optimizer, model, lengths of prompts."""
+"""Preflight checks before weights are loaded: packages, optimizer, model, prompt lengths."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -26,19 +26,19 @@ from .arguments import RecipeArguments
 from .data import Data
 
 
-# What a setting needs: module, and what to install. (TRL itself asks for peft in time.)
+# Requirements of settings: module, and what to install. (TRL itself checks for peft early enough.)
 PACKAGES = {
     "use_vllm": ("vllm", "'endotrl[vllm]'"),
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
     "load_in_4bit": ("bitsandbytes", "bitsandbytes"),
     "load_in_8bit": ("bitsandbytes", "bitsandbytes"),
 }
-# transformers does not say whether these are there.
+# transformers has no availability check for these.
 UNKNOWN_TRACKERS = ("azure_ml", "flyte")
 
 
 def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
-    """Raises `ValueError`, `OSError` or `ImportError` for a package, an optimizer or a model that is not there."""
+    """Raises `ValueError`, `OSError` or `ImportError` for a missing package, optimizer or model."""
     settings = vars(training_args) | vars(model_args)
     needed = {f"{name}: true": package for name, package in PACKAGES.items() if settings.get(name)}
     if settings.get("segmenter", "rules") != "rules":
@@ -46,26 +46,26 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
     for setting, (module, package) in needed.items():
         if find_spec(module) is None:
             raise ImportError(f"`{setting}` needs {module}, which is not installed: pip install {package}.")
-    get_reporting_integration_callbacks(training_args.report_to)  # raises for names that it does not know
+    get_reporting_integration_callbacks(training_args.report_to)  # raises for unknown names
     available = (*get_available_reporting_integrations(), *UNKNOWN_TRACKERS)
     if missing := [name for name in training_args.report_to if name not in available]:
         raise ImportError(
             f"`report_to: {missing[0]}` needs a package that is not installed: pip install {missing[0]}, or set "
             "`report_to: none`."
         )
-    # transformers takes any name, and vLLM has its own.
+    # transformers accepts any name, and vLLM has its own.
     further = {} if settings.get("use_vllm") else settings.get("generation_kwargs") or {}
     if unknown := sorted(further.keys() - vars(GenerationConfig()).keys()):
         raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
     probe = [torch.nn.Parameter(torch.zeros(2, 2))]
-    if not has_one_learning_rate(training_args):  # or DeepSpeed has an optimizer of its own
+    if not has_one_learning_rate(training_args):  # otherwise DeepSpeed has its own optimizer
         try:
             optimizer_class, arguments = Trainer.get_optimizer_cls_and_kwargs(training_args)
             optimizer_class(probe, **arguments)
         except (ImportError, ValueError, TypeError) as error:
-            if "need to pass a" not in str(error):  # those that look at the model, too, are made with it
+            if "need to pass a" not in str(error):  # optimizers that need the model are created with it
                 optim = getattr(training_args.optim, "value", training_args.optim)
                 raise ValueError(f"`optim: {optim}` cannot be made with these settings: {error}") from error
     kind, kwargs = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs
@@ -97,7 +97,7 @@ def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConf
     get_quantization_config(model_args)
     get_peft_config(model_args)
     attention = (training_args.model_init_kwargs or {}).get("attn_implementation", model_args.attn_implementation)
-    # As TRL finds it; a class that is not transformers' own is known only by its code.
+    # Resolved as in TRL; a class outside transformers is known only from its code.
     model_class = getattr(transformers, (config.architectures or [""])[0], None)
     if attention is not None and model_class is not None:
         with loaded_whole(), torch.device("meta"):
@@ -116,9 +116,9 @@ def fit_lengths(
     reward_funcs: Sequence[Callable[..., Any]],
 ) -> Data:
     """
-    Raises `ValueError` for prompts which with the longest completion do not fit the context of the policy, or of an
-    endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. Of a stream,
-    nothing is looked at unless such rows are to be left out.
+    Raises `ValueError` for prompts that, with the longest completion, do not fit into the context of the policy, or of
+    an endogenous reward's frozen model; with `dataset_overlong="drop"`, returns the dataset without them. A stream is
+    only checked if such rows are to be dropped.
     """
     drop = script_args.dataset_overlong == "drop"
     for name, context, length in _readers(training_args, model_args, reward_funcs):
@@ -153,7 +153,7 @@ def fit_lengths(
 def _readers(
     training_args: GRPOConfig, model_args: ModelConfig, reward_funcs: Sequence[Callable[..., Any]]
 ) -> Iterator[tuple[str, float, Callable[[dict[str, Any]], int]]]:
-    """Who reads prompts and completions, how many tokens fit, and the tokens of a row's prompt."""
+    """Readers of prompts and completions: name, token limit, and a function for the prompt length of a row."""
 
     def template(name: str) -> Template:
         return Template(load_tokenizer(name, training_args.trust_remote_code), training_args.chat_template_kwargs)
@@ -166,7 +166,7 @@ def _readers(
     for reward in reward_funcs:
         if isinstance(reward, EndogenousReward) and reward.overlong_prompt == "error":
             frozen, context = reward.config._name_or_path, context_length(reward.config)
-            # Else the policy has said it.
+            # Otherwise the policy's check covers it.
             if context is not None and (frozen != policy or reward.criterion is not None):
                 length = partial(_prompt_length, template(frozen), reward.criterion, False)
                 yield f"the frozen model {frozen}", context, length
@@ -178,7 +178,7 @@ def _prompt_length(template: Template, all_criteria: Any, is_policy: bool, row: 
     if isinstance(prompt, str):
         return len(template.encode(prompt, special=True))
     text = template.apply(prompt, add_generation_prompt=True, has_criterion=criterion is not None)
-    # TRL gives it to the policy's template as it is (but a processor's gets parts for text).
+    # TRL passes it to the policy's template unchanged (but a processor gets parts for text).
     in_parts = any(isinstance(message.get("content"), list) for message in prompt)
     if is_policy and in_parts and not template.reads_as_given(prompt):
         raise ValueError(

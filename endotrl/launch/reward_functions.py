@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reward functions of a recipe, made and checked before any model is loaded."""
+"""Reward functions of a recipe, created and validated before any model is loaded."""
 
 import importlib
 import os
@@ -29,7 +29,7 @@ def make_reward_funcs(
     model_args: ModelConfig,
     dataset: Data,
 ) -> list[Callable[..., Any]]:
-    """The rewards that `reward` names and, last, the accuracy, with weight 0. No weights of models are loaded yet."""
+    """The rewards named by `reward` and, last, the accuracy, with weight 0. No model weights are loaded yet."""
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
     if len(weights) != len(reward_args.reward):
         raise ValueError(
@@ -69,7 +69,7 @@ def _make(
         return LengthReward()
     if name == "format":
         return FormatReward(reward_args.reward_pattern)
-    if os.getcwd() not in sys.path:  # as in TRL's own scripts
+    if os.getcwd() not in sys.path:  # like TRL's own scripts
         sys.path.insert(0, os.getcwd())
     module, _, attribute = name.rpartition(".")
     try:
@@ -83,7 +83,7 @@ def _make(
 
 
 def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> list[AccuracyReward]:
-    """The accuracy that the settings and columns say, or none."""
+    """The accuracy reward by settings and columns, or none."""
     columns = column_names(dataset)
     column = script_args.answer_column or next((name for name in ANSWER_COLUMNS if name in columns), None)
     if script_args.accuracy == "none" or (script_args.accuracy == "auto" and column is None):

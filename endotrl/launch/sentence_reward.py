@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sentence-level reward model on preferences, for `--reward sentence --reward_sentence_model` of GRPO and PPO."""
+"""Sentence-level reward model on preferences, for `--reward sentence --reward_sentence_model` of GRPO and PPO."""
 
 from functools import partial
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Monitor of a run that collapses, held-out questions asked while it trains, and diagnosis of its logs."""
+"""Collapse monitor, held-out evaluation during training, and diagnosis of training logs."""
 
 from typing import TYPE_CHECKING
 
@@ -16,5 +16,5 @@ if TYPE_CHECKING:
     from .monitor import CollapseMonitor
 
 
-# On first use: a log is diagnosed without the trainers, whose import takes seconds.
+# Lazy: diagnosing a log does not need the trainers, whose import takes seconds.
 __getattr__, __dir__ = attach(__name__, __all__)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Statistics of a batch of sampled completions that tell how a run is doing: pure functions, without models or trainers.
+Training statistics of a batch of sampled completions: pure functions, without models or trainers.
 
-`N` completions are in groups of `G`, one group a prompt, in contiguous rows.
+`N` completions are in groups of `G`, one group per prompt, in contiguous rows.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor
 
 def repetition(tokens: Sequence[Hashable], n: int = 4) -> float | None:
     """
-    Fraction, in $[0, 1)$, of a completion's n-grams (of tokens, or of words) that occurred in it before: 0 where
-    nothing is said twice, near 1 in a loop; `None` with fewer than two n-grams, in which nothing can recur.
+    Fraction, in $[0, 1)$, of a completion's n-grams (of tokens, or of words) that occurred in it before: 0 without
+    repetition, near 1 in a loop; `None` with fewer than two n-grams, of which none can recur.
     """
     total = len(tokens) - n + 1
     if total < 2:
@@ -28,15 +28,15 @@ MAX_VERDICTS = 32
 
 class ValuesSeen:
     """
-    Values that a reward has had. It is a verdict, as of a verifier, if different completions of a batch have had the
-    same value, and there have been no more than 32 values.
+    Distinct values of a reward. The reward is a verdict, such as a verifier's, if different completions of a batch
+    have had the same value, and there have been no more than 32 values.
     """
 
     def __init__(self, values: Sequence[float] = (), recurs: bool = False) -> None:
         self.values, self.recurs = list(values), recurs
 
     def add(self, completions: Sequence[Hashable], values: Sequence[float]) -> None:
-        """Adds a batch: of each completion what tells it from others (with its prompt), and its value, or NaN."""
+        """Adds a batch: an identifier of each completion (with its prompt), and its value, or NaN."""
         if len(self.values) <= MAX_VERDICTS:
             known = zip(completions, values, strict=True)
             found = {completion: float(f"{value:.6g}") for completion, value in known if math.isfinite(value)}
@@ -46,14 +46,14 @@ class ValuesSeen:
 
     @property
     def is_verdict(self) -> bool:
-        """Whether it is, as far as it is known now."""
+        """Whether the reward is a verdict, by the batches so far."""
         return self.recurs and len(self.values) <= MAX_VERDICTS
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """
-    Mean of grades of shape `(questions, answers)`, NaN left out, and its standard error: what questions differ by, and
-    one grade, so that it is not 0 where all are right. NaN without a grade; the error also with one question.
+    Mean of grades of shape `(questions, answers)`, NaN left out, and its standard error: from the spread of questions,
+    plus one grade, so that it is not 0 if all are right. NaN without a grade; the error also with one question.
     """
     rows = values.double().nanmean(dim=1)
     rows = rows[~rows.isnan()]
@@ -65,13 +65,13 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def distinct_completions(hashes: Tensor, num_generations: int) -> float:
-    """Mean number of different completions per group: `hashes`, of shape `(N,)`, are equal for equal ones."""
+    """Mean number of distinct completions per group, from their `hashes`, of shape `(N,)`."""
     groups = hashes.view(-1, num_generations).tolist()
     return sum(len(set(group)) for group in groups) / len(groups)
 
 
 class Correlation(NamedTuple):
-    """See [`group_correlation`]."""
+    """Result of [`group_correlation`]."""
 
     rho: float
     z: float
@@ -88,17 +88,18 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
     \text{slope} = \frac{\sum_i \tilde x_i \tilde y_i}{\sum_i \tilde x_i^2}
     $$
 
-    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations, exactly those of numbers shuffled inside
-    each group. What differs between prompts does not count, as in GRPO's advantage. With a reward $x$, $\rho$ says
-    what the policy is pushed towards: the mean of any $y$ changes in proportion to its covariance with the advantage.
+    with $S_g = \sum_{i \in g} \tilde x_i^2$. $z$ is in standard deviations, which are exact for numbers shuffled
+    within each group. Differences between prompts do not count, as in GRPO's advantage. With a reward $x$, $\rho$
+    shows the direction of the policy gradient: the mean of any $y$ changes in proportion to its covariance with the
+    advantage.
 
-    `values` and `others`, of shape `(N,)`, are $x$ and $y$; groups in which one is NaN are left out. `None` if one of
-    the numbers is the same within every group.
+    `values` and `others`, of shape `(N,)`, are $x$ and $y$; groups with a NaN are left out. `None` if one of the
+    numbers is constant within every group.
     """
     if num_generations < 2:
         return None
     x, y = (t.double().view(-1, num_generations) for t in (values, others))
-    # Numbers that are equal but for rounding have no correlation.
+    # Numbers that are equal up to rounding have no correlation.
     rounding_x, rounding_y = ((t.abs().nan_to_num().max().item() * 1e-6) ** 2 for t in (x, y))
     defined = ~(x + y).isnan().any(dim=1)
     x, y = (t[defined] - t[defined].mean(dim=1, keepdim=True) for t in (x, y))
@@ -113,7 +114,7 @@ def group_correlation(values: Tensor, others: Tensor, num_generations: int) -> C
 
 def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tuple[float, float] | None:
     r"""
-    How much the mean of a number has changed since an earlier policy $\pi_0$, from completions of the present one
+    Change of the mean of a number since an earlier policy $\pi_0$, estimated from completions of the current policy
     $\pi_t$ alone: with the importance weights $w_i = \pi_0(y_i) / \pi_t(y_i)$,
 
     $$
@@ -121,14 +122,14 @@ def change_since(values: Tensor, log_ratios: Tensor, num_generations: int) -> tu
     \mathbb{E}_{\pi_0}[a]
     $$
 
-    with the mean $b_i$ of the *other* completions of the group, which takes nothing but noise. While the policies are
-    close, that is far more precise than the difference of two means of $a$: its variance is about
+    with the mean $b_i$ of the *other* completions of the group, a baseline that only reduces variance. While the
+    policies are close, this is far more precise than the difference of two means of $a$: its variance is about
     $\sigma_a^2 \chi^2(\pi_0, \pi_t) / N$, instead of $2 \sigma_a^2 / N$.
 
-    `values` are the $a_i$, of shape `(N,)` (groups in which one is NaN are left out), and `log_ratios`
+    `values` are the $a_i$, of shape `(N,)` (groups with a NaN are left out), and `log_ratios`
     $\log \pi_0(y_i) - \log \pi_t(y_i)$, in nats per completion.
 
-    Returns $\Delta$ and its standard error over groups; `None` where the policies are too far apart (an effective
+    Returns $\Delta$ and its standard error over groups; `None` if the policies are too far apart (an effective
     sample size $(\sum w)^2 / \sum w^2$ below half of `N`, or a mean weight off 1 by a quarter), or with one group.
     """
     if num_generations < 2:

@@ -1,30 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When the collapse monitor speaks, and where each number comes from."""
+"""Alarm thresholds of the collapse monitor, with the origin of each number."""
 
 from dataclasses import dataclass
 
 
-# Logged steps before anything is judged; the noise of a step is known from 7 differences to about 30%.
+# Logged steps before anything is judged; 7 differences give the noise of a step to within about 30%.
 WARMUP = 8
 # The same for a change since the first policy, which needs no level: healthy runs at a learning rate of 3e-4 lost 7 to
-# 12 points in Adam's first update, and had most of them back by the fourth.
+# 12 points in Adam's first update, and had recovered most of them by the fourth.
 CHANGE_WARMUP = 6
-# The same while the trained reward has not been higher where the held-out one is: what falls then does not come back.
+# The same while the trained reward is not higher where the held-out one is: a fall does then not recover.
 EARLY_WARMUP = 3
-# CUSUM with allowance 0.75, in standard deviations (Page 1954), at which a drift is a symptom: by Siegmund's
+# CUSUM with allowance 0.75, in standard deviations (Page 1954), at which a drift counts as a symptom: by Siegmund's
 # approximation, noise reaches it once in 800,000 steps.
 DRIFT_EVIDENCE = 8.0
-# Standard errors at which a held-out reward and the first policy's log-probability of what is written, which rises in
-# healthy runs, raise the alarm together. Chosen on the runs of seeds 0 to 2. Simulated: where nothing moves at all,
+# Standard errors at which a held-out reward and the first policy's log-probability of the completions, which rises in
+# healthy runs, raise the alarm together. Chosen on the runs of seeds 0 to 2. Simulated: if nothing changes at all,
 # noise does so in 3 of 150 runs of 300 steps (in 2 of them, `evidence` alone); in 3 of 800 resampled healthy runs (7).
 BOTH_EVIDENCE = 3.0
-# Standard errors of a fall of `HeldOut` questions, in two askings in a row, which share questions and first answers;
-# and of many evaluations, by their noise.
+# Standard errors of a fall on `HeldOut` questions, in two consecutive evaluations, which share questions and first
+# answers; and of many evaluations, by their noise.
 ASKED_EVIDENCE = 3.0
-# What is no collapse by itself: a rise of the fractions that are cut off and of 4-grams that are repeated (ordinary
-# prose has less than 0.05; https://huggingface.co/papers/2603.08660), a fall of the frozen model's log-probability per
-# token, entropy next to its first level (0.14 and more in healthy runs) with so many different completions a group,
-# and the correlation of reward and length within groups.
+# Symptoms that are not a collapse by themselves: a rise of the fractions of truncated completions and of repeated
+# 4-grams (below 0.05 in ordinary prose; https://huggingface.co/papers/2603.08660), a fall of the frozen model's
+# log-probability per token, entropy relative to its first level (0.14 and more in healthy runs) with so many distinct
+# completions per group, and the correlation of reward and length within groups.
 CLIPPED_RISE, REPETITION_RISE, LOG_PROB_FALL = 0.5, 0.3, 0.5
 ENTROPY_RATIO, DISTINCT_COMPLETIONS, LENGTH_CORRELATION = 0.02, 1.1, 0.9
 
@@ -36,33 +36,33 @@ class CollapseThresholds:
 
     Args:
         held_out_fall (`float`, *optional*, defaults to `0.02`):
-            Least fall of a held-out reward below its best level. Ours: less than half of the five points before which
-            a collapse should be caught.
+            Minimum fall of a held-out reward below its best level. Ours: less than half of the five points before
+            which a collapse should be detected.
         evidence (`float`, *optional*, defaults to `5.0`):
             Evidence, in standard errors, at which a falling held-out reward alone raises the alarm. Simulated: it was
-            reached in 1 of 240 runs of 1,000 healthy steps, for many comparisons are made.
+            reached in 1 of 240 runs of 1,000 healthy steps, as many comparisons are made.
         evidence_with_symptom (`float`, *optional*, defaults to `4.0`):
-            The same while the trained reward prefers lower held-out rewards, or there is a symptom that decides
-            without one. Simulated: noise alone reaches it in up to two thirds of runs of 1,000 steps, in which there
-            was no symptom.
+            The same while the trained reward prefers lower held-out rewards, or there is a symptom that is decisive
+            without a held-out reward. Simulated: noise alone reaches it in up to two thirds of runs of 1,000 steps,
+            which had no symptom.
         evaluation_fall (`float`, *optional*, defaults to `0.05`):
-            Fall of a held-out reward on the evaluation set, in two evaluations in a row. Ours: five points; of 400
-            answers or more, that is two standard errors.
+            Fall of a held-out reward on the evaluation set, in two consecutive evaluations. Ours: five points; with
+            400 answers or more, that is two standard errors.
         first_log_prob_fall (`float`, *optional*, defaults to `0.02`):
-            Least fall of the first policy's log-probability of what the policy writes, next to its own answers, nats
-            per token, that raises the alarm without a held-out reward. Measured: it falls about as much as the
+            Minimum fall of the first policy's log-probability of the policy's completions, relative to its own, in
+            nats per token, that raises the alarm without a held-out reward. Measured: it falls about as much as the
             accuracy, and rises in healthy runs.
         log_prob_drift (`float`, *optional*, defaults to `0.05`):
-            The same for the mean over a batch, nats per token, if it sinks by more than noise explains. Measured: it
-            rises in healthy runs on rewards of a frozen model.
+            The same for the mean over a batch, in nats per token, if it falls by more than noise explains. Measured:
+            it rises in healthy runs on rewards of a frozen model.
         length_ratio (`float`, *optional*, defaults to `0.33`):
-            Mean length, relative to its first level, below which answers have collapsed: what probability rewards end
-            in (https://huggingface.co/papers/2603.08660). Ours; verbose models that learn to be brief halve it.
+            Mean length, relative to its first level, below which answers have collapsed: the outcome of probability
+            rewards (https://huggingface.co/papers/2603.08660). Ours; verbose models that learn to be brief halve it.
         kl (`float`, *optional*, defaults to `1.0`):
-            KL to the reference, nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported
+            KL to the reference, in nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported
             for a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23).
         patience (`int`, *optional*, defaults to `3`):
-            Logged steps in a row for which a symptom must last to raise the alarm. Ours.
+            Consecutive logged steps that a symptom must last to raise the alarm. Ours.
 
     Raises:
         `ValueError`: If a number is not positive.

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Judges a run from what it logged: a fold over the entries of `trainer.state.log_history`, without a trainer.
+Collapse detection from logs: a fold over the entries of `trainer.state.log_history`, without a trainer.
 
-With a held-out reward, the verdict is how much evidence there is that it falls ([`HeldOutSeries`]), and symptoms
-only say how much is enough. The same is asked of its change since the first policy ([`change_since`]), whose level at
-first is known: 0; and of that change next to what the rise of the trained reward should have brought.
+With a held-out reward, the verdict is the evidence that it falls ([`HeldOutSeries`]), and symptoms only set how much
+is enough. The same applies to its change since the first policy ([`change_since`]), whose initial level is known: 0;
+and to that change compared with what the rise of the trained reward should have brought.
 
-Without one, the first policy's own log-probability of what is written takes its place. A reward of a frozen model
+Without one, the first policy's own log-probability of the completions is used instead. A reward of a frozen model
 sharpens: for $\pi_k \propto \hat\pi^{1+k}$, $\mathrm{d}\, \mathbb{E}_k[\log \hat\pi] / \mathrm{d}k =
-\mathrm{Var}_k(\log \hat\pi) \geq 0$. A policy whose answers the first one finds less and less probable goes
-elsewhere. What this cannot show is a policy that is sure of what is wrong and becomes surer: it does as forecast.
+\mathrm{Var}_k(\log \hat\pi) \geq 0$. A policy whose answers become less and less probable under the first one moves
+elsewhere. This cannot show a policy that is confidently wrong and becomes more so: it behaves as forecast.
 """
 
 import math
@@ -22,7 +22,7 @@ from .collapse_thresholds import CollapseThresholds
 from .series import FEWEST, WINDOW, HeldOutSeries, Noise, Series, cusum
 
 
-# What trainers call the same thing: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
+# Names of the same metric in trainers: GRPO, RLOO, DenseGRPO and PPO; OnlineDPO.
 REWARD_KEYS = ("reward", "objective/scores")
 ENTROPY_KEYS = ("entropy", "objective/entropy")
 KL_KEY = "kl"  # per token; the `objective/kl` of OnlineDPO is per completion
@@ -31,31 +31,31 @@ CHANGE = "collapse/change/"
 AGREEMENT_EVIDENCE = "collapse/agreement_z/"
 SLOPE = "collapse/slope/"
 REWARD_CHANGE = "collapse/reward_change"
-# Of the first policy's log-probability, nats per token: the mean, and its change since training began.
+# Of the first policy's log-probability, in nats per token: the mean, and its change since training began.
 FIRST_LOG_PROB = "collapse/first_log_prob"
 FIRST_LOG_PROB_CHANGE = "collapse/first_log_prob_change"
 ASKED_CHANGE = "collapse/asked_change/"
 OF_HELD_OUT = (HELD_OUT, CHANGE, ASKED_CHANGE, AGREEMENT_EVIDENCE, SLOPE)
 
-# Pooled standard deviations from which on the trained reward is taken to push the held-out one up.
+# Pooled standard deviations from which on the trained reward is considered to raise the held-out one.
 AGREES = 2.0
-# The part that a held-out reward must have of the change that the trained one's should bring.
+# Minimum fraction of the change that the trained reward should bring about in a held-out one.
 HALF = 0.5
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one entry of the log says."""
+    """Verdict after one log entry."""
 
-    alarm: str | None  # why the run is taken for a collapse, as a sentence
-    symptoms: list[str] = field(default_factory=list)  # what differs from a healthy run, alarm or not
-    evidence: float = 0.0  # that held-out rewards fall, the greatest of them; 0 without one
-    level: float | None = None  # running mean of the held-out rewards (their sum, of several), if there are any
+    alarm: str | None  # reason for which the run counts as collapsed, as a sentence
+    symptoms: list[str] = field(default_factory=list)  # deviations from a healthy run, with or without an alarm
+    evidence: float = 0.0  # that held-out rewards fall, the maximum over them; 0 without one
+    level: float | None = None  # running mean of the held-out rewards (of their sum, if several), if there are any
 
 
 class Detector:
     """
-    Reads log entries in order and says after each whether the run collapses. `held_out` are names of reward
+    Reads log entries in order and judges after each whether the run collapses. `held_out` are names of reward
     functions whose logged means are held-out rewards, if the log has no `collapse/held_out/<name>`.
 
     Example:
@@ -78,16 +78,16 @@ class Detector:
         self._rewards: dict[str, _HeldOutReward] = {}
         self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, start=0.0)  # its change
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
-        self._gross: defaultdict[str, int] = defaultdict(int)  # entries in a row that show it
+        self._gross: defaultdict[str, int] = defaultdict(int)  # consecutive entries that show it
         self.last = self._on_step = Verdict(None)
         self._on_evaluation: str | None = None  # the alarm
 
     def update(self, entry: Mapping[str, float]) -> Verdict:
-        """Reads one entry; those that are neither of a training step nor of an evaluation are passed over."""
+        """Reads one entry; those of neither a training step nor an evaluation are skipped."""
         entry = {key: value for key, value in entry.items() if isinstance(value, int | float) and math.isfinite(value)}
         if any(key.startswith("eval_") for key in entry):
             self._on_evaluation = self._evaluation(entry)
-        # PPO logs the reward when it generates, and questions may be asked in between.
+        # PPO logs the reward on generation, and held-out questions may be evaluated in between.
         elif any(key in REWARD_KEYS or key.startswith(HELD_OUT) for key in entry):
             self._on_step = self._step(entry)
         alarms = [alarm for alarm in (self._on_step.alarm, self._on_evaluation) if alarm]
@@ -103,7 +103,7 @@ class Detector:
             values = self._rewards.setdefault(name, _HeldOutReward()).evaluations
             values.append(entry[key])
             fall = max(values) - max(values[-2:])
-            noise = Noise(values[:-2]) if len(values) > FEWEST + 2 else None  # of fewer it is not known
+            noise = Noise(values[:-2]) if len(values) > FEWEST + 2 else None  # unknown with fewer
             beyond_noise = noise is None or noise.evidence(fall, 1, 2) > limits.ASKED_EVIDENCE
             if fall > self.thresholds.evaluation_fall and beyond_noise:
                 reasons.append(
@@ -125,7 +125,7 @@ class Detector:
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
             "repetition": entry.get("collapse/repetition"),
-            # Of what is written, per token, by the frozen model of a reward or else the first policy.
+            # Per token, of the completions, by the frozen model of a reward or else the first policy.
             "log_prob": next(
                 (v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB)
             ),
@@ -136,7 +136,7 @@ class Detector:
         for name, value in now.items():
             self._levels[name].add(value)
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
-        # What is no collapse by itself, but makes one likelier
+        # Not a collapse by itself, but makes one likelier
         symptoms = [
             f"within groups, the trained reward is higher where `{name}` is lower"
             for name, reward in self._rewards.items()
@@ -159,7 +159,7 @@ class Detector:
             symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
         length = self._levels["length"]
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
-            # That corroborates nothing: healthy runs become brief, or think longer.
+            # No corroboration: healthy runs become brief, or think longer.
             symptoms.append(f"the length drifts {length.moved}")
         reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
@@ -176,7 +176,7 @@ class Detector:
         )
 
     def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-        """What is taken for a collapse without a held-out reward, once it lasts."""
+        """Symptoms that count as a collapse without a held-out reward, if they last."""
         levels = {name: self._levels[name] for name in now if self._levels[name].ready}
         change = {name: now[name] - level.first for name, level in levels.items()}
         ratio = {name: now[name] / level.first for name, level in levels.items() if level.first}
@@ -210,27 +210,28 @@ class Detector:
 
 @dataclass
 class _HeldOutReward:
-    """What is known of one held-out reward."""
+    """Statistics of one held-out reward."""
 
     levels: HeldOutSeries | None = None
     # Since the first policy
     changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
     changes_age: int = WINDOW  # entries since the last one
-    # Of it, below half of $b \Delta r$: what its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups
-    # and the rise of the trained reward since the first policy should have brought. (Half: $b$ changes on the way.)
+    # Its shortfall from half of $b \Delta r$: the change expected from its slope $b = \mathrm{Cov}(r, a) /
+    # \mathrm{Var}(r)$ within groups and the rise of the trained reward since the first policy. (Half: $b$ changes
+    # during training.)
     shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
-    asked: list[tuple[float, float]] = field(default_factory=list)  # changes question by question, and their errors
+    asked: list[tuple[float, float]] = field(default_factory=list)  # changes per question, with their errors
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations
     agreements: int = 0
     disagreement: float = 0.0  # CUSUM
     slope: float = 0.0  # on the trained reward, sum over entries
     slopes: int = 0
-    rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, and its standard error
+    rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, with its standard error
 
     @property
     def is_comparable(self) -> bool:
-        """Whether it could be compared with the first policy in the last entries."""
+        """Whether the last entries could be compared with the first policy."""
         return self.changes_age < WINDOW
 
     @property
@@ -238,11 +239,11 @@ class _HeldOutReward:
         return self.agreement / math.sqrt(max(self.agreements, 1))
 
     def read(self, name: str, entry: Mapping[str, float]) -> None:
-        """Takes note of what an entry says of it."""
+        """Updates the statistics from a log entry."""
         level, change, asked = HELD_OUT + name, CHANGE + name, ASKED_CHANGE + name
         if level in entry:
             if self.levels is None:
-                # Questions that are asked every few steps have seen as many by their third time.
+                # Questions that are evaluated every few steps have seen as many by their third time.
                 self.levels = HeldOutSeries(limits.EARLY_WARMUP if asked in entry else limits.WARMUP)
             self.levels.add(*_measured(entry, level))
         if asked in entry:
@@ -263,7 +264,7 @@ class _HeldOutReward:
                 self.shortfalls.add(value - half * rise, math.hypot(error, half * rise_error, half * rise / evidence))
 
     def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
-        """How it has fallen, or has not risen as far as it should have."""
+        """Yields descriptions of its falls, or of rises that fell short."""
         least = thresholds.held_out_fall
         if self.levels and (fall := self.levels.fell(limit, least)):
             yield (
@@ -278,7 +279,7 @@ class _HeldOutReward:
             )
         if not self.is_comparable:
             return
-        # Adam's first updates are erratic, and what they lose comes back where the reward pushes it up.
+        # Adam's first updates are erratic, and their losses are recovered if the reward pushes upwards.
         may_come_back = not self.agreements or self.agreement_z > AGREES
         is_early = may_come_back and self.changes.count < limits.CHANGE_WARMUP
         if (fall := self.changes.fell(limit, least)) and not is_early:
@@ -296,7 +297,7 @@ class _HeldOutReward:
 
 
 def error_key(key: str) -> str:
-    """Of a number in the log, the key of its standard error."""
+    """Log key of the standard error of a logged number."""
     kind, slash, name = (
         key.removesuffix("_change" if key == FIRST_LOG_PROB_CHANGE else "").partition("/")[2].partition("/")
     )
@@ -304,5 +305,5 @@ def error_key(key: str) -> str:
 
 
 def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float]:
-    """A number and its standard error, infinite where there is none."""
+    """A number and its standard error, infinite if there is none."""
     return entry[key], entry.get(error_key(key), math.inf)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy as training found it, to compare the present one with."""
+"""The policy at the start of training, as a reference for the current one."""
 
 import copy
 from contextlib import AbstractContextManager, nullcontext
@@ -13,14 +13,14 @@ from trl.trainer.utils import use_adapter
 from ..scoring.reference_pass import loss_mask, token_log_probs
 
 
-# Weights of up to this many bytes are copied without being asked to.
+# Weights of up to this many bytes are copied by default.
 SMALL = 2**30
 
 
 class FirstPolicy:
     """
-    What the policy was when training began: the base under a PEFT adapter, or the adapter `ref` that TRL keeps of a
-    trained one; the trainer's reference model (`beta` above 0); or, if these are moved (`sync_ref_model`), a copy of
+    The policy at the start of training: the base model under a PEFT adapter, or the adapter `ref` that TRL keeps of a
+    trained one; the trainer's reference model (`beta` above 0); or, if these are updated (`sync_ref_model`), a copy of
     the weights.
     """
 
@@ -41,8 +41,8 @@ class FirstPolicy:
 
     def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
         r"""
-        $\log \pi_0(y)$ and $\log \pi_t(y)$ of the completions of a batch, in nats per completion, and how many tokens
-        they have, each of shape `(B,)`; `None` if the first policy is not there.
+        $\log \pi_0(y)$ and $\log \pi_t(y)$ of the completions of a batch, in nats per completion, and their numbers of
+        tokens, each of shape `(B,)`; `None` if the first policy is not available.
         """
         if not (self._adapter or self._reference or self._model is not None):
             return None
@@ -50,7 +50,7 @@ class FirstPolicy:
         first = output.get("ref_per_token_logps") if self._reference else None
         if first is None:
             first = self._token_log_probs(output, self._trainer.model if self._model is None else self._model, True)
-        present = output.get("old_logps")  # of RLOO, of completions
+        present = output.get("old_logps")  # of RLOO, per completion
         if present is None:
             tokens = output.get("old_per_token_logps")
             if tokens is None:
@@ -65,7 +65,7 @@ class FirstPolicy:
             policy = trainer.accelerator.unwrap_model(trainer.model)
             adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
         training = model.training
-        model.eval()  # no dropout: it would draw random numbers, and the run is not to change
+        model.eval()  # no dropout: it would draw random numbers, and the run must not change
         with adapter:
             log_probs = token_log_probs(trainer, model, output, trainer.args.per_device_train_batch_size)
         model.train(training)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out questions, asked between the steps of a run and graded: what the monitor judges a run by."""
+"""Held-out questions, answered and graded between training steps: the monitor's measure of a run."""
 
 import hashlib
 import logging
@@ -20,33 +20,33 @@ from .detector import ASKED_CHANGE, HELD_OUT, error_key
 
 logger = logging.getLogger(__name__)
 
-# Where the trainer's state, which is in every checkpoint, has the grades of the first asking.
+# Key for the grades of the first evaluation in the trainer's state, which every checkpoint contains.
 MEMORY = "held_out/"
 
 
 class HeldOut(TrainerCallback):
     r"""
-    Asks held-out questions every few steps and logs how well they are answered, with its standard error. For
-    [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`], [`DenseGRPOTrainer`] and [`PPOTrainer`], whose own way to generate is
-    used: template, sampling settings, vLLM, several processes.
+    Evaluates the policy on held-out questions every few steps and logs the mean grade with its standard error. For
+    [`~trl.GRPOTrainer`], [`~trl.RLOOTrainer`], [`DenseGRPOTrainer`] and [`PPOTrainer`], whose own generation is used:
+    template, sampling settings, vLLM, several processes.
 
-    Logged are the mean grade, `collapse/held_out/<name>`, and its change since before training,
-    `collapse/asked_change/<name>`, question by question: $\frac1n \sum_q (a_q - b_q)$, which tells more than the
-    difference of two means. Both have standard errors over questions, and [`CollapseMonitor`] reads them. The random
-    numbers are the same each time, and nothing else changes in the run, to the bit (not tried with vLLM).
+    Logs the mean grade, `collapse/held_out/<name>`, and its change since before training,
+    `collapse/asked_change/<name>`, paired by question: $\frac1n \sum_q (a_q - b_q)$, which is more informative than
+    the difference of two means. Both have standard errors over questions, and [`CollapseMonitor`] reads them. The
+    random numbers are the same each time, and nothing else changes in the run, to the bit (not tested with vLLM).
 
     Args:
         questions ([`~datasets.Dataset`] or `list[dict]`):
-            Rows with a `prompt`, as in the dataset that is trained on, and the columns that the grader takes. None of
-            them may be trained on. 50 to 200 are enough to see a collapse: of 100, a mean of 0.7 has an error of 0.05.
+            Rows with a `prompt`, as in the training dataset, and the columns that the grader needs. None of them may
+            be trained on. 50 to 200 are enough to detect a collapse: with 100, a mean of 0.7 has an error of 0.05.
         grader (`Callable`):
-            A reward function of TRL, such as [`AccuracyReward`]; grades should be in $[0, 1]$. `None` leaves a
+            Reward function of TRL, such as [`AccuracyReward`]; grades should be in $[0, 1]$. `None` leaves a
             completion out.
         every (`int`, *optional*, defaults to `10`):
-            Steps from one asking to the next. They are also asked before the first step.
+            Steps between two evaluations. There is also one before the first step.
         num_samples (`int`, *optional*):
             Answers per question. Defaults to 1, or with vLLM to the trainer's `num_generations_eval`, of which it must
-            be a multiple there.
+            be a multiple in that case.
         name (`str`, *optional*, defaults to `"questions"`):
             Name in the log.
         seed (`int`, *optional*, defaults to `0`):
@@ -93,20 +93,20 @@ class HeldOut(TrainerCallback):
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.name, self.seed = num_samples, name, seed
         self.history: dict[int, float] = {}
-        # Grades of other questions are not compared with.
+        # Grades of other questions are not comparable.
         known = lasting_repr(rows).encode()
         self._memory = f"{MEMORY}{name}/{hashlib.sha256(known).hexdigest()[:16]}"
         self._trainer: Any = None
-        self._first: Tensor | None = None  # grades of the first asking, per question
+        self._first: Tensor | None = None  # grades of the first evaluation, per question
 
     def attach(self, trainer: Any) -> "HeldOut":
         """
-        Adds the questions to a trainer, and returns this callback.
+        Attaches the questions to a trainer, and returns this callback.
 
         Raises:
-            `TypeError`: If it is another kind of trainer.
+            `TypeError`: If the trainer is of another kind.
             `ValueError`: If a reward function has the same name, the trainer's questions have environments, or
-                `num_samples` does not go with vLLM.
+                `num_samples` is incompatible with vLLM.
         """
         if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
             raise TypeError(
@@ -136,7 +136,7 @@ class HeldOut(TrainerCallback):
         return self
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        """Asks before the first step; a run that goes on remembers what was answered then."""
+        """Evaluates before the first step; a resumed run restores those grades."""
         if self._trainer is None:
             raise ValueError("Held-out questions must be attached: `HeldOut(...).attach(trainer)`.")
         remembered = state.stateful_callbacks.get(self._memory)
@@ -146,7 +146,7 @@ class HeldOut(TrainerCallback):
             self._ask(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        """Asks, if it is time."""
+        """Evaluates if it is due."""
         if state.global_step % self.every == 0:
             self._ask(state)
 
@@ -158,7 +158,7 @@ class HeldOut(TrainerCallback):
             state.stateful_callbacks[self._memory] = [None if math.isnan(a) else a for a in answers.tolist()]
         for key, values in ((HELD_OUT, grades), (ASKED_CHANGE, (answers - self._first)[:, None])):
             mean, error = mean_and_error(values)
-            # With the next log entry; of several askings until then, the last one.
+            # With the next log entry; of several evaluations before it, the last one.
             self._trainer._metrics["train"] |= {key + self.name: [mean], error_key(key + self.name): [error]}
             if key == HELD_OUT:
                 self.history[state.global_step] = mean
@@ -168,7 +168,7 @@ class HeldOut(TrainerCallback):
         trainer, samples = self._trainer, self.num_samples or 1
         accelerator = trainer.accelerator
         each = math.ceil(len(self.questions) / accelerator.num_processes)
-        # Every process asks as many, and the last ones some again: generation may need all processes.
+        # All processes evaluate equally many, some of them twice: generation may need all processes.
         mine = [(accelerator.process_index + i * accelerator.num_processes) % len(self.questions) for i in range(each)]
         rows = [self.questions[i] for i in mine for _ in range(samples)]
         size = trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
@@ -192,7 +192,7 @@ class HeldOut(TrainerCallback):
     def _answer(self, rows: Sequence[dict[str, Any]]) -> list[float]:
         prompts = [row["prompt"] for row in rows]
         output = self._trainer._generate(prompts)
-        # GRPO has the mask of its tools between ids and completions.
+        # GRPO returns the mask of its tools between ids and completions.
         completion_ids, completions = output[1], output[3 if isinstance(self._trainer, GRPOTrainer) else 2]
         columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
         with torch.no_grad():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The collapse monitor, a callback."""
+"""Collapse monitor callback."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .observer import BatchObserver
 
 logger = logging.getLogger(__name__)
 
-# Where the trainer's state, which is in every checkpoint, has what the monitor saw since the last log.
+# Key for statistics since the last log in the trainer's state, which every checkpoint contains.
 MEMORY = "collapse_monitor"
 Action = Literal["warn", "stop", "restore"]
 _THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops, and goes back to the best checkpoint."}
@@ -29,26 +29,28 @@ _THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops, an
 
 class CollapseMonitor(TrainerCallback):
     r"""
-    Sees a run collapse, says so, and stops it if you like. For any trainer of TRL and any reward.
+    Detects the collapse of a run, reports it, and optionally stops the run. For any TRL trainer and any reward.
 
     Intrinsic rewards rise whatever happens to the answers, first with their quality and then without it
-    (https://huggingface.co/papers/2603.08660). The alarm is that a **held-out reward** falls beyond its noise: one of
-    weight 0, such as an accuracy. Without one, the first policy's log-probability decides, and symptoms (length,
-    repetition, entropy, diversity within groups, KL, correlation of the reward with length): see `docs/collapse.md`.
+    (https://huggingface.co/papers/2603.08660). The alarm is raised when a **held-out reward** falls beyond its noise:
+    one of weight 0, such as an accuracy. Without one, the first policy's log-probability decides, and symptoms
+    (length, repetition, entropy, diversity within groups, KL, correlation of the reward with length): see
+    `docs/collapse.md`.
 
     Args:
         action (`str`, *optional*, defaults to `"warn"`):
-            What to do on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, as
-            `load_best_model_at_end` does: that with the highest held-out reward, or else the last without a symptom.
+            Action on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, as with
+            `load_best_model_at_end`: that with the highest held-out reward, or else the last one without a symptom.
         held_out (`list[str]`, *optional*):
-            Names of the reward functions that are held out. By default all of weight 0 whose values are in $[0, 1]$;
-            needed only where the monitor is not attached.
+            Names of the held-out reward functions. By default all of weight 0 with values in $[0, 1]$; only needed if
+            the monitor is not attached.
         thresholds ([`CollapseThresholds`], *optional*):
-            When to speak.
+            Alarm thresholds.
         copy_weights (`bool`, *optional*):
-            Whether to keep a copy of the first weights, with which the present policy is compared completion by
-            completion: that sees a fall several times sooner, or at all without a held-out reward. By default those of
-            up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy is needed.
+            Whether to keep a copy of the initial weights, with which the current policy is compared completion by
+            completion: a fall is detected several times earlier, or at all without a held-out reward. By default
+            weights of up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy is
+            needed.
 
     Raises:
         `ValueError`: If `action` is unknown.
@@ -83,12 +85,13 @@ class CollapseMonitor(TrainerCallback):
 
     def attach(self, trainer: Any) -> "CollapseMonitor":
         """
-        Adds the monitor to a trainer of TRL, and returns it. It then sees completions and rewards, which the log does
-        not hold, in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and `OnlineDPOTrainer`; of others,
-        or passed as `callbacks=[monitor]`, it reads the log only, and then what it finds does not reach W&B.
+        Attaches the monitor to a TRL trainer, and returns it. It then observes completions and rewards, which the log
+        does not contain, in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and `OnlineDPOTrainer`;
+        with others, or if passed as `callbacks=[monitor]`, it reads the log only, and then its results do not reach
+        W&B.
 
         Raises:
-            `ValueError`: If it is attached already, or `held_out` names what is not held out in this trainer.
+            `ValueError`: If it is attached already, or `held_out` names a reward that is not held out in this trainer.
         """
         if self._observer is not None:
             raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
@@ -98,7 +101,7 @@ class CollapseMonitor(TrainerCallback):
         return self
 
     def check(self, args: TrainingArguments) -> None:
-        """Raises `ValueError` if the action is impossible under these settings, as when training begins."""
+        """Raises `ValueError` if the action is impossible with these settings; also called when training begins."""
         if self.action != "restore":
             return
         if args.load_best_model_at_end:
@@ -113,7 +116,7 @@ class CollapseMonitor(TrainerCallback):
             )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        """Reads the log of a run that goes on, so that an interruption changes no verdict."""
+        """Reads the log of a resumed run, so that an interruption changes no verdict."""
         self.check(args)
         self._detector = Detector(self.thresholds, self.held_out or [])
         self.alarms = []
@@ -142,20 +145,20 @@ class CollapseMonitor(TrainerCallback):
             figures["collapse/alarm"] = float(verdict.alarm is not None)
             logs.update(figures)
             state.log_history[-1].update(figures)
-        # Processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it for
-        # ever.
+        # All processes log the same numbers; but if one ever differed, and stopped alone, the others would wait for it
+        # forever.
         (decided,) = broadcast_object_list([alarm])
         if decided and self.action != "warn":
             control.should_training_stop = True
             if self.action == "restore":
-                # The trainer loads it when it ends, with DeepSpeed, FSDP and adapters as well.
+                # Loaded by the trainer at its end, with DeepSpeed, FSDP and adapters as well.
                 args.load_best_model_at_end = state.best_model_checkpoint is not None
                 kept = "There is no checkpoint from before the collapse to go back to: the model stays as it is."
                 path = state.best_model_checkpoint
                 logger.warning("%s", kept if path is None else f"Going back to {path}.")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        """Remembers the best checkpoint where transformers does: there, `save_total_limit` does not delete it."""
+        """Records the best checkpoint as transformers does, so that `save_total_limit` does not delete it."""
         path = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         verdict, level = self._detector.last, self._detector.last.level
         if self.action != "restore" or verdict.alarm is not None or not path.is_dir():
@@ -165,7 +168,7 @@ class CollapseMonitor(TrainerCallback):
             state.best_metric = level
 
     def _judge(self, entry: dict[str, float], step: int) -> bool:
-        """Whether this entry raises the alarm. It is raised once: again only after it has been quiet."""
+        """Whether this entry raises the alarm. It is raised once, and again only after a quiet period."""
         before, alarm = self._detector.last.alarm, self._detector.update(entry).alarm
         if alarm is None or before is not None:
             return False

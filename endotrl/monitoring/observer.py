@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks at the completions and rewards of every batch that a trainer scores, and changes none of them."""
+"""Observer of the completions and rewards of every batch that a trainer scores, without changing them."""
 
 import hashlib
 import math
@@ -24,19 +24,19 @@ from .batch_statistics import (
 from .first_policy import FirstPolicy
 
 
-# Groups from which on their differences tell the error of their mean.
+# Minimum number of groups for the standard error of their mean.
 MIN_GROUPS = 8
-# Batches in a row in which the policy is too far from the first one to be compared with it, after which it is no
-# longer tried.
+# Consecutive batches in which the policy is too far from the first one for a comparison, after which it is no longer
+# attempted.
 FAR = 10
-# The policy's own log-probabilities where the trainer keeps them, else the reference's.
+# The policy's own log-probabilities if the trainer keeps them, else the reference's.
 LOG_PROB_KEYS = ("old_logps", "old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps")
 
 
 class BatchObserver:
     """
-    Statistics of what a trainer scores, by its private methods: TRL has no public place that shows completions *and*
-    all their rewards. Of another kind of trainer, nothing is observed.
+    Statistics of the batches that a trainer scores, through its private methods: TRL has no public hook with
+    completions *and* all their rewards. With another kind of trainer, nothing is observed.
     """
 
     def __init__(self, trainer: Any, held_out: Sequence[str] | None = None, copy_weights: bool | None = None) -> None:
@@ -46,7 +46,7 @@ class BatchObserver:
             self._held_out = self._find_held_out(held_out)
             self._explicit = held_out is not None
             self._first: FirstPolicy | None = FirstPolicy(trainer, copy_weights)
-            self._far = 0  # batches in a row
+            self._far = 0  # consecutive batches
             self._observe_groups()
         elif is_online_dpo(trainer):
             if held_out:
@@ -58,9 +58,9 @@ class BatchObserver:
         self.remember({})
 
     def pop(self) -> dict[str, float]:
-        """Means of the statistics of the batches since the last call, by their names in the log."""
+        """Means of the statistics of the batches since the last call, by log key."""
         means = {}
-        for key, values in self._sums.items():  # of several batches together
+        for key, values in self._sums.items():  # over several batches
             kind, mean, root = key.split("/")[1], sum(values) / len(values), math.sqrt(len(values))
             means[key] = mean * root if kind == "agreement_z" else mean / root if kind.endswith("_error") else mean
         self._sums.clear()
@@ -68,8 +68,8 @@ class BatchObserver:
 
     def remember(self, memory: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Takes over what an interrupted run knew (`{}` of a new one), and returns what this one knows, as JSON can hold
-        it, which follows the batches.
+        Restores the statistics of an interrupted run (`{}` for a new one), and returns those of this one as JSON
+        values, which are updated with each batch.
         """
         self._sums: dict[str, list[float]] = dict(memory.get("sums", {}))
         self._seen = ValuesSeen(memory.get("values_seen", []), memory.get("value_recurs", False))
@@ -94,7 +94,7 @@ class BatchObserver:
     def _observe_groups(self) -> None:
         trainer = self._trainer
         calculate, generate = trainer._calculate_rewards, trainer._generate_and_score_completions
-        batch: tuple[Tensor, Tensor] | None = None  # rewards by function, and what is trained on
+        batch: tuple[Tensor, Tensor] | None = None  # rewards by function, and the trained reward
 
         def calculate_rewards(
             inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
@@ -116,7 +116,7 @@ class BatchObserver:
                 found = [output[key] for key in LOG_PROB_KEYS if output.get(key) is not None]
                 if found:
                     log_probs = found[0].float()
-                    if log_probs.ndim == 2:  # of tokens; RLOO has them of completions
+                    if log_probs.ndim == 2:  # per token; RLOO has them per completion
                         log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
                     log_probs = trainer.accelerator.gather(log_probs)
                     self._add_correlation("probability", batch[1], log_probs, trainer.num_generations)
@@ -135,7 +135,7 @@ class BatchObserver:
             rewards = calculate(prompts, completions, completion_ids_list, **kwargs)
             # The first answers to all prompts come before the second ones.
             order = torch.arange(len(rewards)).view(2, -1).T.flatten()
-            ids = [until_first(completion_ids_list[i], stops) for i in order.tolist()]  # they come with padding
+            ids = [until_first(completion_ids_list[i], stops) for i in order.tolist()]  # without their padding
             self._observe(ids, self._trainer.accelerator.gather(rewards[order.to(rewards.device)]), 2)
             return rewards
 
@@ -160,7 +160,7 @@ class BatchObserver:
             values = rewards[:, index]
             given = values[~values.isnan()]
             if not self._explicit and ((given < 0) | (given > 1)).any():
-                del self._held_out[name]  # no accuracy: a length, a log-probability
+                del self._held_out[name]  # not an accuracy: a length, a log-probability
                 for key in [key for key in self._sums if key.rpartition("/")[2] == name]:
                     del self._sums[key]
                 continue
@@ -182,10 +182,10 @@ class BatchObserver:
             return
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
-        # The number that changes, and by how much one completion may differ
+        # The number that changes, and the largest difference that one completion can make
         watched = {keys.CHANGE + name: (rewards[:, i], 1.0) for name, i in self._held_out.items()}
         watched[keys.REWARD_CHANGE] = trained, trained.nan_to_num().std().item()
-        # A verifier may lead away from what the first policy believes.
+        # A verifier may lead away from the beliefs of the first policy.
         if not (self._seen.is_verdict and all(0 <= value <= 1 for value in self._seen.values)):
             self._add(keys.FIRST_LOG_PROB, per_token.mean().item())
             watched[keys.FIRST_LOG_PROB_CHANGE] = per_token, per_token.std().item()
@@ -196,7 +196,7 @@ class BatchObserver:
                 # Before the first update, the error over groups is 0.
                 self._add(key, change[0], math.hypot(change[1], one / len(rewards)))
                 self._far = 0
-        # Far for good: the copy goes. Far at first: what there is to compare with is another model.
+        # Far for good: drop the copy. Far at first: the comparison is with another model.
         if self._far >= FAR or (self._far and self._trainer.state.global_step == 0):
             self._first = None
 
@@ -212,6 +212,6 @@ class BatchObserver:
 
 
 def _hash(token_ids: Sequence[int]) -> int:
-    """The same on every process, which Python's `hash` of text is not; 63 bits."""
+    """Hash that is equal on every process, unlike Python's `hash` of text; 63 bits."""
     digest = hashlib.blake2b(b",".join(str(i).encode() for i in token_ids), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Logged numbers over time: whether they fall, or move, beyond their noise.
+Time series of logged numbers: falls and drifts beyond their noise.
 
-Evidence that a held-out reward falls is the difference between the best level that it had (the mean of up to 20
-entries, with the highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors
-of that difference. The error of an entry is the standard error of the batch where the monitor sees it; else it is
+Evidence that a held-out reward falls is the difference between its best level (the mean of up to 20 entries, with the
+highest lower confidence bound) and its mean since, over the last 2 to 40 entries, in standard errors of that
+difference. The error of an entry is the standard error of the batch if the monitor observes it; otherwise it is
 inferred from the entries before ([`Noise`]).
 
 Evidence of a drift is the one-sided CUSUM of Page (1954), $S_t = \max(0, S_{t-1} + (\mu - x_t)/\sigma - k)$ with the
-allowance $k$: noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ a step.
+allowance $k$: noise keeps it near 0, a level that is $d$ standard deviations lower raises it by $d - k$ per step.
 $\sigma$ is the mean difference of consecutive entries over $2/\sqrt\pi$ (the moving range of control charts), which a
 slow drift does not inflate.
 """
@@ -24,20 +24,20 @@ import numpy as np
 
 
 ALLOWANCE = 0.75  # of the CUSUM, in standard deviations
-REFERENCE = 20  # most entries of a level of a held-out reward
-# Entries that are compared with the best level before them: few see fast falls, many slow ones.
+REFERENCE = 20  # maximum number of entries in a level of a held-out reward
+# Numbers of entries compared with the best level before them: few detect fast falls, many slow ones.
 RECENT = (2, 3, 5, 10, 20, 40)
-WINDOW = 10  # entries of a running mean
-FEWEST, MOST = 8, 100  # entries that noise is inferred from
-INFERRED = 1.2  # what noise that is inferred from few differences is taken for, times itself
-# What noise may be like: correlation from entry to entry, and the part of its variance that is correlated at all.
+WINDOW = 10  # entries in a running mean
+FEWEST, MOST = 8, 100  # entries from which noise is inferred
+INFERRED = 1.2  # factor on noise that is inferred from few differences
+# Noise models: correlation from entry to entry, and the correlated fraction of the variance.
 MODELS = [(0.0, 0.0), *((rho, part) for rho in (0.3, 0.6, 0.8, 0.9, 0.95, 0.98) for part in (1.0, 0.5, 0.2))]
 
 
 class Noise:
     r"""
-    How at least 8 entries, of which the last 100 count, differ from a smooth level where no error is measured. They
-    may be correlated, as an accuracy is that wanders, and then tell less than as many independent ones.
+    Deviation of at least 8 entries, of which the last 100 count, from a smooth level, if no error is measured. They
+    may be correlated, like an accuracy that wanders, and are then less informative than as many independent ones.
 
     The model is $x_t = f(t) + \sigma (\sqrt\lambda u_t + \sqrt{1 - \lambda} \epsilon_t)$ with a polynomial $f$, an
     autoregression $u_t$ of first order with correlation $\rho$, and white noise $\epsilon_t$. Squared errors are means
@@ -57,13 +57,13 @@ class Noise:
         self._squares = squares * weights / weights.sum()
 
     def square(self, number: int) -> float:
-        """Squared standard error of a mean of so many entries."""
+        """Squared standard error of a mean of `number` entries."""
         return float(self._squares @ _of_mean(number)) if number else 0.0
 
     def evidence(self, difference: float, *numbers: int) -> float:
-        """A difference of means of so many entries in standard errors."""
-        # As these are estimated, Student's t counts as the normal deviate that is as improbable (Wallace 1959, Annals
-        # of Mathematical Statistics 30).
+        """A difference of means over `numbers` entries each, in standard errors."""
+        # As these are estimated, Student's t is converted to the normal deviate that is equally improbable (Wallace
+        # 1959, Annals of Mathematical Statistics 30).
         n, t = self.freedom, difference / math.sqrt(sum(map(self.square, numbers)))
         return math.copysign((8 * n + 1) / (8 * n + 3) * math.sqrt(n * math.log1p(t * t / n)), t)
 
@@ -72,7 +72,7 @@ class Noise:
 def _models(number: int) -> tuple[Any, Any, int]:
     """For each model, P of the sum of squares x^T P x and the rest of the log-posterior; the degrees of freedom."""
     shapes = np.vander(np.linspace(-1, 1, number), 2 + number // 20)
-    if number >= 20:  # as a loss falls
+    if number >= 20:  # like the fall of a loss
         shapes = np.column_stack([shapes, 1 / np.arange(1, number + 1)])
     basis = np.linalg.qr(shapes)[0]
     lags = np.abs(np.subtract.outer(np.arange(number), np.arange(number)))
@@ -89,13 +89,13 @@ def _models(number: int) -> tuple[Any, Any, int]:
 
 @cache
 def _of_mean(number: int) -> Any:
-    """Variance of a mean of so many entries under each of the models, next to that of one entry."""
+    """Variance of a mean of `number` entries under each of the models, relative to that of one entry."""
     lags = np.arange(1, number)
     return np.array([(1 + 2 * part * float((1 - lags / number) @ rho**lags)) / number for rho, part in MODELS])
 
 
 class Series:
-    """A logged number: its first level, its running mean, its noise, and evidence that it has left its first level."""
+    """A logged number: its first level, its running mean, its noise, and evidence of a drift from its first level."""
 
     def __init__(self, warmup: int) -> None:
         self._warmup = warmup
@@ -136,7 +136,7 @@ class Series:
 
 
 class Fall(NamedTuple):
-    """How far the mean of a window is below the best level before it."""
+    """Fall of the mean of a window below the best level before it."""
 
     evidence: float  # in standard errors
     size: float
@@ -144,31 +144,31 @@ class Fall(NamedTuple):
 
 
 class HeldOutSeries(Series):
-    """How far a held-out reward is below the best level that it had, or a level `start` that is known exactly."""
+    """Held-out reward: fall below its best level, or below a level `start` that is known exactly."""
 
     def __init__(self, warmup: int, start: float | None = None) -> None:
         super().__init__(warmup)
         self._start = start
         self._squares: list[float] = []  # of the errors
         self._measured = True
-        # For each number of entries: lower confidence bound, mean, and first and last entry of the best level until
-        # then; and the noise until then, if errors are not measured.
+        # For each number of entries: lower confidence bound, mean, and first and last entry of the best level so far;
+        # and the noise so far, if errors are not measured.
         self._best = [(-math.inf if start is None else start, start or 0.0, 0, 0)]
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
     def add(self, value: float, error: float = math.inf) -> None:
-        """Adds an entry with its standard error, infinite where none is measured."""
+        """Adds an entry with its standard error, infinite if none is measured."""
         super().add(value)
         self._measured = self._measured and error < math.inf
         self._squares.append(error**2)
         self._noises.append(None if self._measured or self.count < FEWEST else Noise(self._values))
-        # Where the errors are measured, the first entry counts as a level: it is the model as it was.
+        # If errors are measured, the first entry counts as a level: it is the initial model.
         fewest = 0 if self._start is not None else 1 if self._measured else FEWEST
         best = self._best[-1]
         if self._start is None and self.count >= fewest:
             start, end = max(0, self.count - REFERENCE), self.count
-            # The lower bound, or the best of many levels would be mostly luck.
+            # The lower bound, as the best of many levels would be mostly luck.
             mean = fmean(self._values[start:])
             best = max(best, (mean - 2 * math.sqrt(self._square(start, end, self._noises[-1])), mean, start, end))
         self._best.append(best)
@@ -179,7 +179,7 @@ class HeldOutSeries(Series):
                 continue
             _, level, start, end = self._best[before]
             size = level - fmean(self._values[before:])
-            noise = self._noises[before]  # what happens in the window is none
+            noise = self._noises[before]  # the window itself is not noise
             if noise:
                 evidence = noise.evidence(size, end - start, number)
             else:
@@ -189,27 +189,27 @@ class HeldOutSeries(Series):
 
     @property
     def evidence(self) -> float:
-        """The greatest of the windows; 0 if nothing fell."""
+        """Maximum over the windows; 0 if nothing fell."""
         return max((0.0, *(window.evidence for window in self.windows)))
 
     def fell(self, evidence: float, fall: float) -> Fall | None:
-        """The greatest fall above `fall` and this evidence, if the shortest window has not come back."""
+        """The greatest fall above `fall` and this evidence, unless the shortest window has recovered."""
         if not self.windows or self.windows[0].size <= fall:
             return None
         found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
         return max(found, key=lambda window: window.size, default=None)
 
     def _square(self, start: int, end: int, noise: Noise | None = None) -> float:
-        """Squared standard error of the mean of some entries."""
+        """Squared standard error of the mean of entries `start` to `end`."""
         if noise:
             return noise.square(end - start)
-        if start == end:  # a level that is known
+        if start == end:  # an exactly known level
             return 0.0
-        # A few batches without a wrong answer look more exact than they are: those before them tell.
+        # A few batches without a wrong answer look more precise than they are: use those before them.
         longer = max(0, min(start, end - REFERENCE))
         return max(fmean(self._squares[i:end]) for i in (start, longer)) / (end - start)
 
 
 def cusum(evidence: float, deviation: float) -> float:
-    """The next value of a one-sided CUSUM, for a deviation in standard deviations."""
+    """Next value of a one-sided CUSUM, for a deviation in standard deviations."""
     return max(0.0, evidence + deviation - ALLOWANCE)

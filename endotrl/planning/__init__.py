@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a recipe fits on given hardware, from configs alone."""
+"""Memory and time planning: whether a recipe fits on given hardware, from configs alone."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a GPU under each way to split a run over GPUs, from the config of its model."""
+"""GPU memory and step time per parallelism engine (DDP, FSDP2, ZeRO), estimated from the model's config."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,8 +17,8 @@ Engine = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
 ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
-TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are reached
-# The CUDA context, kernels' work spaces and what the allocator cannot use: an assumption, not measured here.
+TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are achieved
+# The CUDA context, kernel workspaces and what the allocator cannot use: an assumption, not measured here.
 OVERHEAD = 1.5 * GIB
 LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's fused head holds
 
@@ -27,14 +27,14 @@ LOGIT_TOKENS, LOGIT_WORDS = 4096, 32768  # the largest tile of logits that TRL's
 class ModelSize:
     """Sizes of a model."""
 
-    parameters: int  # tied ones counted once, those of an adapter included
+    parameters: int  # tied ones counted once, including those of an adapter
     trainable: int
-    largest_layer: int  # most parameters that one module has of its own: what ZeRO-3 must hold whole at a time
-    block: int  # parameters of the largest transformer block: what FSDP2 must hold whole at a time
+    largest_layer: int  # most parameters held directly by one module: what ZeRO-3 must gather at a time
+    block: int  # parameters of the largest transformer block: what FSDP2 must gather at a time
     layers: int  # transformer blocks
-    hidden: int  # widths, each of the layer in which it is largest
+    hidden: int  # widths, each from the layer in which it is largest
     intermediate: int
-    key_value: int  # of all keys (or values) of a token
+    key_value: int  # of all keys (or values) per token
     vocabulary: int
 
 
@@ -43,61 +43,61 @@ class Hardware:
     """GPUs."""
 
     gpus: int  # of all machines together
-    gpu_memory: float  # bytes of each
+    gpu_memory: float  # bytes per GPU
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model beside the policy that is not trained: a reference model, or what a reward reads."""
+    """A frozen model beside the policy: a reference model, or a reward's model."""
 
     size: ModelSize
-    weight_bytes: int = 2  # of one weight
-    sharded: bool = True  # split where the policy is
-    gathered: bool = True  # put together for a pass, as a reward does; a reference model goes block by block
-    offloaded: bool = False  # waits in CPU memory between passes
-    only_where_split: bool = False  # there only where the policy is split, as with `reward_shard: false`
+    weight_bytes: int = 2  # per weight
+    sharded: bool = True  # wherever the policy is
+    gathered: bool = True  # for a forward pass, as a reward does; a reference model is gathered block by block
+    offloaded: bool = False  # to CPU memory between passes
+    only_where_split: bool = False  # exists only where the policy is sharded, as with `reward_shard: false`
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run does, as far as its memory depends on it."""
+    """Settings of a run that determine its memory."""
 
-    micro_batch: int  # sequences of one forward and backward pass on a GPU
-    generation_batch: int  # completions that a GPU generates at a time; 0 if none are, or a server does it
+    micro_batch: int  # sequences per forward and backward pass on a GPU
+    generation_batch: int  # completions that a GPU generates at a time; 0 if none, or if a server generates them
     prompt_tokens: int  # of the longest
     completion_tokens: int  # of the longest
-    weight_bytes: int = 2  # of a weight as it is loaded: 2 for bfloat16, 4 for float32
+    weight_bytes: int = 2  # per weight as loaded: 2 for bfloat16, 4 for float32
     mixed_precision: bool = True  # `bf16: true`
-    gradient_checkpointing: bool = True  # activations are computed again in the backward pass
-    frozen: tuple[FrozenModel, ...] = ()  # but for the policy without its adapter
+    gradient_checkpointing: bool = True  # activations are recomputed in the backward pass
+    frozen: tuple[FrozenModel, ...] = ()  # except the policy without its adapter
     value_model: bool = False  # PPO trains a second model as critic
-    vllm_share: float = 0.0  # fraction of a GPU's memory that vLLM takes in the training process; 0 without it
-    vllm_sleeps: bool = False  # vLLM gives its memory back while the policy is trained
-    sequences: int = 1  # of one row of the micro-batch: 2 for pairs of a reward model, which has no logits
+    vllm_share: float = 0.0  # fraction of a GPU's memory used by vLLM in the training process; 0 without it
+    vllm_sleeps: bool = False  # vLLM frees its memory while the policy is trained
+    sequences: int = 1  # per row of the micro-batch: 2 for pairs of a reward model, which has no logits
 
 
 @dataclass
 class Plan:
     """
-    Bytes on a GPU under one engine, by what they hold. The three phases of a step do not overlap: the largest counts.
+    Bytes on a GPU under one engine, by content. The three phases of a step do not overlap: the largest one counts.
     """
 
     engine: Engine
     weights: float = 0.0
-    optimizer: float = 0.0  # its states, with its float32 weights
+    optimizer: float = 0.0  # optimizer states, including the float32 weights
     frozen_models: float = 0.0
     vllm: float = 0.0  # its share, unless it sleeps
     gradients: float = 0.0
-    gathered_weights: float = 0.0  # in training, what an engine that splits weights holds whole at a time
+    gathered_weights: float = 0.0  # in training, what an engine with sharded weights gathers at a time
     activations: float = 0.0  # in the forward and backward pass
     logits: float = 0.0
-    generation: float = 0.0  # weights put together, and the cache of keys and values (or vLLM's share, if it sleeps)
-    scoring: float = 0.0  # a frozen model put together, and its activations
-    cpu_memory: float = 0.0  # of each GPU's process: what is offloaded
+    generation: float = 0.0  # gathered weights, and the key-value cache (or vLLM's share, if it sleeps)
+    scoring: float = 0.0  # a gathered frozen model, and its activations
+    cpu_memory: float = 0.0  # per GPU process: what is offloaded
 
     @property
     def total(self) -> float:
-        """Bytes of the worst phase, with an allowance for the CUDA context and fragmentation."""
+        """Bytes of the largest phase, with an allowance for the CUDA context and fragmentation."""
         resident = self.weights + self.optimizer + self.frozen_models + self.vllm
         training = self.gradients + self.gathered_weights + self.activations + self.logits
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
@@ -105,7 +105,7 @@ class Plan:
 
 def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Engine) -> Plan:
     """
-    Memory of a GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes a weight, and 16 for its
+    Memory per GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes per weight, and 16 for its
     float32 copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.
     """
     models = 2 if work.value_model else 1
@@ -114,9 +114,9 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
     plan = Plan(engine)
     if engine == "ddp":
         plan.weights, plan.optimizer = b * (trained + frozen_part), 2.0 * b * trained
-        plan.gradients = b * trained * (2 if gpus > 1 else 1)  # and the buckets in which they are sent
+        plan.gradients = b * trained * (2 if gpus > 1 else 1)  # with the buckets in which they are sent
     elif engine == "fsdp2":
-        # Trained weights become float32 in mixed precision.
+        # Mixed precision turns trained weights into float32.
         wide = 4 if work.mixed_precision else b
         plan.weights = (wide * trained + b * frozen_part) / gpus
         plan.gradients, plan.optimizer = wide * trained / gpus, 2 * wide * trained / gpus
@@ -147,7 +147,7 @@ def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Eng
         whole = float(model.weight_bytes * model.size.parameters)
         held = 0.0 if model.offloaded else whole / gpus if sharded and model.sharded else whole
         plan.frozen_models += held
-        # One block of its activations at a time.
+        # One block's activations at a time.
         scoring = compute * block_numbers(model.size, 8192) + (whole - held) * model.gathered
         plan.scoring = max(plan.scoring, scoring)
     if not models_there and size.trainable < size.parameters and sharded:
@@ -170,7 +170,7 @@ def block_numbers(size: ModelSize, tokens: int) -> float:
 
 
 def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: bool) -> float:
-    """Numbers that the forward pass of all blocks keeps: checkpointed, one width a block, and one block whole."""
+    """Numbers that the forward pass of all blocks keeps: checkpointed, one width per block, and one whole block."""
     if gradient_checkpointing:
         return size.layers * tokens * size.hidden + block_numbers(size, tokens)
     return size.layers * block_numbers(size, tokens)
@@ -178,8 +178,8 @@ def activation_numbers(size: ModelSize, tokens: int, gradient_checkpointing: boo
 
 def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = True) -> ModelSize:
     """
-    Sizes of the causal language model of a config, or of one that reads images too; with `peft_config`, of one of
-    which an adapter is trained; without a `head` that gives logits, of a reward model.
+    Sizes of the causal language model of a config, also of one that reads images; with `peft_config`, of one with a
+    trainable adapter; without a `head` that gives logits, of a reward model.
     """
     model = _on_meta(config, head)
     if peft_config is not None:
@@ -196,7 +196,7 @@ def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = T
     if heads:
         head_dim = _largest(text, "head_dim") or hidden // heads
         key_value = (_largest(text, "num_key_value_heads") or heads) * head_dim
-    else:  # no attention, or not said
+    else:  # no attention, or not specified
         key_value = 0 if model._is_stateful else hidden
     blocks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
     return ModelSize(
@@ -213,7 +213,7 @@ def model_size(config: PretrainedConfig, peft_config: Any = None, head: bool = T
 
 
 def _on_meta(config: PretrainedConfig, head: bool) -> Any:
-    """A model without weights."""
+    """Model without weights, on the meta device."""
     kind = type(config)
     reads_images = kind not in MODEL_FOR_CAUSAL_LM_MAPPING
     if (reads_images and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING) or config.is_encoder_decoder:
@@ -224,15 +224,15 @@ def _on_meta(config: PretrainedConfig, head: bool) -> Any:
     try:
         with torch.device("meta"):
             return (with_head if head else AutoModel).from_config(config)
-    except Exception as error:  # of many kinds: what a config lacks, or a package
+    except Exception as error:  # many types: for what a config lacks, or a missing package
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         what = f"transformers cannot build a model of type {config.model_type!r} from its config"
         raise ValueError(f"{what}: {reason}") from error
 
 
 def _largest(config: PretrainedConfig, name: str) -> int:
-    """A number of a config, the largest where layers or experts differ; 0 if it has none of that name."""
-    settings = config.to_dict()  # attributes that differ by layer must not be read
+    """Size from a config, the largest where layers or experts differ; 0 if the config has none of that name."""
+    settings = config.to_dict()  # attributes that differ per layer must not be read
     parts = [settings, *(settings.get("per_layer_config") or {}).values()]
     return max(_numbers([part.get(config.attribute_map.get(name, name)) for part in parts]), default=0)
 
@@ -257,16 +257,16 @@ def plan_time(
 ) -> dict[str, float]:
     """
     Seconds that a GPU spends on one generation batch, of `accumulation` micro-batches and for `iterations` epochs, in
-    `"generation"`, `"scoring"` and `"training"`. A pass costs 2 operations a parameter and token, a backward pass 4 (2
-    with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache once a token.
-    Communication is not counted.
+    `"generation"`, `"scoring"` and `"training"`. A forward pass costs 2 operations per parameter and token, a backward
+    pass 4 (2 with an adapter), a second forward pass for checkpointing 2; decoding reads all weights and the cache
+    once per token. Communication is not counted.
     """
     length = work.prompt_tokens + work.completion_tokens
     tokens = work.micro_batch * work.sequences * length * accumulation
     backward = 2 if size.trainable < size.parameters else 4
     again = 2 if work.gradient_checkpointing else 0
     training = (2 + backward + again) * size.parameters * tokens * iterations * (2 if work.value_model else 1)
-    # The frozen models; without one, the policy without its adapter is.
+    # The frozen models; if there are none, the policy without its adapter scores.
     scored = sum(m.size.parameters for m in work.frozen) or size.parameters if work.sequences == 1 else 0
     generation = 0.0
     if work.generation_batch:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts and completions, as text or messages, to the token ids that the frozen model reads."""
+"""Rendering: from prompts and completions, as text or messages, to the frozen model's token ids."""

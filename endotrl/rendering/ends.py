@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a completion ended, and where; and which of its tokens the policy wrote, and no tool or template."""
+"""End of a completion, and the tokens in it that were written by the policy, not by a tool or template."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ from .messages import Completion, Message, Prompt, Template, as_messages, contin
 from .policy import special_token_ids
 
 
-# Under these names, messages hold what a policy has thought before it wrote the content.
+# Message keys that hold a policy's reasoning before the content.
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
 class ReadPrompt:
-    """A prompt, and the text and tokens that it is read as."""
+    """A prompt, with the text and tokens that it is rendered to."""
 
     prompt: Prompt
     text: str
-    special: bool  # the tokenizer has added its own tokens
-    goes_on: bool  # the completion continues its last message
+    special: bool  # whether the tokenizer has added its own tokens
+    goes_on: bool  # whether the completion continues its last message
     ids: list[int]
-    plain_ids: list[int]  # before a processor has put as many placeholders there as an image takes
+    plain_ids: list[int]  # before a processor has expanded the placeholders of images
     images: ImageInputs | None = None
 
 
 class Ends:
     """
-    The tokens that end completions: where generation stops (`eos_token_ids`), and the special tokens with which the
-    chat template ends a turn. `padded` says whether padding follows the end of completions; `None` if that is not
-    known: then one special token that is repeated to the last behind the end is padding.
+    Tokens that end completions: where generation stops (`eos_token_ids`), and the special tokens with which the chat
+    template ends a turn. `padded` is whether padding follows the end of completions; `None` if unknown: then a special
+    token that is repeated from the end to the last position is padding.
     """
 
     def __init__(self, template: Template, eos_token_ids: Sequence[int], padded: bool | None = None) -> None:
@@ -42,16 +42,17 @@ class Ends:
         self.of_text = list(eos_token_ids[:1]) if eos is None else [eos]
         _, tail = template.finished_turn
         self.of_turn = self._end_in(template.encode(tail)) or self.of_text
-        # A base model's EOS is not what ends a turn, but policies that share its tokenizer and template end theirs so.
+        # A base model's EOS does not end a turn, but policies that share its tokenizer and template end theirs with
+        # it.
         self.token_ids = self.stops | {*self.of_turn[-1:]}
         call_tail, follower = (template.encode(text) for text in template.finished_call)
-        # GLM's calls are ended by the role that comes next.
+        # GLM's tool calls are ended by the next role.
         self._calls_are_followed = bool(follower) and follower[0] in self.stops
         self._of_call = follower[:1] if self._calls_are_followed else self.of_turn
         self.token_ids |= self._special.intersection(call_tail[: self.turn_length(call_tail)][-1:])
 
     def _end_in(self, tail: list[int]) -> list[int]:
-        """The end in what the chat template writes after a turn, up to the token at which generation stops."""
+        """The end within the template's text after a turn, up to the token at which generation stops."""
         stop = next((i for i, token_id in enumerate(tail) if token_id in self.stops), None)
         text = next((i for i, token_id in enumerate(tail) if token_id not in self._special), len(tail))
         if stop is not None and stop <= text:
@@ -60,7 +61,7 @@ class Ends:
         return tail[:text] if text > 0 or stop is None else [tail[stop]]
 
     def of(self, message: Message) -> list[int]:
-        """What ends a turn of the assistant that the template does not end."""
+        """Tokens that end a turn of the assistant if the template does not end it."""
         return self._of_call if message.get("tool_calls") else self.of_turn
 
     def is_end(self, ids: Sequence[int]) -> bool:
@@ -68,11 +69,11 @@ class Ends:
         return bool(ids) and ids[-1] in self.token_ids
 
     def finishes(self, ids: Sequence[int]) -> bool:
-        """Whether the last token ends a turn, and is not behind an end at which generation went on."""
+        """Whether the last token ends a turn, and does not follow an end at which generation continued."""
         return self.is_end(ids) and (ids[-1] in self.stops or self.token_ids.isdisjoint(ids[:-1]))
 
     def close(self, ids: list[int], end_ids: list[int]) -> list[int]:
-        """Adds the end where there is none."""
+        """Appends the end if there is none."""
         return ids if self.is_end(ids) else [*ids, *end_ids]
 
     def turn_length(self, ids: Sequence[int]) -> int | None:
@@ -87,14 +88,14 @@ class Ends:
         return None if end is None else end + 1
 
     def without_padding(self, ids: list[int]) -> list[int]:
-        """Cuts the padding behind the end: OnlineDPO hands its completions over padded, GRPO and RLOO do not."""
+        """Strips the padding after the end: OnlineDPO passes its completions with padding, GRPO and RLOO do not."""
         ended = until_first(ids, self.stops)
         padding = set(ids[len(ended) :])
         padded = len(padding) == 1 and padding <= self._special | self.stops if self._padded is None else self._padded
         return ended if padded else ids
 
     def before_padding(self, ids: list[int], pad_token_id: int) -> list[int]:
-        """Cuts at the first pad token. One at which generation stops is an end itself, unless it is behind another."""
+        """Cuts at the first pad token, itself an end if generation stops at it, unless it follows another end."""
         if pad_token_id not in ids:
             return ids
         end = ids.index(pad_token_id)
@@ -103,7 +104,7 @@ class Ends:
 
 
 def until_first(ids: Sequence[int], token_ids: Collection[int]) -> list[int]:
-    """Token ids up to the first one of `token_ids`, which is kept; all of them, if there is none."""
+    """Token ids up to and including the first one in `token_ids`; all of them if there is none."""
     end = next((i for i, token_id in enumerate(ids) if token_id in token_ids), len(ids))
     return list(ids[: end + 1])
 
@@ -111,7 +112,7 @@ def until_first(ids: Sequence[int], token_ids: Collection[int]) -> list[int]:
 def encode_answer(
     template: Template, ends: Ends, read: ReadPrompt, completion: Completion, warn_once: Callable[[str, str], None]
 ) -> list[int]:
-    """Token ids of a completion of one message or of plain text, with the token that ends it."""
+    """Token ids of a completion, given as one message or as plain text, including the token that ends it."""
 
     def encode(text: str) -> list[int]:
         return template.continuation(read.text, read.plain_ids, text, read.special)
@@ -120,7 +121,7 @@ def encode_answer(
         return ends.close(encode(str(completion)), ends.of_text)
     messages = as_messages(completion)
     if not messages or not says_more(messages[0]):
-        # As the policy continued the prompt, whatever the template makes of a finished turn.
+        # Rendered as the policy continued the prompt, whatever the template adds to a finished turn.
         text, (header, _) = text_of(messages), template.finished_turn
         if text.strip() and header.strip():
             warn_once(
@@ -153,12 +154,12 @@ def render_turns(
     template: Template, ends: Ends, read: ReadPrompt, completion: Completion, ids: list[int] | None
 ) -> tuple[list[int], list[int]]:
     """
-    Token ids of a completion of several messages, and the positions of those that the policy wrote, and not tools or
-    the template. They are the `ids` that are given, if what the template writes stands in them, or else rendered.
-    Those after the last turn are left out, unless they are in `ids`: then the completion was cut off after them.
-    `ValueError` if the template rewrites earlier messages when later ones follow.
+    Token ids of a completion of several messages, and the positions of those written by the policy, not by tools or
+    the template. They are the given `ids`, if they contain the template's text, or else rendered. Ids after the last
+    turn are left out, unless they are in `ids`: then the completion was cut off after them. `ValueError` if the
+    template rewrites earlier messages when later ones follow.
     """
-    assert not isinstance(read.prompt, str) and not isinstance(completion, str)  # `check_batch` has seen to it
+    assert not isinstance(read.prompt, str) and not isinstance(completion, str)  # ensured by `check_batch`
     text = _Transcript(template, ends, read, completion)
     if ids is None:
         text.close()
@@ -176,17 +177,17 @@ def render_turns(
     elif ends.is_end(ids):
         text.close()
     else:
-        last, _ = text.pieces.pop()  # was cut off, so that its end is the template's
+        last, _ = text.pieces.pop()  # cut off, so that its end was added by the template
         text.pieces.append((last[:-1] if ends.is_end(last) else last, True))
     return text.turns()
 
 
 class _Transcript:
-    """A completion of several messages as its chat template writes it, up to the end of the last turn."""
+    """A completion of several messages as rendered by its chat template, up to the end of the last turn."""
 
     def __init__(self, template: Template, ends: Ends, read: ReadPrompt, completion: Sequence[Message]) -> None:
         self._template, self._ends = template, ends
-        self._text, self._ids = read.text, read.plain_ids  # of all that is written
+        self._text, self._ids = read.text, read.plain_ids  # of everything so far
         self._missing_end: list[int] = []
         self.pieces: list[tuple[list[int], bool]] = []  # token ids, and whether the policy wrote them
         messages: list[Any] = [*read.prompt, *completion]
@@ -195,7 +196,7 @@ class _Transcript:
         opened = [read.text if i == start else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
             between = self.encode(before)
-            # A turn that the template does not end is ended by the role that comes next, if generation stops there.
+            # A turn that the template does not end is ended by the next role, if generation stops there.
             by_role = bool(self._missing_end) and ends.stops.issuperset(between[:1])
             self._add(self._appended(before), between[:by_role], written=True)
             self._add("", between[by_role:], written=False)
@@ -212,7 +213,7 @@ class _Transcript:
         return ids, [i for i, written in enumerate(flags) if written]
 
     def encode(self, longer: str) -> list[int]:
-        """Token ids of what a rendering of more messages adds."""
+        """Token ids of the text added by a rendering of more messages."""
         return self._continue(self._appended(longer))
 
     def _continue(self, text: str, after: str = "", after_ids: Sequence[int] = ()) -> list[int]:
@@ -233,17 +234,17 @@ class _Transcript:
             self.pieces.append((ids, written))
 
     def _add_turn(self, message: Message, closed: str, following: str | None) -> bool:
-        """Adds a turn up to its end, and says whether it has one."""
+        """Adds a turn up to its end; returns whether it has one."""
         turn = self._appended(closed)
         written_before = header_of(self._template, message, turn)
         turn = turn.removeprefix(written_before)
-        # Of earlier turns, some templates leave it out.
+        # Some templates leave it out of earlier turns.
         for header in [written_before, ""] if written_before else [""]:
             header_ids = self._continue(header)
             ids = self._continue(turn, header, header_ids)
             length = self._ends.turn_length(ids)
             surplus = [] if length is None else ids[length:]
-            # What the template writes after the end of a turn opens the next one.
+            # Text after the end of a turn opens the next one.
             ended = turn[: len(turn) - len(self._template.decode(surplus))]
             if following is None or following.startswith(self._text + header + ended):
                 break
@@ -253,7 +254,7 @@ class _Transcript:
 
 
 def header_of(template: Template, message: Message, turn: str) -> str:
-    """What a template writes before what a message says, such as an empty `<think>` block; not white space alone."""
+    """Text of a template before a message's content, such as an empty `<think>` block; not white space alone."""
     header, _ = template.finished_turn
     text = text_of([message]).strip()
     if header.strip() and turn.startswith(header):
@@ -263,7 +264,7 @@ def header_of(template: Template, message: Message, turn: str) -> str:
 
 
 def positions_outside(ids: list[int], pieces: list[list[int]], tail: Sequence[int] = ()) -> list[int] | None:
-    """Positions of `ids` outside `pieces`, in this order, and before `tail`; `None` if one is not there."""
+    """Positions of `ids` outside `pieces`, in this order, and before `tail`; `None` if a piece is missing."""
     end = len(ids) - len(tail)
     if end < 0 or ids[end:] != list(tail):
         return None

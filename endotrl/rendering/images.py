@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of prompts: from columns and parts of messages to pictures, and what a processor makes of them."""
+"""Images of prompts: from columns and message parts to pictures, and to the processor's inputs."""
 
 import base64
 import binascii
@@ -20,17 +20,17 @@ from transformers import PretrainedConfig, ProcessorMixin
 from .messages import Message, Prompt, has_parts, image_parts, images_of_rows, is_image_part
 
 
-# What is done with the images of prompts: read by the frozen model, or left out of them.
+# Treatment of images in prompts: read by the frozen model, or left out.
 Images = Literal["read", "ignore"]
-# Keys of a part in which an image stands, in the order of chat templates' own loaders.
+# Keys of an image part that hold its image, in the order of chat templates' own loaders.
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
-# What processors say of single tokens; zero for those of a completion, as in TRL.
+# Token types from processors; zero for the tokens of a completion, as in TRL.
 TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
 class ImageInputs:
-    """Pixels, sizes, token types that a processor makes for a prompt alone. Two are equal if all their tensors are."""
+    """A processor's pixels, sizes and token types for a prompt alone. Two are equal if all their tensors are."""
 
     tensors: Mapping[str, Tensor] = field(compare=False, repr=False)
     digest: str
@@ -45,13 +45,13 @@ class ImageInputs:
         return cls(tensors, digest.hexdigest())
 
     def with_token_types(self, ids: Sequence[int], others: Sequence[int]) -> "ImageInputs":
-        """The same for a prompt of other token ids: each has the type that it has among `ids`."""
+        """The same for a prompt with other token ids: each gets the type that it has in `ids`."""
         types = {key: dict(zip(ids, self.tensors[key][0].tolist(), strict=True)) for key in self._token_keys}
         moved = {key: torch.tensor([[of.get(token_id, 0) for token_id in others]]) for key, of in types.items()}
         return ImageInputs.of({**self.tensors, **moved})
 
     def before(self, num_tokens: int, device: torch.device) -> dict[str, Tensor]:
-        """What a model is given beside the prompt and `num_tokens` tokens of a completion."""
+        """Model inputs besides the prompt's ids and `num_tokens` tokens of a completion."""
         own = {key: torch.nn.functional.pad(self.tensors[key], (0, num_tokens)) for key in self._token_keys}
         return {key: own.get(key, tensor).to(device) for key, tensor in self.tensors.items()}
 
@@ -62,10 +62,10 @@ class ImageInputs:
 
 @dataclass(frozen=True)
 class Placeholders:
-    """Tokens of a model in whose place it reads something else than text."""
+    """Placeholder tokens of a model for inputs other than text."""
 
-    image: int | None = None  # `None` if the model reads none
-    others: frozenset[int] = frozenset()  # of videos and sounds
+    image: int | None = None  # `None` if the model reads no images
+    others: frozenset[int] = frozenset()  # for video and audio
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> "Placeholders":
@@ -85,7 +85,7 @@ class Placeholders:
 
 
 def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
-    """Raises `ValueError` if the columns of a batch have images, for `who` reads only text."""
+    """Raises `ValueError` if the columns of a batch have images, as `who` reads only text."""
     for row, images in enumerate(images_of_rows(columns.get("image"), columns.get("images"), num_rows) or []):
         if images:
             raise ValueError(f"Row {row} has images, and {who} reads only text. Leave such rows out.")
@@ -93,9 +93,9 @@ def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
 
 def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Any]]:
     """
-    A prompt whose parts are bare placeholders, `{"type": "image"}`, and what stands in each of them. Images of the
-    row's columns fill the empty ones; if there are none, they come before what the first user says, as in
-    [`~trl.data_utils.prepare_multimodal_messages`]. Those that trainers have placed already are not placed again.
+    A prompt with image parts as bare placeholders, `{"type": "image"}`, and the images for them. Images of the row's
+    columns fill empty placeholders; without placeholders, they are put before the first user message, as in
+    [`~trl.data_utils.prepare_multimodal_messages`]. Images that a trainer has placed already are not placed again.
     """
     given = list(column or [])
     if isinstance(prompt, str):
@@ -126,7 +126,7 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
 def read_by_processor(
     processor: ProcessorMixin, text: str, special: bool, pictures: Sequence[Image.Image]
 ) -> tuple[list[int], ImageInputs | None]:
-    """Token ids of a prompt, with as many placeholders as its images take, and what the model is given beside them."""
+    """Token ids of a prompt, with expanded placeholders of its images, and the further model inputs."""
     name = type(processor).__name__
     given: dict[str, Any] = {"images": [list(pictures)], "return_tensors": "pt"} if pictures else {}
     try:
@@ -149,7 +149,7 @@ def read_by_processor(
 
 
 def without_images(prompt: Prompt) -> Prompt:
-    """A prompt without the parts that are images."""
+    """A prompt without its image parts."""
     if isinstance(prompt, str):
         return prompt
     return _with_parts(prompt, lambda parts: [part for part in parts if not is_image_part(part)])
@@ -157,8 +157,9 @@ def without_images(prompt: Prompt) -> Prompt:
 
 def load_picture(row: int, picture: Any) -> Image.Image:
     """
-    A picture as `PIL` has it, from one; the path, data URI, base64 or bytes of a file; what a dataset's `Image`
-    feature holds undecoded, `{"bytes": ..., "path": ...}`; or 8-bit values of shape `(height, width[, 3])`.
+    Loads a picture as a `PIL` image: from one; from the path, data URI, base64 or bytes of a file; from an undecoded
+    value of a dataset's `Image` feature, `{"bytes": ..., "path": ...}`; or from 8-bit values of shape `(height,
+    width[, 3])`.
     """
     if isinstance(picture, Image.Image):
         return picture
@@ -184,13 +185,13 @@ def load_picture(row: int, picture: Any) -> Image.Image:
 
 
 def picture_digest(picture: Image.Image) -> str:
-    """Equal for equal pictures, and for no others."""
+    """Digest of a picture's content."""
     shown = (picture.mode, picture.size, picture.getpalette(), picture.info.get("transparency"))
     return hashlib.blake2b(repr(shown).encode() + picture.tobytes()).hexdigest()
 
 
 def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
-    """What a text that stands for an image means: a path, or what a file has in it, as base64."""
+    """Resolves the text of an image: a path, or the base64 content of a file."""
     if text.startswith("data:"):
         return base64.b64decode(text.partition(",")[2], validate=True)
     if text.startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):
@@ -199,7 +200,7 @@ def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
             "dataset: `dataset.cast_column(name, datasets.Image())`, or a path."
         )
     path = Path(text.removeprefix("file://"))
-    # Base64 of a file is longer than any name of one.
+    # Base64 of a file is longer than any file name.
     if len(text) < 1024 and (path.is_file() or len(text) < 64 or path.suffix):
         return path
     return base64.b64decode(text, validate=True)
@@ -228,7 +229,7 @@ def _before_first_user(row: int, prompt: Sequence[Message], count: int) -> list[
 
 
 def _with_parts(prompt: Sequence[Message], change: Callable[[list[Any]], list[Any]]) -> list[Message]:
-    """Messages with other parts, where their content has any."""
+    """Messages with changed parts, if their content has any."""
     return [
         {**message, "content": change(message["content"])} if has_parts(message) else message for message in prompt
     ]

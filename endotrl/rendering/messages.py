@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts and completions as users give them, text or messages; and the chat template that makes messages text."""
+"""Prompts and completions as text or messages, and the chat template that renders messages to text."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2.exceptions import TemplateError
 
 
-if TYPE_CHECKING:  # heavy, and commands that read results alone import this module
+if TYPE_CHECKING:  # slow imports, not needed by commands that only read results
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 
@@ -22,18 +22,18 @@ Completion = str | Sequence[Message]
 Prompts = Sequence[Prompt]
 Completions = Sequence[Completion]
 TokenIds = Sequence[Sequence[int]]
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # of a dataset, by which a row is rendered
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")  # dataset columns for rendering a row
 
-# A template is a program: what it says of a message that it was not written for is any of Python's errors.
+# A template is a program: on a message that it was not written for, it may raise any of Python's errors.
 REFUSALS = (TemplateError, TypeError, AttributeError, LookupError)
-# Stand in the place of what messages say, to see whether a template writes it: words that none writes itself.
+# Placeholders for the texts of messages, to test whether a template writes them: words in no template.
 WORD, MARK = "Endotrl", "endotrl_probe"
-# Texts that other ones are put behind, to see how they are encoded inside a text.
+# Texts to encode another one after, to see its encoding inside a text.
 ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 
 
 def check_batch(prompts: Prompts, completions: Completions, completion_ids: TokenIds | None) -> None:
-    """Raises for a batch without one entry per row, and rows that are no text or messages, or have other parts."""
+    """Raises for a batch without one entry per row, and for rows other than text or messages, or with other parts."""
     if isinstance(prompts, str) or isinstance(completions, str):
         raise TypeError("`prompts` and `completions` must be lists with one entry per row, but a string was given.")
     check_lengths(len(prompts), completions=completions, completion_ids=completion_ids)
@@ -51,7 +51,7 @@ def check_batch(prompts: Prompts, completions: Completions, completion_ids: Toke
 
 
 def check_lengths(num_rows: int, **columns: Sequence[Any] | None) -> None:
-    """Raises `ValueError` for a column of a batch that has not one entry for each prompt."""
+    """Raises `ValueError` for a column of a batch that does not have one entry per prompt."""
     for name, column in columns.items():
         if column is not None and len(column) != num_rows:
             raise ValueError(
@@ -79,7 +79,7 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
 
 
 def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
-    """A prompt behind a criterion: in its system message, as templates accept only one, or as a first paragraph."""
+    """A prompt with a criterion before it: in its system message, as templates accept only one, or as a paragraph."""
     if criterion is None:
         return prompt
     if isinstance(prompt, str):
@@ -91,7 +91,7 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
         joined: str | list[Any] = criterion
     elif isinstance(content, str):
         joined = f"{criterion}\n\n{content}"
-    else:  # parts, which templates write one after the other
+    else:  # parts, which templates concatenate
         joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
     return [{**prompt[0], "content": joined}, *prompt[1:]]
 
@@ -99,7 +99,7 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
 def criteria_of_rows(
     criterion: str | Mapping[str, str] | None, domain: Sequence[str] | None, num_rows: int
 ) -> list[str | None]:
-    """The criterion of each row: the same for all, or by the row's domain."""
+    """Criterion per row: the same for all, or by the row's domain."""
     if criterion is None or isinstance(criterion, str):
         return [criterion] * num_rows
     if domain is None:
@@ -117,7 +117,7 @@ def criteria_of_rows(
 def images_of_rows(
     image: Sequence[Any] | None, images: Sequence[Any] | None, num_rows: int
 ) -> list[list[Any] | None] | None:
-    """Images of the columns `image` (one per row) and `images` (several), which decides where both are, as in TRL."""
+    """Images of the columns `image` (one per row) and `images` (several), which takes precedence, as in TRL."""
     check_lengths(num_rows, image=None if images is not None else image, images=images)
     if images is None:
         return None if image is None else [None if entry is None else [entry] for entry in image]
@@ -131,7 +131,7 @@ def images_of_rows(
 
 
 def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for the chat template in a row's `tools` (a list, or its JSON) and `chat_template_kwargs`."""
+    """Chat template arguments from a row's `tools` (a list, or its JSON) and `chat_template_kwargs`."""
     tools, kwargs = row.get("tools") or None, row.get("chat_template_kwargs") or None
     if isinstance(tools, str):
         with suppress(ValueError):
@@ -146,24 +146,24 @@ def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_messages(value: Prompt | Completion, role: str = "assistant") -> list[Message]:
-    """A completion, or the prompt of a `role`, as a list of messages."""
+    """A completion, or a prompt with a `role`, as a list of messages."""
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def continued(prompt: Sequence[Message], message: Message) -> list[Message]:
-    """A prompt whose last message goes on with what another one says."""
+    """A prompt whose last message is continued by the text of another one."""
     return [*prompt[:-1], {**prompt[-1], **message, "content": "".join([*texts_of(prompt[-1]), *texts_of(message)])}]
 
 
 def text_of(completion: Completion) -> str:
-    """The text that a completion ends with: of messages, that of the last one."""
+    """The last text of a completion: for messages, that of the last one."""
     if isinstance(completion, str):
         return completion
     return "".join(texts_of(completion[-1])) if completion else ""
 
 
 def texts_of(message: Message) -> list[str]:
-    """Texts of a message: of its content, or of the parts that its content has."""
+    """Texts of a message: its content, or the text parts of its content."""
     if has_parts(message):
         return [_part_text(part) or "" for part in message["content"]]
     content = message.get("content")
@@ -171,7 +171,7 @@ def texts_of(message: Message) -> list[str]:
 
 
 def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
-    """A message with other texts, one for each of [`texts_of`]; `mark` is added to every part as a key."""
+    """A message with new texts, one for each of [`texts_of`]; `mark` is added to every part as a key."""
     if not has_parts(message):
         return {**message, "content": texts[0]} if texts else message
     parts: list[Any] = []
@@ -185,12 +185,12 @@ def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
 
 
 def as_text(message: Message) -> Message:
-    """A message whose content is one string, whatever parts it had."""
+    """A message with its content as one string, whatever its parts."""
     return {**message, "content": "".join(texts_of(message))} if has_parts(message) else message
 
 
 def as_parts(message: Message) -> Message:
-    """A message whose content is a list of parts, as models that also read images have it."""
+    """A message with its content as a list of parts, as in models that also read images."""
     content = message.get("content")
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
@@ -201,7 +201,7 @@ def has_parts(message: Message) -> bool:
 
 
 def _part_text(part: Any) -> str | None:
-    """Text of a part of a message; `None` if it is no text."""
+    """Text of a message part; `None` if it is not text."""
     if isinstance(part, str):
         return part
     if not isinstance(part, Mapping):
@@ -209,18 +209,18 @@ def _part_text(part: Any) -> str | None:
     kind = part.get("type", "text")
     if _modality(part) in ("image", "video", "audio"):
         return None
-    # `{"type": "thinking", "thinking": "..."}` is text as well. Datasets fill keys that other parts have with `None`.
+    # `{"type": "thinking", "thinking": "..."}` is text as well. Datasets fill the keys of other parts with `None`.
     text = (part["text"] or "") if "text" in part else part.get(kind)
     return text if isinstance(text, str) else None
 
 
 def is_image_part(part: Any) -> bool:
-    """Whether a part of a message is an image, given or to come."""
+    """Whether a message part is an image, or a placeholder for one."""
     return isinstance(part, Mapping) and _modality(part) == "image"
 
 
 def image_parts(messages: Sequence[Message]) -> list[Any]:
-    """Parts of messages that are images."""
+    """Image parts of messages."""
     return [part for m in messages if has_parts(m) for part in m["content"] if is_image_part(part)]
 
 
@@ -230,13 +230,13 @@ def _modality(part: Mapping[str, Any]) -> str | None:
 
 
 def says_more(message: Message) -> bool:
-    """Whether there is more in a message than its content: the call of a tool, reasoning."""
+    """Whether a message has more than its content: a tool call, reasoning."""
     return any(value for key, value in message.items() if key not in ("role", "content", "name"))
 
 
 def tokenizer_of(processing_class: "PreTrainedTokenizerBase | ProcessorMixin") -> "PreTrainedTokenizerBase":
-    """A tokenizer, or the one that a processor holds."""
-    from transformers import ProcessorMixin  # heavy: see above
+    """The tokenizer itself, or that of a processor."""
+    from transformers import ProcessorMixin  # slow import: see above
 
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
@@ -246,16 +246,17 @@ def _unchanged(message: Message) -> Message:
 
 
 class _LeftOut(Exception):
-    """What a template does not write."""
+    """Text that a template leaves out."""
 
 
 class Template:
     """
-    A tokenizer, or a processor with its own template, BOS and expansion of text, and arguments for the chat template.
+    A tokenizer, or a processor with its own template, BOS and expansion of text, and chat template arguments.
 
-    Templates read content as text, as a list of parts, or both; of the other they write nothing, or a Python list.
-    Messages are put into the form that the template reads, and what it still does not write is refused: the role
-    "tool", say. What it does to a text that it writes (it strips white space, or cuts reasoning) is its own affair.
+    Templates read content as text, as a list of parts, or both; of the other form they write nothing, or a Python
+    list. Messages are converted to the form that the template reads, and a message of which it still leaves out
+    something (such as the role "tool") is rejected. Changes to text that it writes (stripped white space, removed
+    reasoning) are accepted.
     """
 
     def __init__(
@@ -267,9 +268,9 @@ class Template:
         self.tokenizer = tokenizer_of(processing_class)
         self.is_processor = self.tokenizer is not processing_class
         self.chat_template_kwargs = chat_template_kwargs or {}
-        # A processor without a template has that of its tokenizer.
+        # A processor without a template uses its tokenizer's.
         self._writer: Any = self.tokenizer if processing_class.chat_template is None else processing_class
-        # How messages of each shape are given to the template.
+        # Conversion for the template, per shape of messages.
         self._forms: dict[Any, Callable[[Message], Message]] = {}
 
     @property
@@ -278,7 +279,7 @@ class Template:
 
     @cached_property
     def prefix_preserving(self) -> "Template":
-        """This template, or, if it rewrites earlier turns when later ones follow, TRL's version of it for training."""
+        """This template, or, if it rewrites earlier turns when later ones follow, TRL's training version of it."""
         from trl.chat_template_utils import get_training_chat_template, is_chat_template_prefix_preserving
 
         if "chat_template" in self.chat_template_kwargs:
@@ -287,7 +288,7 @@ class Template:
             if is_chat_template_prefix_preserving(self._writer):
                 return self
             training = get_training_chat_template(self._writer)
-        except (*REFUSALS, ValueError):  # a template that cannot call tools, or that TRL does not know
+        except (*REFUSALS, ValueError):  # a template without tool calls, or unknown to TRL
             return self
         return Template(self.processing_class, {**self.chat_template_kwargs, "chat_template": training})
 
@@ -298,7 +299,7 @@ class Template:
         has_criterion: bool = False,
         continue_final_message: bool = False,
     ) -> str:
-        """Messages as text. `ValueError` if the template refuses them, or leaves out what one of them says."""
+        """Renders messages to text. `ValueError` if the template refuses them, or leaves out part of one."""
         if not self.exists:
             raise ValueError(
                 f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
@@ -318,7 +319,7 @@ class Template:
                     f"leaves out {error}, so that the frozen model would not read it. Pass a `processing_class` with "
                     "a template that writes it, or leave such messages out."
                 )
-            elif type(error) is not TemplateError:  # that one is what the template says itself
+            elif type(error) is not TemplateError:  # which is raised by the template itself
                 what += " Most templates want `role` and `content`, as text, in every message."
             if has_criterion:
                 what += (
@@ -328,7 +329,7 @@ class Template:
             raise ValueError(f"The chat template of {self.tokenizer.name_or_path!r} {what}") from error
 
     def reads_as_given(self, messages: Sequence[Message]) -> bool:
-        """Whether [`apply`] gives the template the content of a prompt in the form in which it is, as trainers do."""
+        """Whether [`apply`] passes the content of a prompt to the template unchanged, as trainers do."""
         self.apply(messages, add_generation_prompt=True)
         return self._forms[(True, False, *(_shape(message) for message in messages))] is _unchanged
 
@@ -336,27 +337,27 @@ class Template:
         return self._writer.apply_chat_template(list(messages), tokenize=False, **flags, **self.chat_template_kwargs)
 
     def _find_form(self, messages: Sequence[Message], flags: dict[str, bool]) -> Callable[[Message], Message]:
-        """The form of content in which the template writes all that messages of this shape say."""
-        # TRL's GRPO gives messages to processors as parts.
+        """The form of content in which the template writes all text of messages of this shape."""
+        # TRL's GRPO passes messages to processors as parts.
         given = as_parts if self.is_processor else _unchanged
         left_out: _LeftOut | None = None
         for form in (given, as_text, lambda message: as_parts(as_text(message))):
             formed = [form(message) for message in messages]
             if len(image_parts(formed)) < len(image_parts(messages)):
-                continue  # a form that has no place for them
+                continue  # a form without image parts
             try:
                 self._check_all_written(formed, flags)
                 return form
             except _LeftOut as error:
                 left_out = left_out or error
             except REFUSALS:
-                pass  # the messages, or just the words that stood in them
+                pass  # because of the messages, or only of the placeholder words
         if left_out is not None:
             raise left_out
         return given
 
     def _check_all_written(self, messages: Sequence[Message], flags: dict[str, bool]) -> None:
-        """Raises `_LeftOut` if the template does not write a word that stands in the place of a text."""
+        """Raises `_LeftOut` if the template does not write a placeholder word of a text."""
         words = [
             [f"{WORD}{i}x{j}y" if text.strip() else text for j, text in enumerate(texts_of(message))]
             for i, message in enumerate(messages)
@@ -366,7 +367,7 @@ class Template:
         for i, (message, texts) in enumerate(zip(messages, words, strict=True)):
             calls = _tool_names(message)
             where = f"message {i + 1} (role {message['role']!r})"
-            # Many templates write a call and not what is said before it.
+            # Many templates write a tool call but not the text before it.
             if not calls and any(text not in written for text in texts):
                 raise _LeftOut(f"what {where} says")
             if any(name not in written for name in calls):
@@ -382,14 +383,14 @@ class Template:
 
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
-        """What the template writes around the text of a finished turn (`<think>`, say); empty if that is not clear."""
+        """The template's text around that of a finished turn (such as `<think>`); empty if unclear."""
         opened, closed = self._probe([{"role": "assistant", "content": WORD}])
         before, found, after = closed.rpartition(WORD)
         return (before.removeprefix(opened) if before.startswith(opened) else "", after) if found else ("", "")
 
     @cached_property
     def finished_call(self) -> tuple[str, str]:
-        """What the template writes behind a tool's arguments and, where the result follows, after the turn."""
+        """The template's text after a tool call's arguments and, if the result follows, after the turn."""
         call = {"type": "function", "function": {"name": WORD, "arguments": {WORD: WORD}}}
         message = {"role": "assistant", "content": "", "tool_calls": [call]}
         _, closed = self._probe([message])
@@ -398,26 +399,26 @@ class Template:
         return (after, continued.removeprefix(closed) if continued.startswith(closed) else "") if found else ("", "")
 
     def _probe(self, completion: Sequence[Message]) -> tuple[str, str]:
-        """A short conversation before and with `completion`; empty if the template is for other messages."""
+        """Renderings of a short conversation before and with `completion`; empty if the template refuses it."""
         if not self.exists:
             return "", ""
         prompt = [{"role": "user", "content": "a"}]
         try:
             return self.apply(prompt, True), self.apply([*prompt, *completion], False)
         except ValueError:
-            return "", ""  # whoever renders some hears of what it refuses
+            return "", ""  # rendering such messages will report the refusal
 
     def adds_special_tokens(self, text: str, is_chat: bool) -> bool:
-        """Whether a prompt gets the tokenizer's own tokens: text, and of processors messages without a BOS."""
+        """Whether a prompt gets the tokenizer's own tokens: plain text, and a processor's messages without a BOS."""
         bos = self.tokenizer.bos_token
         return not is_chat or not (self._writer is self.tokenizer or (bos is not None and text.startswith(bos)))
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """Token ids of a text; with `special`, with the tokens that the tokenizer adds itself."""
+        """Token ids of a text; with `special`, including the tokens that the tokenizer adds."""
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids, special tokens kept."""
+        """Text of token ids, including special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def continuation(self, prompt_text: str, prompt_ids: list[int], text: str, special: bool) -> list[int]:
@@ -425,15 +426,15 @@ class Template:
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:
             return joint_ids[len(prompt_ids) :]
-        # A token would straddle the border, which generation cannot do.
+        # A token would straddle the border, which is impossible in generation.
         alone = self.encode(text)
-        # The second is for prompts that the policy has read in other tokens than these.
+        # The second is for prompts that the policy has tokenized differently.
         wanted = (self._decode_raw(joint_ids), self._decode_raw(prompt_ids) + text)
         candidates = chain([alone], self._behind_anchors(text))
         return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in wanted), alone)
 
     def _behind_anchors(self, text: str) -> Iterator[list[int]]:
-        """Token ids of `text` inside a longer one: at its beginning, many tokenizers see a space before a word."""
+        """Token ids of `text` inside a longer one: at its beginning, many tokenizers assume a space before a word."""
         for anchor in ANCHORS:
             anchor_ids, joint_ids = self.encode(anchor), self.encode(anchor + text)
             if joint_ids[: len(anchor_ids)] == anchor_ids:
@@ -444,7 +445,7 @@ class Template:
 
 
 def _shape(message: Message) -> Any:
-    """All of a message that decides what a template writes, but for the texts themselves."""
+    """All that determines what a template writes for a message, except the texts themselves."""
     content = message.get("content")
     parts = (
         tuple(str(p.get("type")) if isinstance(p, dict) else "" for p in content) if isinstance(content, list) else ()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which characters each token wrote."""
+"""Character offsets of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 def decode_with_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
     """
-    Text of token ids, special tokens kept, and the characters `(start, end)` that each token wrote, which tile the
-    text. A token that ends inside a character (a byte of an emoji) has an empty span; the one that completes it gets
-    all of it.
+    Text of token ids, including special tokens, and the characters `(start, end)` of each token, which tile the text.
+    A token that ends inside a character (a byte of an emoji) has an empty span; the one that completes it gets all of
+    it.
     """
 
     def decode(start: int, end: int) -> str:
@@ -18,7 +18,7 @@ def decode_with_offsets(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) 
 
     text, offsets = "", []
     # Decoding needs a little context on the left (a leading space belongs to a word only inside a text): a window from
-    # `context` to `done` that is already written.
+    # `context` to `done`, which is already written.
     context = done = 0
     for end in range(1, len(ids) + 1):
         window = decode(context, end)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What the policy of a TRL trainer reads and writes: how its prompts are rendered, the token ids that they became, and
-which of its own ids end a completion.
+Tokens of a TRL trainer's policy: the rendering of its prompts, their token ids, and the ids of its own that end a
+completion.
 """
 
 import inspect
@@ -33,28 +33,28 @@ from .messages import (
 R = TypeVar("R")
 T = TypeVar("T")
 ProcessingClass: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
-MAX_KEPT = 64  # of what renders rows of different tools
+MAX_KEPT = 64  # renderers kept for rows with different tools
 
 
 class PolicyRow(NamedTuple):
-    """What a policy read and wrote in one row of a batch."""
+    """The policy's prompt and written tokens in one row of a batch."""
 
     prompt_ids: list[int]  # without padding
-    # For each token of the completion, 1 if the policy wrote it, 0 if a tool did; `None` if it wrote all.
+    # Per token of the completion, 1 if the policy wrote it, 0 if a tool did; `None` if it wrote all.
     written: list[int] | None = None
 
 
 @dataclass(frozen=True)
 class PolicyTokens:
-    """What is known of the token ids that a policy generates."""
+    """Information on the token ids that a policy generates."""
 
     processing_class: ProcessingClass
-    eos_token_ids: Sequence[int] = ()  # none if they are not known
-    padded: bool | None = None  # whether padding follows the end of a completion; `None` if not known
+    eos_token_ids: Sequence[int] = ()  # empty if unknown
+    padded: bool | None = None  # whether padding follows the end of a completion; `None` if unknown
 
     @classmethod
     def of(cls, trainer: Any) -> "PolicyTokens":
-        """Those of the policy of a trainer; its `eos_token_ids` are known of TRL's trainers with reward functions."""
+        """Those of a trainer's policy; `eos_token_ids` are available from TRL's trainers with reward functions."""
         if Version(trl.__version__) < Version("1.14") and hasattr(trainer, "reward_funcs"):
             # Generation stops at the tokenizer's EOS only.
             eos_token_ids: Sequence[int] = [tokenizer_of(trainer.processing_class).eos_token_id]
@@ -64,7 +64,7 @@ class PolicyTokens:
 
 
 def is_online_dpo(trainer: Any) -> bool:
-    """Whether a trainer is an `OnlineDPOTrainer`, which hands completions over with their padding."""
+    """Whether a trainer is an `OnlineDPOTrainer`, which passes completions with their padding."""
     # By name: importing an experimental module prints a warning.
     return any(
         cls.__name__ == "OnlineDPOTrainer" and cls.__module__.startswith("trl.") for cls in type(trainer).__mro__
@@ -74,8 +74,8 @@ def is_online_dpo(trainer: Any) -> bool:
 @lru_cache(maxsize=8)
 def foreign_token_ids(tokenizer: ProcessingClass, others: ProcessingClass) -> frozenset[int] | None:
     """
-    Token ids of the tokenizer `others` that mean something else to `tokenizer`, which is to read them: of tokens that
-    were added to one vocabulary (a pad token, tags of reasoning). `None` if their vocabularies differ.
+    Token ids of the tokenizer `others` that have another meaning in `tokenizer`, which is to read them: of tokens that
+    were added to one vocabulary (a pad token, reasoning tags). `None` if their vocabularies differ.
     """
     ours, theirs = tokenizer_of(tokenizer), tokenizer_of(others)
     if ours is theirs:
@@ -85,19 +85,19 @@ def foreign_token_ids(tokenizer: ProcessingClass, others: ProcessingClass) -> fr
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens that decoding can leave out. `all_special_ids` has only those of them that have a name, such as EOS."""
+    """Tokens that decoding can skip. `all_special_ids` has only the named ones, such as EOS."""
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
 
 
 @dataclass(frozen=True)
 class PromptSettings:
-    """How the policy of a trainer reads prompts."""
+    """Prompt rendering of a trainer's policy."""
 
     tokens: PolicyTokens
-    # With its `tools`, and the `chat_template` that TRL swaps in where the policy's own rewrites earlier turns.
+    # With its `tools`, and the `chat_template` that TRL substitutes if the policy's own rewrites earlier turns.
     chat_template_kwargs: dict[str, Any]
-    # Tools of each environment, where rows of a batch select theirs by the column `environment`.
+    # Tools per environment, if rows of a batch select theirs by the column `environment`.
     tools_of: dict[str | None, list[Any]] | None
     # OnlineDPO continues a last message of the assistant, and tokenizes plain text without special tokens.
     continues_turns: bool
@@ -105,7 +105,7 @@ class PromptSettings:
     @classmethod
     def of(cls, trainer: Any) -> "PromptSettings":
         """Those of a trainer; `TypeError` if it has no reward functions."""
-        # TRL's trainers with reward functions have no class of their own in common.
+        # TRL's trainers with reward functions have no common base class.
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(
                 f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its "
@@ -133,7 +133,7 @@ class PromptSettings:
 
 
 class Reading(NamedTuple):
-    """How a reward reads prompts. The fields are arguments of [`Renderer`]."""
+    """Prompt rendering of a reward. The fields are arguments of [`Renderer`]."""
 
     processing_class: ProcessingClass
     chat_template_kwargs: dict[str, Any]
@@ -143,7 +143,7 @@ class Reading(NamedTuple):
 
 
 class RewardCall(NamedTuple):
-    """A trainer's call of a reward function; `rows` is what its policy read and wrote, where it can be found."""
+    """A trainer's call of a reward function; `rows` are the rows of its policy, if they can be found."""
 
     trainer: Any
     rows: list[PolicyRow] | None
@@ -151,15 +151,15 @@ class RewardCall(NamedTuple):
 
 def find_call(prompts: Prompts, log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
     """
-    The trainer that asks for the rewards of `prompts` right now, if one does. TRL gives reward functions neither the
-    trainer nor the token ids of the prompts, which may be others than one expects (template settings, a processor, a
-    `rollout_func`). Both stand in the frame of the method that calls; `tests/test_contract.py` watches their names.
-    From another thread, the trainer is known by `log_extra`, its method, and found where it waits.
+    Finds the trainer that is requesting rewards of `prompts`, if there is one. TRL passes reward functions neither the
+    trainer nor the token ids of the prompts, which may be unexpected (template settings, a processor, a
+    `rollout_func`). Both are in the frame of the calling method; `tests/test_contract.py` watches their names. From
+    another thread, the trainer is identified by its method `log_extra`, and found where it waits.
     """
     found = _call_above(sys._getframe(1), prompts)
     trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
     if found is None and hasattr(trainer, "reward_funcs"):
-        # It waits in another thread for a reward that is asynchronous.
+        # It waits in another thread for an asynchronous reward.
         others = [frame for thread, frame in sys._current_frames().items() if thread != get_ident()]
         calls = [call for frame in others if (call := _call_above(frame, prompts)) is not None]
         found = next((call for call in calls if call.trainer is trainer), RewardCall(trainer, None))
@@ -167,7 +167,7 @@ def find_call(prompts: Prompts, log_extra: Callable[..., Any] | None = None) -> 
 
 
 def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
-    """The call that a frame belongs to."""
+    """The reward call that a frame belongs to."""
     while frame.f_back is not None:
         frame = frame.f_back
         if frame.f_code.co_name not in ("_generate_and_score_completions", "training_step"):
@@ -183,7 +183,7 @@ def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
             prompt_ids, scored = [ids[mask.bool()].tolist() for ids, mask in rows], 2 * names["prompts"]
         else:
             continue
-        # A reward function may ask another one about other prompts than its own.
+        # A reward function may call another one with other prompts than its own.
         if list(prompts) != list(scored):
             return RewardCall(names["self"], None)
         return RewardCall(names["self"], list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids))))
@@ -192,7 +192,7 @@ def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
 
 @dataclass(eq=False)
 class PolicyBinding(Generic[R]):
-    """Lets what `make` makes from a [`Reading`] read prompts as the policy of the trainer that calls a reward."""
+    """Objects made by `make` from a [`Reading`], which render prompts like the policy of the calling trainer."""
 
     given: ProcessingClass | None
     given_kwargs: dict[str, Any] | None
@@ -207,7 +207,7 @@ class PolicyBinding(Generic[R]):
         return {**self.__dict__, "policy": None, "_made": {}}
 
     def bind(self, trainer: Any) -> None:
-        """Reads as the policy of a trainer does from now on."""
+        """Renders like the policy of a trainer from now on."""
         policy = PromptSettings.of(trainer)
         if policy != self.policy:
             self.policy = policy
@@ -216,7 +216,7 @@ class PolicyBinding(Generic[R]):
             self.on_bind(trainer)
 
     def know(self, tokens: PolicyTokens | None) -> None:
-        """Sets what is known of the policy's tokens without a trainer."""
+        """Sets information on the policy's tokens without a trainer."""
         self._tokens = tokens
         self.forget()
 
@@ -225,11 +225,11 @@ class PolicyBinding(Generic[R]):
         return self._tokens if self.policy is None else self.policy.tokens
 
     def forget(self) -> None:
-        """Drops what was made: the model is another one."""
+        """Clears the cache, as the model is another one."""
         self._made = {}
 
     def reading(self, environment: str | None = None) -> Reading:
-        """How rows of an environment are read: as the user said, key by key, and else as the trainer's policy does."""
+        """Rendering of an environment's rows: by the user's arguments, key by key, and otherwise as the policy's."""
         own, given, policy = self.own(), self.given_kwargs or {}, self.policy
         if policy is None:
             return Reading(own, given, self._tokens)
@@ -251,8 +251,8 @@ class PolicyBinding(Generic[R]):
         )
 
     def of(self, environment: str | None = None, template_kwargs: Mapping[str, Any] | None = None) -> R:
-        """What renders rows of an environment, and with arguments of their own for the chat template."""
-        key = json.dumps([environment, template_kwargs or {}], default=repr)  # templates write keys in their order
+        """Renderer for an environment's rows with their own chat template arguments."""
+        key = json.dumps([environment, template_kwargs or {}], default=repr)  # unsorted: templates write keys in order
         made = self._made.get(key)
         if made is None:  # not looked up again: another thread may drop it
             reading = self.reading(environment)
@@ -271,7 +271,7 @@ class PolicyBinding(Generic[R]):
         *columns: Sequence[Any] | None,
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
-        """Renders a batch by `method`, as the policy of the trainer that asks for it; `of_dataset` are its columns."""
+        """Renders a batch by `method`, like the policy of the calling trainer; `of_dataset` are its columns."""
         call = find_call(prompts, of_dataset.get("log_extra"))
         if call is not None:
             self.bind(call.trainer)
@@ -280,7 +280,7 @@ class PolicyBinding(Generic[R]):
         for i, settings in enumerate(self._settings_of_rows(prompts, of_dataset, call is not None)):
             renderer = self.of(*settings)
             kinds.setdefault(id(renderer), (renderer, []))[1].append(i)
-        check_batch(prompts, completions, completion_ids)  # as a whole, before it is taken apart
+        check_batch(prompts, completions, completion_ids)  # as a whole, before it is split
         rows: dict[int, T] = {}
         for renderer, chosen in kinds.values():
             theirs = [None if column is None else [column[i] for i in chosen] for column in given]
@@ -290,9 +290,9 @@ class PolicyBinding(Generic[R]):
     def _settings_of_rows(
         self, prompts: Prompts, columns: Mapping[str, Any], in_trainer: bool
     ) -> Iterator[tuple[str | None, dict[str, Any]]]:
-        """The environment of each row, if these have different tools, and its own arguments for the chat template."""
+        """Environment per row, if environments have different tools, and the row's own chat template arguments."""
         own: dict[str, Sequence[Any]] = {}
-        if not in_trainer:  # TRL's trainers with reward functions read no such columns
+        if not in_trainer:  # TRL's trainers with reward functions ignore such columns
             own = {name: columns[name] for name in TEMPLATE_COLUMNS if columns.get(name) is not None}
         environments = None if self.policy is None or self.policy.tools_of is None else columns.get("environment")
         check_lengths(len(prompts), **own)

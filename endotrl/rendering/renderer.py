@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts and completions, as text, messages or token ids, to the token ids that the frozen model reads."""
+"""Renderer: from prompts and completions, as text, messages or token ids, to the frozen model's token ids."""
 
 import json
 import logging
@@ -52,34 +52,34 @@ class Rendered:
 
     prompt_ids: list[int]
     completion_ids: list[int]
-    action_positions: list[int]  # in `completion_ids`, that the policy wrote, and not a tool; in order
-    finished: bool  # it ends with a token of the policy that ends a response
-    cut: bool = False  # the row was too long, and lost some tokens
+    action_positions: list[int]  # of tokens in `completion_ids` written by the policy, not by a tool; in order
+    finished: bool  # whether it ends with a token of the policy that ends a response
+    cut: bool = False  # whether the row was too long, and lost tokens
     images: ImageInputs | None = None
 
     @property
     def prompt(self) -> tuple[tuple[int, ...], ImageInputs | None]:
-        """All that stands before the completion: equal for completions of one prompt, and for no others."""
+        """Everything before the completion: equal for completions of one prompt, and for no others."""
         return tuple(self.prompt_ids), self.images
 
 
 @dataclass(eq=False)
 class Renderer:
     """
-    Turns rows of a TRL batch into token ids, by one rule: what the policy generated is scored as it was generated.
+    Renders rows of a TRL batch to token ids, by one rule: what the policy generated is scored as it was generated.
 
-    - The prompt's tokens are those that the policy read, where they are known. Otherwise it is rendered as TRL's
-    trainers do: by the chat template, or as plain text; with `continues_turns`, as OnlineDPO does.
-    - `completion_ids` are scored as they are if policy and frozen model share a tokenizer; where that is not known, if
-    they decode to the completion. Otherwise its text is rendered with this tokenizer and template.
+    - The prompt's tokens are those that the policy read, if known. Otherwise it is rendered as in TRL's trainers: by
+      the chat template, or as plain text; with `continues_turns`, as in OnlineDPO.
+    - `completion_ids` are scored unchanged if policy and frozen model share a tokenizer; if that is unknown, if they
+    decode to the completion. Otherwise its text is rendered with this tokenizer and template.
     - A completion given as text is a complete answer: the end of the turn (of plain text, EOS) is scored too, but
     nothing else that the template writes into a finished turn.
     - In completions of several messages, only the assistant's tokens are scored.
 
     The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the
-    `placeholders` of images are the frozen model's; `policy_tokens` say what is known of the `completion_ids`. With
-    `keeps_prompts`, prompts stay as they are rendered here where the policy has read others. `overlong_prompt`: see
-    [`fit`]; `images` and `chat_template_kwargs`: see [`FrozenModelReward`].
+    `placeholders` of images are the frozen model's; `policy_tokens` describe the `completion_ids`. With
+    `keeps_prompts`, prompts stay as rendered here even if the policy has read others. `overlong_prompt`: see [`fit`];
+    `images` and `chat_template_kwargs`: see [`FrozenModelReward`].
     """
 
     processing_class: ProcessingClass
@@ -98,7 +98,7 @@ class Renderer:
         self._placeholder_ids = self.placeholders.all
         self._template = Template(self.processing_class, self.chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
-        # Of a policy that is known; `None` if it is not, or has another tokenizer.
+        # For a known policy; `None` if it is unknown, or has another tokenizer.
         self._foreign_ids, stops, padded = None, [*self.eos_token_ids], None
         if self.policy_tokens is not None:
             self._foreign_ids = foreign_token_ids(self.tokenizer, self.policy_tokens.processing_class)
@@ -119,8 +119,8 @@ class Renderer:
     ) -> list[Rendered]:
         """
         Renders a batch. `criteria` are put before the prompts; `images` are those of each row's columns. If the
-        policy's tokens mean the same here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or a
-        criterion says otherwise. `ValueError` or `TypeError` for rows that cannot be scored.
+        policy's tokens have the same meaning here, the prompts of `policy_rows` are scored, unless `keeps_prompts` or
+        a criterion prevents it. `ValueError` or `TypeError` for rows that cannot be scored.
         """
         check_batch(prompts, completions, completion_ids)
         criteria = [None] * len(prompts) if criteria is None else criteria
@@ -155,7 +155,7 @@ class Renderer:
         return rendered
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
-        """Token ids of prompts alone, however long."""
+        """Token ids of prompts alone, of any length."""
         check_batch(prompts, [""] * len(prompts), None)
         for row, prompt in enumerate(prompts):
             if _shows_images(prompt):
@@ -165,7 +165,7 @@ class Renderer:
         return [self._render_prompt(self._template, prompt, []).ids for prompt in prompts]
 
     def render_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: TokenIds) -> list[Rendered]:
-        """What [`render`] returns for rows that are token ids of this tokenizer already, without padding."""
+        """Result of [`render`] for rows that are token ids of this tokenizer already, without padding."""
         rendered = []
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
@@ -174,7 +174,7 @@ class Renderer:
         return rendered
 
     def _template_for(self, completion: Completion) -> Template:
-        """The turns of a completion of several messages must not be written otherwise when others follow."""
+        """Template under which the turns of a completion of several messages stay the same when others follow."""
         return self._template if _is_turn(completion) else self._template.prefix_preserving
 
     def _place(self, row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Image]]:
@@ -229,7 +229,7 @@ class Renderer:
             )
 
     def _settle(self, row: int, read: ReadPrompt, theirs: list[int]) -> ReadPrompt:
-        """Which prompt is scored: the one rendered here, or the one that the policy has read."""
+        """Chooses the prompt to score: the one rendered here, or the one that the policy has read."""
         ours = read.ids
         if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
             return read
@@ -292,7 +292,7 @@ class Renderer:
             self._said.add(kind)
 
     def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
-        """`completion_ids` without padding; `None` where this tokenizer reads something else than was written."""
+        """`completion_ids` without padding; `None` if this tokenizer reads them as another text."""
         batch: list[list[int]] = []
         for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
             ids = _token_ids(row, given)
@@ -317,7 +317,7 @@ class Renderer:
         return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
 
     def _is_read(self, ids: list[int], completion: Completion) -> bool | None:
-        """Whether this tokenizer reads in `ids` what the policy's wrote there; `None` if nothing tells."""
+        """Whether this tokenizer reads `ids` as the policy's tokenizer meant them; `None` if undecidable."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
         if self.policy_tokens is not None:
@@ -329,24 +329,24 @@ class Renderer:
         if not contents:
             if not text:
                 return None
-            # Nothing to compare the text with. Ids of another tokenizer read as words cut at odd places, which this
-            # tokenizer would cut otherwise.
+            # No text to compare with. Ids of another tokenizer read as words cut at odd places, which this tokenizer
+            # would cut differently.
             as_decoded = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
             return is_parsed and self._template.encode(as_decoded) == ids
-        # Users and parsers may have kept the special tokens in the text, and that at the end or not.
+        # Users and parsers may have kept the special tokens in the text, including or without the last one.
         body = ids[:-1] if self.ends.is_end(ids) else ids
         texts = [text, self._template.decode(ids).strip(), self._template.decode(body).strip()]
         if isinstance(completion, str):
             return contents[0] in texts
         if len(completion) == 1 and not is_parsed:
-            # Reasoning may have been parsed out of the content, before which it stood.
+            # Reasoning before the content may have been parsed out of it.
             return any(text.endswith(contents[0]) for text in texts)
-        # Reasoning and tool calls are parsed out of the content, so the content is a part of the text.
+        # Reasoning and tool calls are parsed out of the content, so the content is part of the text.
         return any(all(content in text for content in contents) for text in texts)
 
     def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int] | None = None) -> Rendered:
         positions = list(range(len(ids))) if positions is None else positions
-        # A tool result ends with the token that ends turns as well, but the policy's turn comes next.
+        # A tool result also ends with the token that ends turns, but the policy's turn follows.
         others = set(range(len(ids))).difference(positions)
         finished = self.ends.finishes(ids[max(others, default=-1) + 1 :])
         return Rendered(prompt_ids, ids, positions, finished)
@@ -362,7 +362,7 @@ class Renderer:
 
 def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
     """
-    Truncation of a row to a context length, in tokens (`None`: no limit), of which `markers` go into the completion. A
+    Truncates a row to a context length, in tokens (`None`: no limit), of which `markers` go into the completion. A
     longer row is an error, or, by `overlong`, loses the beginning of its prompt (`"truncate_left"`), or the end of its
     completion (`"cut"`), and, if the prompt leaves less than a quarter of the context, its beginning.
     """
@@ -397,7 +397,7 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
 
 
 def cut_completion(row: Rendered, length: int) -> Rendered:
-    """The row with at most the first `length` tokens of its completion; what is cut is not finished."""
+    """The row with at most the first `length` tokens of its completion; a shortened completion is not finished."""
     if length >= len(row.completion_ids):
         return row
     positions = [position for position in row.action_positions if position < length]
@@ -406,7 +406,7 @@ def cut_completion(row: Rendered, length: int) -> Rendered:
 
 
 def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) -> list[list[int]]:
-    """The last `max_length` tokens of each row; a warning says how many rows, of a kind called `what`, are longer."""
+    """The last `max_length` tokens of each row; warns of the number of longer rows, of a kind called `what`."""
     if max_length is None:
         return list(rows)
     if too_long := sum(len(row) > max_length for row in rows):
@@ -420,7 +420,7 @@ def _shows_images(prompt: Prompt) -> bool:
 
 
 def _is_turn(completion: Completion) -> bool:
-    """Whether a completion is one turn of the assistant."""
+    """Whether a completion is a single turn of the assistant."""
     return isinstance(completion, str) or [message["role"] for message in completion] in ([], ["assistant"])
 
 

@@ -2,9 +2,9 @@
 """
 Building blocks of reports: self-contained HTML and terminal tables.
 
-A page needs no network, no script and no font, reads on a phone, in dark mode and on paper, and trusts nobody's text:
-every block takes plain strings, escapes them, and returns [`~markupsafe.Markup`]. A string that is not `Markup` is
-always text, so nothing that a model writes can become part of the page.
+A page needs no network, script or font, works on a phone, in dark mode and on paper, and trusts no text: every block
+takes plain strings, escapes them, and returns [`~markupsafe.Markup`]. A string that is not `Markup` is always text, so
+nothing that a model writes can become part of the page.
 """
 
 from .curves import curves, sparkline

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small plots of logged numbers, without a plotting library: a line of characters, or inline SVG."""
+"""Sparklines and SVG curves of logged numbers, without a plotting library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from .text import plain
 
 
 BARS = "▁▂▃▄▅▆▇█"
-# Okabe and Ito's colours, told apart with every common colour blindness.
+# Okabe and Ito's colour-blind safe palette.
 COLORS = BLUE, ORANGE, GREEN, *_ = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 GREY = "#999999"
 WIDTH, HEIGHT, MARGIN = 480, 110, 6
 
 
 def sparkline(values: Sequence[float], width: int = 32) -> str:
-    """A series as one line of characters, from its least value to its greatest; what is not finite is a dot."""
+    """A series as one line of characters, scaled from its minimum to its maximum; non-finite values are dots."""
     per_bar = max(1, math.ceil(len(values) / width))
     blocks = [values[i : i + per_bar] for i in range(0, len(values), per_bar)]
     finite = [[v for v in block if math.isfinite(v)] for block in blocks]
@@ -29,7 +29,7 @@ def sparkline(values: Sequence[float], width: int = 32) -> str:
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
-    """Series (steps and values by name) as inline SVG, each on a scale of its own; what is not finite is left out."""
+    """Series (steps and values by name) as inline SVG, each with its own scale; non-finite values are left out."""
     known = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     known = {name: points for name, points in known.items() if points}
     if not known:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Heat maps of token rewards: the colours, their legend, and a completion in them."""
+"""Token heat maps of rewards: colour scale, legend, and coloured completions."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +14,10 @@ from .text import JOINERS, counted, is_hidden, number, plain
 STEPS = 8  # shades on each side of neutral
 # Opacity of the strongest shade. Text stays readable on every shade, in both modes: a test computes the contrast.
 OPACITY = 0.75
-QUANTILE = 0.95  # of the tokens of a page that stay below the strongest shade
-MIN_FOR_EXTREMES = 8  # tokens; fewer are taken in at a glance
-# Blue and orange are told apart with every common colour blindness. They are laid over the page's own background, so
-# that neutral is white on a white page and dark on a dark one.
+QUANTILE = 0.95  # fraction of a page's tokens below the strongest shade
+MIN_FOR_EXTREMES = 8  # tokens; fewer are seen at a glance
+# Blue and orange are colour-blind safe. They are translucent, so that neutral is white on a white page and dark on a
+# dark one.
 SHADES = "\n".join(
     f".{side}{step} {{ background-color: rgb(var(--{name}) / {OPACITY * step / STEPS:.3f}); }}"
     for side, name in (("p", "pos"), ("n", "neg"))
@@ -38,7 +38,7 @@ class ColorScale:
 
     @classmethod
     def of(cls, rewards: Iterable[Iterable[float]], center: float = 0.0) -> "ColorScale":
-        """The scale of completions, on which a few extreme tokens do not wash out the others."""
+        """Scale for some completions, robust to a few extreme tokens."""
         differences = [r - center for row in rewards for r in row if math.isfinite(r)]
         distances = sorted(map(abs, differences))
         limit = distances[math.ceil(QUANTILE * (len(distances) - 1))] if distances else 0.0
@@ -46,7 +46,7 @@ class ColorScale:
         return cls(limit or 1.0, center, "both" if below == above else "below" if below else "above")
 
     def share(self, reward: float) -> float:
-        """How much of the strongest colour a reward has, from -1 to 1."""
+        """Position of a reward on the scale, from -1 to 1."""
         return max(-1.0, min(1.0, (reward - self.center) / self.limit))
 
     def shade(self, reward: float) -> str:
@@ -59,8 +59,8 @@ class ColorScale:
 
 
 def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
-    """The colours of a page's heat maps, with what they stand for."""
-    decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit is not written as 0.0
+    """Legend of a page's heat maps: the colours with their meaning."""
+    decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit must not be shown as 0.0
     middle = number(scale.center, decimals)
     low = "≤ " + number(scale.center - scale.limit, decimals, sign=True) if scale.sides != "above" else middle
     high = "≥ " + number(scale.center + scale.limit, decimals, sign=True) if scale.sides != "below" else middle
@@ -81,18 +81,18 @@ def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
 
 @dataclass(frozen=True)
 class HeatMapRow:
-    """A completion of [`heat_maps`]: what each of its `H` tokens contributes to one number, the `total`."""
+    """A completion for [`heat_maps`]: contributions of its `H` tokens to one number, the `total`."""
 
     text: str
     offsets: Sequence[tuple[int, int]]  # `H` spans, as in [`token_heat_map`]
     contributions: Sequence[float]  # of length `H`
-    total: float | None  # `None` of a completion that was cut off and is not to be rewarded
-    rest: Mapping[str, float] = field(default_factory=dict)  # what else is in the total, by name
-    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)  # further numbers of every token, by name
+    total: float | None  # `None` for a completion that was cut off and gets no reward
+    rest: Mapping[str, float] = field(default_factory=dict)  # further summands of the total, by name
+    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)  # further numbers per token, by name
     eos: bool = False
     prompt: str = ""
     meta: str = ""
-    details: Markup = Markup("")  # what stands below
+    details: Markup = Markup("")  # shown below
 
 
 def heat_maps(
@@ -104,10 +104,10 @@ def heat_maps(
     decimals: int | None = None,
 ) -> Markup:
     """
-    Completions in the colours of what (`what`) their tokens, or other units, contribute to one number (`total` is its
-    name), in one scale, under its legend, with the sum above each. By default, numbers have at least 3 decimals, and
-    as many as the shares of a mean need. Raises `ValueError` if the contributions of a completion and its `rest` do
-    not sum to its `total`: the page would show another number than the one that judges.
+    Heat maps of completions, coloured by the contributions (`what`) of their tokens, or other units, to one number
+    (named `total`), on one scale with a legend, and with the sum above each. By default, numbers have at least 3
+    decimals, and as many as the shares of a mean need. Raises `ValueError` if the contributions of a completion and
+    its `rest` do not sum to its `total`: the page would show another number than the actual one.
     """
     scale = ColorScale.of((row.contributions for row in rows), center=center)
     if decimals is None:
@@ -139,8 +139,8 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
 
 def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "token", decimals: int = 3) -> Markup:
     """
-    A completion with every token in the colour of what it contributes; pointing at a token, or tapping it, shows its
-    numbers. A token that ends inside a character has an empty span; text outside all spans (what a tool wrote) has no
+    Heat map of a completion, every token coloured by its contribution; hovering over a token, or tapping it, shows its
+    numbers. A token that ends inside a character has an empty span; text outside all spans (written by a tool) has no
     colour.
     """
     text, offsets = row.text, row.offsets
@@ -158,7 +158,7 @@ def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "t
             f"{title} {number(column[i], decimals, sign=title == 'contribution')}" for title, column in columns.items()
         )
         is_eos = row.eos and i == len(offsets) - 1
-        # The space before a word stays outside the colour: at a line's end it would hang there as a strip.
+        # The space before a word has no colour: at a line's end it would hang there as a strip.
         space = " " if token.startswith(" ") and not token.isspace() else ""
         pieces.append(
             Markup('{space}<span class="t {shade}{eos}" tabindex="-1" data-tip="{tip}">{text}</span>').format(
@@ -180,7 +180,7 @@ def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "t
 
 
 def _extremes(row: HeatMapRow, decimals: int) -> Markup:
-    """The lowest and the highest in words, for those who see no colours and point at nothing, and on paper."""
+    """The lowest and the highest in words, for readers who see no colours or cannot hover, and on paper."""
     values = row.contributions
     order = sorted((i for i in range(len(values)) if not math.isnan(values[i])), key=values.__getitem__)
     if len(order) < MIN_FOR_EXTREMES:
@@ -203,9 +203,9 @@ def _brief(token: str) -> str:
 
 
 def _token_text(token: str) -> Markup:
-    """A token with its white space and its hidden characters made visible."""
+    """A token with visible white space and hidden characters."""
     if token == "":
-        return Markup("<i>▯</i>")  # a part of a character
+        return Markup("<i>▯</i>")  # part of a character
     blank = token.isspace()
     alone = all(is_hidden(c) or c in JOINERS for c in token)
     pieces = []

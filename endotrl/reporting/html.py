@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTML page in one file, with its tables and pictures."""
+"""Self-contained HTML pages, tables and figures."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from .text import cell_text, is_number, plain
 _STYLE, _BLOCKS = (
     files(__package__).joinpath(f"{name}.css").read_text(encoding="utf-8") for name in ("style", "blocks")
 )
-# Light, whatever the notebook's own theme, which no media query tells: the colours of the first rule of the page.
+# Light in any notebook theme, which no media query can detect: the colours of the first rule of the page.
 _CELL = f".endotrl {{{_STYLE.split('{', 1)[1].split('}', 1)[0]} color-scheme: light; color: var(--text); \
 background: var(--paper); padding: .2rem .8rem; max-width: 58rem;\n{_BLOCKS}{SHADES}\n}}"
 _PAGE = Markup("""<!DOCTYPE html>
@@ -42,10 +42,10 @@ img-src data:; {scripts}base-uri 'none'; form-action 'none'">
 </html>
 """)
 _SCRIPT = '<script type="application/json" id="data">{data}</script>\n<script>{script}</script>\n'
-# Characters that a cell of a column of short text may have: the longest names of scorers have about as many. A first
-# column of them wraps on a phone, one of words does not.
+# Maximum number of characters per cell in a column of short text: about that of the longest scorer names. As the first
+# column it wraps on a phone, unless it has only words.
 MAX_SHORT_TEXT, MAX_WORD = 40, 10
-# Pixels, at the 144 dots an inch of reports: text of 9 points in a picture of 7 inches is still read at the width of a
+# Pixels, at the 144 dpi of reports: text of 9 points in a picture of 7 inches is still readable at the width of a
 # phone.
 MAX_PHONE_PIXELS = 1008
 
@@ -59,9 +59,9 @@ def page(
     data: Any = None,
 ) -> str:
     """
-    A whole HTML page in one file, to be written as UTF-8. `sections` are headings (as text; `""` for none) and
-    contents: what is not `Markup` is text, and becomes a paragraph. A `script` of ours is the only one that the page
-    runs: its security policy has the script's digest. `data`, JSON values, is what it finds in the element `data`.
+    A self-contained HTML page, to be written as UTF-8. `sections` are headings (as text; `""` for none) and contents:
+    anything but `Markup` is text, and becomes a paragraph. `script` is the only script that the page can run: its
+    security policy contains the script's digest. `data`, JSON values, is available to it in the element `data`.
     """
     body = Markup("\n").join(
         Markup("<section>{}{}</section>").format(
@@ -70,7 +70,7 @@ def page(
         for heading, content in sections
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    # Nothing in a string can end its element.
+    # No string can end its element.
     values = json.dumps(data, ensure_ascii=False).replace("&", "\\u0026").replace("<", "\\u003c")
     html = _PAGE.format(
         title=plain(title),
@@ -81,18 +81,18 @@ def page(
         scripts=Markup(f"script-src 'sha256-{digest}'; ") if script else "",
         script=Markup(_SCRIPT.format(data=values, script=script)) if script else "",
     )
-    return str(html)  # the page is done: no longer `Markup`, which would escape what is added
+    return str(html)  # the page is complete: no longer `Markup`, which would escape additions
 
 
 def notebook_cell(blocks: Markup) -> str:
-    """Blocks of a page as the output of a notebook's cell, whose styles are theirs alone."""
+    """Blocks of a page as the output of a notebook cell, with scoped styles."""
     return str(Markup('<div class="endotrl"><style>{}</style>{}</div>').format(Markup(_CELL), blocks))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", decimals: int = 3) -> Markup:
     """
-    An HTML table. Numbers are aligned right and rounded, `None` is a dash, `Markup` is kept, and anything else is
-    text. On a narrow screen it scrolls sideways by itself; columns of short text do not wrap.
+    An HTML table. Numbers are right-aligned and rounded, `None` is a dash, `Markup` is kept, and anything else is
+    text. On a narrow screen it scrolls sideways on its own; columns of short text do not wrap.
     """
     cells = [list(row) for row in rows]
     for row in cells:
@@ -119,16 +119,16 @@ def settings_table(settings: Mapping[str, object]) -> Markup:
 
 
 def png_address(image: bytes) -> str:
-    """A PNG as the address of a picture, which a page holds itself."""
+    """Data URI of a PNG image."""
     return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
 
 
 def figure(image: bytes, caption: str = "", alt: str = "") -> Markup:
-    """A PNG, embedded in the page; where a narrow screen would make it too small to read, it scrolls sideways."""
+    """A PNG, embedded in the page; if a narrow screen would make it too small to read, it scrolls sideways."""
     if not image.startswith(b"\x89PNG\r\n\x1a\n"):
         raise ValueError(f"The image is not a PNG file: it begins with {image[:8]!r}.")
     picture = Markup('<img alt="{}" src="{}">').format(plain(alt or caption), png_address(image))
-    if int.from_bytes(image[16:20], "big") > MAX_PHONE_PIXELS:  # the width, in the header of a PNG file
+    if int.from_bytes(image[16:20], "big") > MAX_PHONE_PIXELS:  # the width, in the PNG header
         picture = Markup('<div class="scroll">{}</div>').format(picture)
     return Markup("<figure>{}{}</figure>").format(
         picture, Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else ""

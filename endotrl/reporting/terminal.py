@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and lines for a terminal, which text of users and models cannot steer."""
+"""Terminal tables and messages, safe against control characters in text of users and models."""
 
 import logging
 import re
@@ -23,14 +23,14 @@ _ANSI_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_].*?(?:\x07|\x1b
 
 def ignore_upstream_warnings() -> None:
     """
-    Silences warnings that users can do nothing about: TRL 1.16 sets `gradient_checkpointing` by default, which
-    transformers 5.23 has renamed. Can go when TRL has followed.
+    Silences warnings that users cannot act on: TRL 1.16 sets `gradient_checkpointing` by default, which transformers
+    5.23 has renamed. Can be removed once TRL follows.
     """
     warnings.filterwarnings("ignore", r"`(is_)?gradient_checkpointing(_kwargs)?` is deprecated", FutureWarning)
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to the command: no loading bars and no advice of the libraries, errors excepted."""
+    """Silences progress bars and advice of the libraries, except errors."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
     import datasets
     from transformers.utils import logging as transformers_logging
@@ -43,7 +43,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def working(what: str, shown: bool = True) -> Iterator[None]:
-    """Shows at a terminal that something goes on that has no progress bar."""
+    """Shows a spinner on a terminal during work without a progress bar."""
     from rich.console import Console
 
     with Console(stderr=True).status(f"{terminal_text(what)} ...") if shown else nullcontext():
@@ -53,7 +53,7 @@ def working(what: str, shown: bool = True) -> Iterator[None]:
 def terminal_text(text: str, limit: int = 300) -> str:
     """
     Text of a model for one line of a terminal: escape sequences and control, zero-width and direction characters are
-    taken out, line breaks become `↵`, and what is beyond `limit` characters is cut off.
+    removed, line breaks become `↵`, and the text is truncated to `limit` characters.
     """
     text = _ANSI_SEQUENCE.sub("", text[: 4 * limit]).replace("\r\n", "\n").replace("\n", "↵").replace("\t", " ")
     return "".join(c for c in text if not is_hidden(c) and c not in JOINERS)[:limit]
@@ -63,8 +63,8 @@ def terminal_table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], title: str = "", fold: bool = False, decimals: int = 3
 ) -> "Table":
     """
-    A table for [`rich.console.Console.print`]. Numbers are aligned right; a last column of text takes the width that
-    is left, and goes on in the next line (`fold`) or is cut with an ellipsis; text is never read as markup.
+    A table for [`rich.console.Console.print`]. Numbers are right-aligned; a last column of text takes the remaining
+    width, and wraps (`fold`) or is truncated with an ellipsis; text is never parsed as markup.
     """
     from rich import box
     from rich.table import Table
@@ -100,8 +100,8 @@ def terminal_table(
 
 def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
     """
-    Completions in the colours of what their tokens contribute, in one scale, as [`heat_maps`] has them, for
-    [`rich.console.Console.print`]. For those who see no colours, the lowest token is named.
+    Completions coloured by the contributions of their tokens, on one scale, like [`heat_maps`], for
+    [`rich.console.Console.print`]. For readers who see no colours, the lowest token is named.
     """
     from rich.text import Text
 
@@ -111,7 +111,7 @@ def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
         result.append(f"  {terminal_text(row.prompt)}\n  " if row.prompt else "  ")
         for i, ((start, stop), contribution) in enumerate(zip(row.offsets, row.contributions, strict=True), 1):
             share = scale.share(contribution)
-            # The pages' blue and orange, laid over white.
+            # The pages' blue and orange, blended with white.
             shade = (33, 102, 172) if share > 0 else (224, 100, 10)
             red, green, blue = (round(255 + OPACITY * abs(share) * (part - 255)) for part in shade)
             token = " EOS" if row.eos and i == len(row.offsets) else terminal_text(row.text[start:stop])
@@ -124,7 +124,7 @@ def terminal_heat_map(rows: Sequence[HeatMapRow]) -> "Text":
 
 
 def say(message: str) -> None:
-    """Writes a line to standard error; text of users and models in it cannot steer the terminal."""
+    """Prints a line to standard error; text of users and models in it cannot control the terminal."""
     from tqdm import tqdm
 
     # Above the progress bar, if there is one.

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain text for pages and terminals: numbers as people write them, and characters that could act taken out."""
+"""Plain text for pages and terminals: number formatting, and hidden characters made visible."""
 
 import unicodedata
 
 
-# Characters that join their neighbours (emoji families, Persian, Indic scripts). Shown as they are unless alone.
+# Characters that join their neighbours (emoji families, Persian, Indic scripts). Kept unless alone.
 JOINERS = "\u200c\u200d"
 
 
 def plain(text: str, newline: str = "\n") -> str:
     """
-    Text without characters that act on what is around them: control characters, direction overrides, zero-width and
+    Text without characters that affect their surroundings: control characters, direction overrides, zero-width and
     unassigned characters are written by name, such as `‹U+202E›`. Escapes nothing: that is left to `Markup`.
     """
     return "".join(newline if c == "\n" else f"‹U+{ord(c):04X}›" if is_hidden(c) else c for c in text)
@@ -25,13 +25,13 @@ def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """How many there are of something: `1 row`, `1,200 rows`, `2 entries`."""
+    """A count with its noun: `1 row`, `1,200 rows`, `2 entries`."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
     return f"{count:,} {noun if count == 1 else plural}"
 
 
 def is_number(cell: object) -> bool:
-    """Whether a cell of a table is a number, which `True` and `False` are not."""
+    """Whether a cell of a table is a number (`True` and `False` are not)."""
     return isinstance(cell, int | float) and not isinstance(cell, bool)
 
 
@@ -43,7 +43,7 @@ def cell_text(cell: object, decimals: int = 3) -> str:
 
 
 def is_hidden(character: str) -> bool:
-    """Whether a character is not seen itself, but may act on what is around it."""
+    """Whether a character is invisible, but may affect its surroundings."""
     # Cc control, Cf format (direction, zero width), Cs surrogate, Co private, Cn unassigned, Zl and Zp separators.
     if character in "\n\t" or character in JOINERS:
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards to plug into TRL's trainers."""
+"""Reward functions for TRL's trainers."""
 
 from typing import TYPE_CHECKING
 

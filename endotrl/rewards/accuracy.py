@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy against known answers: to be looked at beside a reward, or a reward itself."""
+"""Accuracy against reference answers, for logging beside a reward, or as a reward itself."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ class AccuracyReward:
 
     Args:
         column (`str`):
-            Column of the dataset with the right answer, or a list of accepted ones. Of a solution, what stands in
-            `\boxed{}`, behind `####` or behind "the answer is" counts.
+            Column of the dataset with the right answer, or a list of accepted ones. The answer of a solution is in
+            `\boxed{}`, after `####` or after "the answer is".
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are no numbers are compared by math-verify, which must be installed and knows that
-            $(x+1)^2$ is $x^2+2x+1$. If `False`, they must be written alike.
+            Whether expressions that are not numbers are compared by math-verify, which must be installed and knows
+            that $(x+1)^2$ is $x^2+2x+1$. If `False`, they must be written alike.
 
     Example:
     ```python

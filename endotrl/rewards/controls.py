@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Control rewards: what a reward must beat. On some base models even a random reward raises benchmark accuracy
-(https://huggingface.co/papers/2506.10947), so a gain counts only next to the gain of these.
+Control rewards: baselines for a reward. On some base models even a random reward raises benchmark accuracy
+(https://huggingface.co/papers/2506.10947), so a gain is only meaningful relative to that of these.
 """
 
 import random
@@ -13,7 +13,7 @@ from ..rendering.messages import text_of
 
 
 class RandomReward:
-    """A reward drawn from U(0, 1), whatever the completion. Give every process of a run a `seed` of its own."""
+    """Random reward from U(0, 1), whatever the completion. Give every process of a run its own `seed`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.__name__ = "random_reward"
@@ -24,17 +24,17 @@ class RandomReward:
         return [self._random.random() for _ in completions]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the draws are, for checkpoints."""
+        """State of the random generator, for checkpoints."""
         return {"random": self._random.getstate()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on with the draws where `state_dict` was taken."""
+        """Restores the random generator from a `state_dict`."""
         self._random.setstate(state_dict["random"])
 
 
 class LengthReward:
     """
-    Minus the length of a completion in tokens: shorter wins, the bias that a sum of log-probabilities has; or, with
+    Minus the length of a completion in tokens: shorter wins, the bias of a sum of log-probabilities; or, with
     `prefer="long"`, the length.
     """
 
@@ -46,13 +46,13 @@ class LengthReward:
     def __call__(
         self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **kwargs: Any
     ) -> list[float]:
-        """The length in tokens, with its sign."""
+        """Signed length in tokens, per completion."""
         return [self._sign * len(ids) for ids in completion_ids]
 
 
 class FormatReward:
     r"""
-    1.0 for a completion in which a pattern occurs, and 0.0 otherwise: what a model gains by form alone. The default, a
+    1.0 for a completion that matches a pattern, and 0.0 otherwise: a model's gain by form alone. The default, a
     non-empty `\boxed{...}`, is the format reward of https://huggingface.co/papers/2506.10947. `pattern` is a regular
     expression that is searched for in the last message; `.` matches line breaks too.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrections of the endogenous reward: what takes out of it the parts that a policy exploits."""
+"""Corrections of the endogenous reward for what policies exploit: length, outlier tokens, generic text."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -17,8 +17,8 @@ from .settings import CorrectionName
 
 def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]) -> float:
     r"""
-    Least-squares slope of outcomes on $\log H$, both centered within groups (of a prompt), so that prompts that ask
-    for long answers do not count as an effect of length. `None` is left out. 0 if lengths do not differ.
+    Least-squares slope of outcomes on $\log H$, both centered within groups (of a prompt), so that prompts that
+    require long answers do not count as an effect of length. `None` is left out. 0 if lengths do not differ.
     """
     members: dict[Hashable, list[tuple[float, float]]] = {}
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
@@ -34,7 +34,7 @@ def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], group
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
     r"""
-    What each token adds to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first.
+    Contribution of each token to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first.
     """
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
@@ -46,15 +46,15 @@ class LengthControl:
     Length control: $s - b \log H$ for an outcome $s$ of $H$ tokens, the residual of the outcome on log length.
 
     The slope $b$ is estimated by least squares within groups, pooled over the prompts of a batch: the completions that
-    this process scores in one call. If longer answers *are* better, that is taken out too.
+    this process scores in one call. If longer answers *are* better, that is removed too.
     """
 
 
 @dataclass(frozen=True)
 class ClipTokens:
     r"""
-    Clipping: each token reward is kept in `[low, high]` (nats for `alpha=1.0`), so that one improbable token does not
-    decide over a whole answer. It needs `token_reward="log_prob"` or `"centered"`, which are free of the arbitrary
+    Clipping: each token reward is clamped to `[low, high]` (nats for `alpha=1.0`), so that one improbable token does
+    not dominate a whole answer. It needs `token_reward="log_prob"` or `"centered"`, which are free of the arbitrary
     constants in the logits. The outcome, the aggregate of the clipped rewards, is no longer a log-probability.
     """
 
@@ -75,7 +75,7 @@ class InformationGain:
     r_h = w(\hat\pi(a_h|s_h)) \, \alpha \, (\log \hat\pi(a_h|s_h) - \log \pi_{\text{gen}}(a_h|s_h))
     $$
 
-    with a generalist $\pi_{\text{gen}}$: what any model finds probable earns nothing. The idea is TCER's
+    with a generalist $\pi_{\text{gen}}$: text that is probable under any model earns nothing. The idea is TCER's
     (https://huggingface.co/papers/2604.11522), whose formula is not public: no parity with it is claimed. It needs
     `token_reward="log_prob"`, and costs a forward pass of the generalist.
 
@@ -83,8 +83,8 @@ class InformationGain:
         generalist (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`]):
             The other model, with the same tokenizer: a path, a hub id, a loaded model, or one on a server.
         weight (`Callable`, *optional*):
-            From the tokens' probabilities under the frozen model, shape `(H,)`, to their weights, such as
-            [`one_minus_probability`]. `None` is 1 for all.
+            Function from the tokens' probabilities under the frozen model, shape `(H,)`, to their weights, such as
+            [`one_minus_probability`]. `None` means 1 for all.
 
     Example:
     ```python
@@ -111,12 +111,12 @@ Correction = LengthControl | ClipTokens | InformationGain
 
 
 def one_minus_probability(probabilities: Tensor) -> Tensor:
-    """A weight for [`InformationGain`]: 0 for a token that the model was sure of, 1 for one that it did not expect."""
+    """Weight for [`InformationGain`]: 0 for a token of which the model was certain, 1 for an unexpected one."""
     return 1 - probabilities
 
 
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
-    """The correction that is meant: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
+    """Resolves the name of a correction: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
     if correction in ("length", "clip"):
         correction = LengthControl() if correction == "length" else ClipTokens()
     if not isinstance(correction, LengthControl | ClipTokens | InformationGain | None):
@@ -138,7 +138,7 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
 
 
 def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -> Tensor:
-    """Token rewards, of shape `(H,)`, corrected; [`LengthControl`] corrects outcomes of a batch instead."""
+    """Corrected token rewards, of shape `(H,)`; [`LengthControl`] corrects outcomes of a batch instead."""
     if isinstance(correction, LengthControl):
         return rewards
     if isinstance(correction, ClipTokens):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endogenous reward for `trl grpo`, with its settings from environment variables."""
+"""Endogenous reward for `trl grpo`, with its settings from environment variables."""
 
 import os
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from .settings import SETTINGS
 
 class _EnvironmentReward:
     """
-    An endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
-    and no parameters: made on first use from environment variables, which the `env:` block of TRL's YAML files sets.
+    Endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
+    without parameters: made on first use from environment variables, which the `env:` block of TRL's YAML files sets.
     """
 
     __name__ = "endogenous_reward"
@@ -36,10 +36,10 @@ _PARAMETERS = ("model", *(setting.name for setting in SETTINGS.values() if "envi
 
 
 def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
-    """An [`EndogenousReward`] from the variables `ENDOTRL_<PARAMETER>`."""
+    """Returns an [`EndogenousReward`] with the variables `ENDOTRL_<PARAMETER>` as arguments."""
     settings: dict[str, Any] = {}
     for key, value in environ.items():
-        # The latter two are of the quickstart model and of servers.
+        # The latter two belong to the quickstart model and to servers.
         if not key.startswith("ENDOTRL_") or key in ("ENDOTRL_CACHE", API_KEY):
             continue
         parameter = key.removeprefix("ENDOTRL_").lower()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards of a frozen language model: whose weights, which tokenizer, and from rows to token statistics."""
+"""Base class of rewards from a frozen language model: weights, tokenizer, and token statistics of rows."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -33,21 +33,21 @@ _warned: WeakSet[Any] = WeakSet()  # trainers
 
 class FrozenModelReward:
     """
-    What rewards that are read off a frozen language model have in common: its weights and tokenizer, which may be a
-    trainer's, and token statistics of completions. Subclasses make rewards of these.
+    Base class of rewards computed from a frozen language model: its weights and tokenizer, which may be a trainer's,
+    and token statistics of completions, from which subclasses compute rewards.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             As in [`EndogenousReward`].
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of `model`, or a processor that holds it. Loaded with the model if not given. In a trainer whose
-            policy has the same tokenizer, its chat template holds over the policy's, with a warning.
+            Tokenizer of `model`, or a processor that contains it. Loaded with the model if not given. In a trainer
+            whose policy has the same tokenizer, its chat template takes precedence over the policy's, with a warning.
         name, max_tokens_per_batch, dtype, device, trust_remote_code, overlong_prompt, chat_template_kwargs, offload,
         model_init_kwargs, adapter_name, images:
             See [`~endotrl.rewards.settings.Settings`].
     """
 
-    rule = RewardRule("log_prob")  # what becomes of the token statistics
+    rule = RewardRule("log_prob")  # from token statistics to rewards
     criterion: str | Mapping[str, str] | None = None  # system message under which the model judges
 
     def __init__(
@@ -68,7 +68,7 @@ class FrozenModelReward:
     ) -> None:
         check_choice("images", images, get_args(Images))
         check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
-        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        plan_batches([], max_tokens_per_batch)  # raises now for an invalid budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
             raise TypeError(
                 f"`processing_class` is a {type(processing_class).__name__}, but it must be a tokenizer, as "
@@ -86,13 +86,13 @@ class FrozenModelReward:
                 f"The frozen model is on a server, which gives log-probabilities only, and {self.rule.needs_logits}. "
                 'Use `token_reward="log_prob"` with `alpha=1.0`, the default settings, or a model that is loaded here.'
             )
-        self._made_for: tuple[str, str] | None = None  # name and digest of the model given, left for a trainer's
+        self._made_for: tuple[str, str] | None = None  # name and digest of the given model, replaced by a trainer's
         makers = self._get_processing_class, self._make_renderer, warn_without_kl_penalty
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, *makers)
         self._scorer: Callable[..., list[TokenStats]] | None = None  # made on first use; not pickled
 
     def __getstate__(self) -> dict[str, Any]:
-        """Weights are not pickled: a copy is loaded again on first use, a shared one is attached again."""
+        """Weights are not pickled: an own copy is loaded again on first use, shared weights are attached again."""
         placement = None if self.is_shared else self._placement
         return {**self.__dict__, "_placement": placement, "_scorer": None}
 
@@ -109,7 +109,7 @@ class FrozenModelReward:
     def bind(self, trainer: Any) -> Self:
         """
         Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
-        `tools`, but for what this reward was given itself. The weights stay its own. For rewards that are called from
+        `tools`, except for this reward's own arguments. The weights stay its own. For rewards that are called from
         another thread, or before training: otherwise a reward finds the trainer that calls it, and the token ids of
         the prompts that the policy has read. `TypeError` for a trainer without `reward_funcs`.
         """
@@ -119,11 +119,11 @@ class FrozenModelReward:
     def attach(self, trainer: Any) -> Self:
         """
         Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the
-        policy with its adapter disabled; with `beta` > 0, the trainer's reference model, whose pass over the
-        completions the reward then reads instead of running its own. It reads prompts as with [`bind`].
+        policy with its adapter disabled; with `beta` > 0, the trainer's reference model, whose forward pass over the
+        completions the reward then reuses instead of running its own. It reads prompts as with [`bind`].
 
         Raises:
-            `ValueError`: If the trainer holds no frozen weights, moves them (`sync_ref_model=True`, LoRA biases) or
+            `ValueError`: If the trainer has no frozen weights, updates them (`sync_ref_model=True`, LoRA biases) or
             shards them by FSDP1, if its adapter was trained before, or if this reward was made for another model.
 
         Example:
@@ -160,9 +160,9 @@ class FrozenModelReward:
 
     def shard(self, trainer: Any) -> Self:
         """
-        Splits the reward's own copy over the processes, as the trainer splits the policy's weights (DeepSpeed ZeRO-3,
-        FSDP2). It is put together for each call. Elsewhere it stays whole. `ValueError` without a copy of its own, or
-        if it is loaded already, or was given a `device` or `offload=True`.
+        Shards the reward's own copy over the processes, like the trainer's policy (DeepSpeed ZeRO-3, FSDP2). It is
+        gathered for each call. With other engines it stays whole. `ValueError` without a copy of its own, or if it is
+        loaded already, or was given a `device` or `offload=True`.
         """
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
@@ -174,7 +174,7 @@ class FrozenModelReward:
         return self
 
     def load(self) -> Self:
-        """Loads tokenizer and weights now, and scores one token, so that what is wrong shows before there is data."""
+        """Loads tokenizer and weights now, and scores one token, so that problems show before there is data."""
         self._prompts.of()
         probe = Rendered(prompt_ids=[0], completion_ids=[0], action_positions=[0], finished=True)
         self._score_rows([probe], entropy=False)
@@ -182,7 +182,7 @@ class FrozenModelReward:
 
     @property
     def model(self) -> PreTrainedModel | ServedModel:
-        """The frozen model, to look at: loaded if it was not, the trainer's if it is shared, or the servers."""
+        """The frozen model, for inspection: loaded if it was not, the trainer's if it is shared, or the servers."""
         placement = self._require_placement()
         if isinstance(placement, ServedModel):
             return placement
@@ -191,23 +191,23 @@ class FrozenModelReward:
 
     @property
     def config(self) -> PretrainedConfig:
-        """Configuration of the frozen model; there is one before the weights are loaded."""
+        """Configuration of the frozen model; available before the weights are loaded."""
         return self._require_placement().config
 
     @property
     def processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """Tokenizer or processor that prompts are read with: the policy's, if the tokens are the same."""
+        """Tokenizer or processor for prompts: the policy's, if the tokens are the same."""
         return self._prompts.reading().processing_class
 
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:
-        """Arguments for the chat template: those that were given, and those of the trainer that it is bound to."""
+        """Chat template arguments: the given ones, and those of the trainer that it is bound to."""
         return self._prompts.reading().chat_template_kwargs
 
     def _render(
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None, columns: Mapping[str, Any]
     ) -> list[Rendered]:
-        """Rows of a batch; `columns` are those that a trainer hands over beside them, and its loggers."""
+        """Renders the rows of a batch; `columns` are the further columns and the loggers that a trainer passes."""
         criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         given = prompts, completions, completion_ids, criteria, images
@@ -235,7 +235,7 @@ class FrozenModelReward:
         return self._placement
 
     def _get_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """That of the frozen model: given, of the trainer whose weights are shared, or loaded."""
+        """The frozen model's own: given, of the trainer whose weights are shared, or loaded."""
         if self._prompts.given is not None:
             return self._prompts.given
         placement = self._placement if isinstance(self._placement, ServedModel) else self._require_placement()
@@ -254,8 +254,8 @@ class FrozenModelReward:
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:
-    """Warns, once for each trainer, of training without a KL penalty, which is TRL's default."""
-    from trl import GRPOTrainer, RLOOTrainer  # takes seconds, and who scores a file has no trainer
+    """Warns, once per trainer, about training without a KL penalty, which is TRL's default."""
+    from trl import GRPOTrainer, RLOOTrainer  # takes seconds, not needed to score a file
 
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
         return

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Rivals of the endogenous reward as TRL reward functions: what else a language model gives without training or labels.
-They read a frozen model; Intuitor and RENT score with the policy itself, which moves during training.
+Intrinsic rewards as TRL reward functions, rivals of the endogenous reward: also without training or labels. They read
+a frozen model; Intuitor and RENT score with the policy itself, which changes during training.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .rule import RewardRule, batch_diagnostics
 
 def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
     """
-    How much the prompt lowers the perplexity of a response (SAR, https://huggingface.co/papers/2509.05489), from
+    Relative reduction of a response's perplexity by its prompt (SAR, https://huggingface.co/papers/2509.05489), from
     log-probabilities in nats: $(p_0 - p) / p_0$, clipped to $[-1, 1]$, with $p$ after the prompt and $p_0$ without it.
     """
     ratio = torch.exp(log_probs_alone.double().mean() - log_probs.double().mean())  # p / p_0
@@ -30,7 +30,7 @@ def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
 
 
 def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
-    """Tokens of a prompt that says nothing: an empty message of a user, or, for plain text, BOS or else EOS."""
+    """Tokens of an empty prompt: an empty message of a user, or, for plain text, BOS or else EOS."""
     if chat:
         return renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
     tokenizer = renderer.tokenizer
@@ -50,7 +50,7 @@ def without_prompts(renderer: Renderer, rows: Sequence[Rendered], chats: Sequenc
 
 
 class _IntrinsicReward(FrozenModelReward):
-    """TRL's contract around a number that is read from token statistics: by default, the mean of a rule's rewards."""
+    """TRL's contract for a number from token statistics: by default, the mean of a rule's token rewards."""
 
     _default_name: str
     rule = RewardRule("log_prob", "mean")
@@ -89,8 +89,8 @@ class _IntrinsicReward(FrozenModelReward):
 class SelfCertaintyReward(_IntrinsicReward):
     r"""
     Self-certainty (Intuitor, https://huggingface.co/papers/2505.19590): the mean over tokens of
-    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, how far the model is from knowing nothing, in nats. For the
-    arguments, see [`FrozenModelReward`].
+    $\mathrm{KL}(U \| \hat\pi(\cdot|s_h))$, the distance from a uniform prediction, in nats. For the arguments, see
+    [`FrozenModelReward`].
     """
 
     _default_name = "self_certainty_reward"
@@ -100,7 +100,7 @@ class SelfCertaintyReward(_IntrinsicReward):
 class NegativeEntropyReward(_IntrinsicReward):
     r"""
     Negative entropy (RENT, https://huggingface.co/papers/2505.22660): minus the mean over tokens of the entropy of
-    $\hat\pi(\cdot|s_h)$, in nats. Used as [`SelfCertaintyReward`].
+    $\hat\pi(\cdot|s_h)$, in nats. Used like [`SelfCertaintyReward`].
     """
 
     _default_name = "negative_entropy_reward"
@@ -110,7 +110,7 @@ class NegativeEntropyReward(_IntrinsicReward):
 class MeanLogProbReward(_IntrinsicReward):
     r"""
     Mean log-probability of the tokens, $\frac1H \log \hat\pi(y|x)$, in nats: minus the logarithm of the perplexity.
-    The same as `EndogenousReward(aggregate="mean")` for a finished response. Used as [`SelfCertaintyReward`].
+    Equal to `EndogenousReward(aggregate="mean")` for a finished response. Used like [`SelfCertaintyReward`].
     """
 
     _default_name = "mean_log_prob_reward"
@@ -119,8 +119,8 @@ class MeanLogProbReward(_IntrinsicReward):
 
 class RelativePerplexityReward(_IntrinsicReward):
     r"""
-    How much the prompt lowers the perplexity of the response: see [`relative_perplexity`]. It takes a second pass,
-    without the prompt ([`empty_prompt_ids`]). Used as [`SelfCertaintyReward`].
+    Relative reduction of the response's perplexity by the prompt: see [`relative_perplexity`]. It needs a second
+    forward pass, without the prompt ([`empty_prompt_ids`]). Used like [`SelfCertaintyReward`].
     """
 
     _default_name = "relative_perplexity_reward"

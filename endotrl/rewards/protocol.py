@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reward function offers to trainers that credit tokens, next to TRL's one number per completion."""
+"""Protocol of dense rewards: rewards per token for trainers with token credit, besides TRL's one per completion."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,16 +12,16 @@ from ..rendering.renderer import Rendered
 
 class DenseScores(NamedTuple):
     r"""
-    Rewards of a batch of completions, by completion and by token.
+    Rewards of a batch, per completion and per token.
 
     Attributes:
         outcomes (`list[float | None]`):
-            One number per completion, which TRL logs; `None` for one that has no reward, whose tensors are not read.
+            One number per completion, logged by TRL; `None` for one without a reward, whose tensors are ignored.
         token_rewards (`list[torch.Tensor]` of shape `(H_i,)`):
-            A number for each token id, 0 where a tool wrote. They sum to the outcome, up to a constant of the prompt.
+            One number per token id, 0 where a tool wrote. They sum to the outcome, up to a constant of the prompt.
         state_values (`list[torch.Tensor]` of shape `(H_i,)`, *optional*):
             Before each token, an estimate of the rewards from it on, from the prompt and the tokens before it only: a
-            baseline, which changes no expected gradient.
+            baseline, which does not change the expected gradient.
     """
 
     outcomes: list[float | None]
@@ -32,10 +32,10 @@ class DenseScores(NamedTuple):
 @runtime_checkable
 class DenseReward(Protocol):
     """
-    A reward function that can also say what each token earned. [`DenseGRPOTrainer`] and [`PPOTrainer`] call this
-    method instead of the reward itself.
+    A reward function with rewards per token. [`DenseGRPOTrainer`] and [`PPOTrainer`] call this method instead of the
+    reward itself.
 
-    Example: a reward of -0.01 a token, the same in TRL's trainers and in those of endotrl.
+    Example: a reward of -0.01 per token, the same in TRL's trainers and in those of endotrl.
     ```python
     >>> import torch
     >>> from endotrl.rewards import DenseReward, DenseScores
@@ -55,12 +55,12 @@ class DenseReward(Protocol):
     def outcome_and_token_rewards(
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
-        """[`DenseScores`] of a batch, or a tuple of its first two entries, from what TRL gives reward functions."""
+        """[`DenseScores`] of a batch, or a tuple of its first two entries, from TRL's arguments for rewards."""
         ...
 
 
 def check_same_tokens(rows: Sequence[Rendered], completion_ids: TokenIds | None) -> None:
-    """Raises `ValueError` if completions were encoded again, into other tokens than the policy's."""
+    """Raises `ValueError` if completions were re-encoded to other tokens than the policy's."""
     for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
         if row.completion_ids != list(given):
             raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Residuals of scores on length and style: rankings of responses in which style does not decide."""
+"""Residuals of scores on length and style: rankings of responses that do not depend on style."""
 
 import math
 import re
@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-# Differences among responses of an item (one fewer than responses) that a group needs for each slope.
+# Differences among responses of an item (one fewer than responses) required per slope in a group.
 MIN_DIFFERENCES = 3
 Table = Sequence[Sequence[float]] | NDArray[np.float64]
 _MARKDOWN = re.compile(r"^\s*#{1,6} |^\s*[-*] |^\s*\d+\. |\*\*|```", re.MULTILINE)
-# What is taken from a score, by the prefix of its name: `style_residual:bellman.discounted=0.93`.
+# Covariates removed from a score, by the prefix of its name: `style_residual:bellman.discounted=0.93`.
 RESIDUALS = {"residual": ("log length",), "style_residual": ("log length", "Markdown")}
 
 
 def split_name(name: str) -> tuple[str | None, str]:
-    """Prefix, one of [`RESIDUALS`] or `None`, and the rest of the name of a scorer."""
+    """Splits a scorer's name into its prefix, one of [`RESIDUALS`] or `None`, and the rest."""
     prefix, _, base = name.partition(":")
     return (prefix, base) if prefix in RESIDUALS else (None, name)
 
@@ -30,7 +30,7 @@ def covariates_of(residual: str, text: str, num_tokens: int) -> list[float]:
 
 
 def markdown_density(text: str) -> float:
-    """How much Markdown a text has: headings, bold (`**`), list items and code fences per 100 characters."""
+    """Markdown density of a text: headings, bold (`**`), list items and code fences per 100 characters."""
     return 100 * len(_MARKDOWN.findall(text)) / max(1, len(text))
 
 
@@ -38,11 +38,12 @@ def residuals(
     scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     r"""
-    What style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates $x$, such as
-    the logarithm of the length, among the responses of an item, pooled over the items of a group (least squares with a
-    level for each item). It takes no labels, but all items: the score of one depends, a little, on the others.
+    Part of scores that style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates
+    $x$, such as the logarithm of the length, among the responses of an item, pooled over the items of a group (least
+    squares with a level per item). It needs no labels, but all items: the score of one depends, a little, on the
+    others.
 
-    Returns the residuals, and the C slopes of each group: 0 where a covariate is the same for all responses of each
+    Returns the residuals, and the C slopes of each group: 0 if a covariate is the same for all responses of each
     item, and in a group too small to fit them.
     """
     tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
@@ -58,7 +59,7 @@ def residuals(
 
 
 class ResidualFit:
-    """The slopes of [`residuals`] on C covariates, from items that pass by: C + 1 numbers are kept of a response."""
+    """Streaming fit of the slopes of [`residuals`] on C covariates: C + 1 numbers are kept per response."""
 
     def __init__(self, num_covariates: int) -> None:
         self._width = num_covariates + 1
@@ -72,11 +73,11 @@ class ResidualFit:
         items[0] += 1
 
     def slopes(self) -> dict[str, list[float]]:
-        """C slopes of each group; see [`residuals`]."""
+        """C slopes per group; see [`residuals`]."""
         result = {}
         for group, (values, (num_items,)) in self._differences.items():
             table = np.frombuffer(values).reshape(-1, self._width)
-            # With fewer differences the slopes would follow the scores: of one pair only rounding would be left.
+            # With fewer differences the slopes would fit the scores: for one pair only rounding would be left.
             fits = len(table) - num_items >= MIN_DIFFERENCES * (self._width - 1)
             slopes = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)[0].tolist() if fits else None
             result[group] = slopes or [0.0] * (self._width - 1)
@@ -84,5 +85,5 @@ class ResidualFit:
 
 
 def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values minus their mean, and exactly 0 where all are equal: least squares would take rounding for data."""
+    """Values minus their mean, and exactly 0 if all are equal: least squares would take rounding for data."""
     return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The endogenous reward where TRL asks for a reward model: in `trl.experimental.ppo.PPOTrainer`, up to TRL 1.12."""
+"""Adapter from the endogenous reward to a reward model, for `trl.experimental.ppo.PPOTrainer`, up to TRL 1.12."""
 
 import logging
 import sys
@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 
 class RewardModelAdapter(nn.Module):
     r"""
-    An [`EndogenousReward`] in the shape of the reward model that TRL's PPO trainer takes. What the trainer reads with
-    TRL's `get_reward(model, query_responses, pad_token_id, context_length)` is the reward of each response, as the
-    reward function itself gives it for the same tokens.
+    An [`EndogenousReward`] with the interface of the reward model in TRL's PPO trainer. The trainer's
+    `get_reward(model, query_responses, pad_token_id, context_length)` returns the reward of each response, equal to
+    that of the reward function for the same tokens.
 
-    The frozen model stays with the reward and is no part of the module, so that the trainer does not move, cast,
+    The frozen model stays with the reward and is not part of the module, so that the trainer does not move, cast,
     shard, save or train it. The module's only parameter is a placeholder.
 
     A response ends before its first pad token. If the tokenizer pads with an end-of-sequence token, the response ends
-    with its first one, which is scored: TRL's trainer pads only what has ended, unless `stop_token_id` is another
-    token. A response of no token gets 0, the log-probability of nothing; TRL masks its tokens.
+    with its first one, which is scored: TRL's trainer pads only finished responses, unless `stop_token_id` is another
+    token. A response without tokens gets 0, the log-probability of nothing; TRL masks its tokens.
 
-    The frozen model must have the policy's tokenizer: token ids are scored as they are. `ValueError` for a reward with
+    The frozen model must have the policy's tokenizer: token ids are scored unchanged. `ValueError` for a reward with
     `truncation="skip"`, a `criterion` or a correction other than [`ClipTokens`].
     """
 
-    # TRL calls the attribute of this name where other reward models have their backbone.
+    # TRL calls the attribute of this name as the backbone of a reward model.
     base_model_prefix = "endogenous_backbone"
 
     def __init__(self, reward: "EndogenousReward") -> None:
@@ -97,7 +97,7 @@ class RewardModelAdapter(nn.Module):
                     "so it is not known where it ends. Pad queries on the left (`padding_side='left'`), and give the "
                     "tokenizer a pad token of its own."
                 )
-            # A token that pads and ends stands in queries too, behind their padding.
+            # A token that both pads and ends also occurs in queries, after their padding.
             written = dropwhile if pad_ends else filterfalse
             queries.append(list(written(pad_token_id.__eq__, query)))
             responses.append(renderer.ends.before_padding(response, pad_token_id))
@@ -107,11 +107,11 @@ class RewardModelAdapter(nn.Module):
 
     def endogenous_backbone(self, **kwargs: Any) -> BaseModelOutput:
         """
-        What TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`, the same at
-        every position, so that `get_reward` finds it at the one where it takes the response to end.
+        Backbone that TRL's `get_reward` calls for hidden states: the reward of each row, of shape `(B, L, 1)`,
+        repeated at every position, so that `get_reward` finds it wherever it takes the response to end.
         """
-        # The model is given tokens without their padding, and not where the response begins. Both are arguments of
-        # `get_reward`, and nothing else that it hands over tells them, so they are read there.
+        # The model gets tokens without padding, and not the start of the response. Both are arguments of `get_reward`,
+        # which passes them on in no other way, so they are read from its frame.
         frame = sys._getframe(1)
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(

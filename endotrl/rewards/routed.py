@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of several rewards for each row, by a column of the dataset: a frozen model for each domain."""
+"""Routing of rows to rewards by a dataset column: one frozen model per domain."""
 
 import asyncio
 import inspect
@@ -11,9 +11,9 @@ from .frozen_model_reward import FrozenModelReward
 
 class RoutedReward:
     """
-    Gives each completion the reward that its row of the dataset names, such as that of a frozen model for its domain:
+    Gives each completion the reward selected by its row of the dataset, such as that of a frozen model for its domain:
     `RoutedReward({"math": math_reward, "code": code_reward}, column="domain")`. The rewards are reward functions with
-    names of their own, asynchronous ones too, and run beside each other: it needs TRL 1.14 or newer, and GRPO or RLOO.
+    distinct names, including asynchronous ones, and run concurrently: needs TRL 1.14 or newer, and GRPO or RLOO.
     """
 
     def __init__(self, rewards: Mapping[str, Any], column: str = "domain", name: str = "routed_reward") -> None:
@@ -24,7 +24,7 @@ class RoutedReward:
         self.__name__ = name
 
     def bind(self, trainer: Any) -> Self:
-        """Binds the rewards that are read off frozen models: see [`EndogenousReward.bind`]."""
+        """Binds the rewards that use frozen models: see [`EndogenousReward.bind`]."""
         for reward in self.rewards.values():
             if isinstance(reward, FrozenModelReward):
                 reward.bind(trainer)
@@ -46,7 +46,7 @@ class RoutedReward:
                 f"The dataset's column {self.column!r} names the reward of each row, one of {sorted(self.rewards)}, "
                 f"but it {'has also ' + str(unknown) if routes else 'is missing'}."
             )
-        # From another thread, frozen models know their trainer by its loggers, and extra columns must be whole.
+        # From another thread, frozen models identify their trainer by its loggers, and extra columns must be whole.
         trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
         if hasattr(trainer, "reward_funcs"):
             self.bind(trainer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of the endogenous reward, from token statistics to rewards, and figures of a batch. No models, no TRL."""
+"""Reward rule of the endogenous reward, from token statistics to rewards, and batch metrics. No models, no TRL."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, al
 @dataclass(frozen=True)
 class RewardRule:
     r"""
-    Settings of the reward, and the arithmetic that they stand for, on the [`TokenStats`] of one completion of `H`
-    tokens. Of [`EndogenousReward`], of its rivals, and of the forms of `endotrl eval`.
+    Settings of the reward, and their arithmetic, on the [`TokenStats`] of one completion of `H` tokens. Used by
+    [`EndogenousReward`], its rivals, and the forms of `endotrl eval`.
 
     Args:
         token_reward (`str`, *optional*, defaults to `"bellman"`):
@@ -45,9 +45,9 @@ class RewardRule:
             $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660); or `"self_certainty"`, see
             [`self_certainty`].
         aggregate (`str`, *optional*, defaults to `"sum"`):
-            How token rewards become one number: those of [`~endotrl.bellman.outcome_reward`], also with the discount
-            (`"discounted=0.9"`); `"power=ρ"`, the sum over $H^\rho$; `"first=K"`, the sum over the first K tokens; or
-            `"min"`.
+            Aggregation of token rewards to one number: those of [`~endotrl.bellman.outcome_reward`], also with the
+            discount (`"discounted=0.9"`); `"power=ρ"`, the sum over $H^\rho$; `"first=K"`, the sum over the first K
+            tokens; or `"min"`.
         discount, alpha, gamma, truncation, correction:
             As in [`EndogenousReward`].
     """
@@ -82,7 +82,7 @@ class RewardRule:
 
     @property
     def needs_logits(self) -> str | None:
-        """Why the outcome cannot be had from log-probabilities, all that a server gives; `None` if it can."""
+        """Reason why log-probabilities, all that a server gives, do not determine the outcome; `None` if they do."""
         if self.alpha != 1.0:
             return f"`alpha` is {self.alpha}, and another temperature than 1 needs all logits of a state"
         if self.needs_entropy or self.needs_mean_logits:
@@ -100,11 +100,11 @@ class RewardRule:
 
     @property
     def step_discount(self) -> float:
-        """Weight of a token reward in the outcome, in units of that of the token before it."""
+        """Weight of a token reward in the outcome, relative to that of the token before it."""
         return self.discount if self.aggregate == "discounted" else 1.0
 
     def check_token_credit(self) -> None:
-        """Raises `ValueError` if the outcome is no sum of token rewards."""
+        """Raises `ValueError` if the outcome is not a sum of token rewards."""
         name, _ = parse_aggregate(self.aggregate)
         if name in ("mean", "power", "min"):
             raise ValueError(
@@ -123,7 +123,7 @@ class RewardRule:
         return stats.soft_values
 
     def token_rewards(self, stats: TokenStats) -> Tensor:
-        """Rewards of the scored tokens, shape `(H,)`, float32; NaN for what `truncation="skip"` leaves out."""
+        """Rewards of the scored tokens, shape `(H,)`, float32; NaN for completions left out by `truncation="skip"`."""
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
         form = self.token_reward
@@ -164,7 +164,7 @@ class RewardRule:
     def contributions(self, stats: TokenStats) -> Contributions | None:
         r"""
         Contributions of the tokens to the outcome, which they sum to; `None` if it has no reward. With the default
-        settings, that is $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards: see
+        settings, these are $\alpha \log \hat\pi(a_h|s_h)$, and not the token rewards: see
         [`~endotrl.bellman.bellman_contributions`].
         """
         if not self.has_outcome(stats):
@@ -197,7 +197,7 @@ def batch_diagnostics(
     """
     Mean over completions of the reward per token, mean over tokens of log-probability, soft value and entropy (nats; a
     server gives the first only), the fraction of truncated completions, and the correlation (Pearson) of the reward
-    with the length in tokens. Without what is not defined for the batch (no scored token, all lengths the same).
+    with the length in tokens. Metrics that are undefined for the batch are left out (no scored token, equal lengths).
     """
     figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
     scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]
@@ -226,7 +226,7 @@ def log_batch(
     log_extra: Callable[[str, list[Any]], None] | None,
     log_metric: Callable[[str, float], None] | None,
 ) -> None:
-    """Gives TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean of what a correction adds."""
+    """Passes TRL's loggers the column `per_token`, [`batch_diagnostics`], and the mean effect of a correction."""
     mean = replace(rule, aggregate="mean")  # so that runs with different aggregates can be compared
     per_token = [mean.outcome(row) for row in stats]
     if log_extra is not None:

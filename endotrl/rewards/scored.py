@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scored completions: as a notebook shows them, a table holds them, and rows of a heat map."""
+"""Scored completions: notebook display, table, and heat map rows."""
 
 import math
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from .endogenous import EndogenousReward
 
 
-SHOWN = 50  # heat maps in a notebook: more would make its file heavy
-MAX_PIXELS = 320  # of a picture on the page, on its longer side
+SHOWN = 50  # heat maps in a notebook: more would make its file large
+MAX_PIXELS = 320  # longer side of a picture on the page
 
 
 class ScoredCompletions(list[TokenStats]):
     """
-    What [`EndogenousReward.score`] returns: a list of [`TokenStats`] that knows the reward that scored them, their
-    prompts, and images that are not in these. In a notebook it shows a table, the best answer to each prompt first,
-    and heat maps of what each token contributes.
+    Result of [`EndogenousReward.score`]: a list of [`TokenStats`], with the reward that scored them, their prompts,
+    and images that are not in these. In a notebook it is rendered as a table, the best answer to each prompt first,
+    and heat maps of token contributions.
 
     Example:
     ```python
@@ -67,7 +67,7 @@ class ScoredCompletions(list[TokenStats]):
         return [self.reward.rule.outcome(stats) for stats in self]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Columns of one entry per completion, for `pandas.DataFrame(scored.to_dict())`."""
+        """Columns with one entry per completion, for `pandas.DataFrame(scored.to_dict())`."""
         return {
             "prompt": self.prompts,
             "completion": self.completions,
@@ -82,7 +82,7 @@ class ScoredCompletions(list[TokenStats]):
         return "\n".join(f"{number(reward):>10}  {plain(completion, newline='↵')}" for reward, completion in rows)
 
     def _repr_html_(self) -> str:
-        """Completions, the best one to each prompt first, with its lead over the others, then as heat maps."""
+        """Table of completions, the best one to each prompt first, with its lead over the others, then heat maps."""
         rewards, completions, places = self.rewards, self.completions, list(dict.fromkeys(self.prompts))
         order = [math.inf if reward is None else -reward for reward in rewards]
         shown = sorted(range(len(self)), key=lambda i: (places.index(self.prompts[i]), order[i]))[:SHOWN]
@@ -109,8 +109,8 @@ def heat_map_row(
     images: Sequence[Any] | None = None,
 ) -> HeatMapRow:
     """
-    A completion in the colours of its contributions to the reward ([`RewardRule.contributions`]), with token rewards
-    and what they are made of, and the images of its prompt. `length_slope` is what [`LengthControl`] takes out.
+    Heat map row of a completion: its contributions to the reward ([`RewardRule.contributions`]), with token rewards
+    and their terms, and the images of its prompt. `length_slope` is the slope that [`LengthControl`] removes.
     """
     contributions, total = reward.rule.contributions(stats), reward.rule.outcome(stats)
     token_rewards = reward.rule.token_rewards(stats)
@@ -138,8 +138,8 @@ def heat_map_row(
 
 
 def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
-    """What a heat map tells of each token, by name."""
-    if not stats.has_logits:  # so that Bellman rewards of tokens are none, either
+    """Columns of a heat map per token, by name."""
+    if not stats.has_logits:  # then Bellman rewards of tokens are undefined, too
         return {"log-prob": stats.log_probs}
     return {
         "token reward": token_rewards,
@@ -150,7 +150,7 @@ def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
 
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
-    """The images of a prompt, and those of its columns: see [`~endotrl.rendering.images.place_images`]."""
+    """Images of a prompt, including those of its columns: see [`~endotrl.rendering.images.place_images`]."""
     shown = thumbnails(prompt, images)
     return Markup("").join(figure(shown[i], alt=f"Image {i + 1} of the prompt") for i in range(len(shown)))
 

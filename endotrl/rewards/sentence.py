@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class SentenceScores:
     r"""
-    What a sentence reward model says about one completion of `n` sentences: its `score` $R(y) = \sum_i a_i r_i$, and
+    Output of a sentence reward model for one completion of `n` sentences: its `score` $R(y) = \sum_i a_i r_i$, and
     `sentence_rewards` $r_i$ and `weights` $a_i$ of shape `(n + 1,)`, float32, the first of them the prompt's.
     `sentences` and `completion_ids` are by the tokenizer of the reward model. `cut` is `True` if prompt and completion
-    were too long and lost something, see [`~endotrl.sentence.SentenceEncoder`].
+    were too long and truncated, see [`~endotrl.sentence.SentenceEncoder`].
     """
 
     score: float
@@ -56,15 +56,15 @@ class SentenceScores:
     @property
     def contributions(self) -> Tensor:
         r"""
-        $a_i r_i$ of every sentence, of shape `(n,)`; they sum to the score. The first has that of the prompt with it,
-        which is earned before there is any token to give it to.
+        $a_i r_i$ of every sentence, of shape `(n,)`; they sum to the score. The first includes that of the prompt,
+        which is earned before there is any token to assign it to.
         """
         terms = self.weights * self.sentence_rewards
         return torch.cat([terms[:1] + terms[1:2], terms[2:]]) if len(terms) > 1 else terms[:0]
 
     @property
     def weakest_sentence(self) -> str:
-        """The sentence that contributes least; empty if there is none."""
+        """The sentence with the lowest contribution; empty if there is none."""
         if not self.sentences.spans:
             return ""
         start, end = self.sentences.spans[int(self.contributions.argmin())]
@@ -77,17 +77,17 @@ class SentenceReward:
     in TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; and $a_i r_i$ at the last token of every sentence,
     which sum to that number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
 
-    Policy and reward model may have different tokenizers: the text is encoded again then, and a sentence's reward goes
-    to the token of the policy that ends it. Outside of trainers, that takes `policy_processing_class`.
+    Policy and reward model may have different tokenizers: the text is then re-encoded, and a sentence's reward goes to
+    the token of the policy that ends it. Outside of trainers, this requires `policy_processing_class`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
             Path or hub id of a sentence reward model, from which the reward loads its own copy on first use; or a
-            loaded one, which is used as it is.
+            loaded one, which is used directly.
         segmenter ([`~endotrl.sentence.Segmenter`], *optional*):
             Splits text into sentences. Defaults to the one that the model was trained with.
         processing_class, policy_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Tokenizer of `model`, loaded with it if not given; and of the policy, which is found in a trainer.
+            Tokenizer of `model`, loaded with it if not given; and of the policy, which is taken from a trainer.
         max_tokens_per_batch, dtype, device, trust_remote_code, name, overlong_prompt, chat_template_kwargs:
             As in [`EndogenousReward`]. Heads stay float32, whatever the `dtype`.
     """
@@ -106,7 +106,7 @@ class SentenceReward:
         overlong_prompt: OverlongPrompt = "error",
         chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        plan_batches([], max_tokens_per_batch)  # raises now for an invalid budget
         check_where(dtype, device)
         check_choice("overlong_prompt", overlong_prompt, get_args(OverlongPrompt))
         if isinstance(model, str | os.PathLike):
@@ -132,10 +132,10 @@ class SentenceReward:
         self.overlong_prompt: Overlong = overlong_prompt
         self.__name__ = name  # TRL's name for a callable in logs
         self._dtype, self._device = dtype, device
-        # Why each row has a pass of its own; empty if it has none, and not known before the model has been tried.
+        # Reason why each row needs its own pass; empty if it does not, `None` until the model has been tried.
         self._alone: str | None = None
         self._own_tokenizer = processing_class
-        # How prompts are read: in a trainer, as its policy does.
+        # Rendering of prompts: in a trainer, like its policy.
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, self._tokenizer, self._make_encoder)
         if policy_processing_class is not None:
             self._prompts.know(PolicyTokens(policy_processing_class))
@@ -168,8 +168,8 @@ class SentenceReward:
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> list[float | None]:
         """
-        One reward per completion, as [`EndogenousReward.__call__`]. Logs, in a trainer, the sentence that contributes
-        least, and the number of sentences per completion.
+        One reward per completion, as [`EndogenousReward.__call__`]. In a trainer, logs the sentence with the lowest
+        contribution, and the number of sentences per completion.
         """
         return [row.score for row in self._score(prompts, completions, completion_ids, kwargs)]
 
@@ -177,7 +177,7 @@ class SentenceReward:
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
-        Scores a batch once, by completion and by token: the contract of [`DenseReward`]. Without `completion_ids`,
+        Scores a batch once, per completion and per token: the contract of [`DenseReward`]. Without `completion_ids`,
         tokens are those of the reward model. `ValueError` if the policy has another tokenizer that is not known.
         """
         rows = self._score(prompts, completions, completion_ids, kwargs)
@@ -196,7 +196,7 @@ class SentenceReward:
         chat_template_kwargs: Sequence[Any] | None = None,
     ) -> list[SentenceScores]:
         """
-        All that the model says about each completion: sentences, their rewards and weights. Images are refused.
+        All outputs of the model for each completion: sentences, their rewards and weights. Images are refused.
         """
         columns = {"images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
         return self._score(prompts, completions, completion_ids, columns, progress)
@@ -206,10 +206,10 @@ class SentenceReward:
         self._prompts.bind(trainer)
         return self
 
-    attach = bind  # no trainer has weights that it could share
+    attach = bind  # there are no weights to share with a trainer
 
     def load(self) -> Self:
-        """Loads tokenizer and weights now, so that what is wrong shows before there is data."""
+        """Loads tokenizer and weights now, so that problems show before there is data."""
         self._tokenizer()
         self._loaded()
         return self
@@ -246,7 +246,7 @@ class SentenceReward:
         columns: Mapping[str, Any],
         progress: bool = False,
     ) -> list[SentenceScores]:
-        """Encodes rows and scores them, in batches of like lengths, in the order given; logs, in a trainer."""
+        """Encodes rows and scores them, in batches of similar lengths, in the given order; logs, in a trainer."""
         refuse_images(columns, len(prompts), "the sentence reward model")
         given = prompts, completions, completion_ids
         rows = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
@@ -288,7 +288,7 @@ class SentenceReward:
 
     def _token_rewards(self, row: SentenceScores, ids: list[int]) -> Tensor:
         tokens = row.sentences.last_tokens
-        # Padding behind the end, which some trainers hand over, gets 0.
+        # Padding after the end, which some trainers pass, gets 0.
         if ids[: len(row.completion_ids)] != row.completion_ids:
             if self.policy_processing_class is None:
                 raise ValueError(

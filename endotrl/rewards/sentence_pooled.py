@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any dense reward, credited by sentence."""
+"""Pooling of any dense reward by sentence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from .protocol import DenseReward, DenseScores
 
 class SentencePooledReward:
     r"""
-    A dense reward whose tokens' rewards are summed over every sentence, and given at its last token. Summed over a
+    A dense reward with its token rewards summed over every sentence, and assigned to its last token. Summed over a
     sentence $z$, the endogenous reward is $\alpha \log \hat\pi(z | s) + V(s) - V(s')$, with the states $s$ before and
     $s'$ after it: a difference of values at the ends of sentences, as in the sentence-level reward model
     (https://huggingface.co/papers/2503.04793).
@@ -48,7 +48,7 @@ class SentencePooledReward:
         self.__name__ = name  # TRL's name for a callable in logs
 
     def __call__(self, prompts: Prompts, completions: Completions, **kwargs: Any) -> Any:
-        """What the reward itself gives a completion."""
+        """Returns the outcomes of the reward itself."""
         return self.reward(prompts=prompts, completions=completions, **kwargs)  # type: ignore[operator]
 
     def outcome_and_token_rewards(
@@ -56,7 +56,8 @@ class SentencePooledReward:
     ) -> DenseScores:
         """
         Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State
-        values, if it has any, are raised by what the sentence has earned before the token, which is paid at its end.
+        values, if there are any, are raised by what the sentence has earned before the token, which is paid at its
+        end.
         """
         if completion_ids is None:
             raise ValueError("Rewards of sentences go to tokens of the policy. Pass `completion_ids`.")
@@ -65,17 +66,17 @@ class SentencePooledReward:
         pooled = list(scores.token_rewards)
         values = None if scores.state_values is None else list(scores.state_values)
         for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):
-            if outcome is None:  # not read, whatever it is
+            if outcome is None:  # ignored, whatever its tokens
                 continue
             pooled[i] = paid = pool(rewards, self._ends(completion_ids[i], completions[i], rewards))
             if values is not None:
-                # What was earned up to the token and not paid yet.
+                # Earned up to the token and not paid yet.
                 owed = rewards.double().cumsum(0) - rewards - (paid.double().cumsum(0) - paid)
                 values[i] = values[i] + owed.float()
         return DenseScores(scores.outcomes, pooled, values)
 
     def _ends(self, ids: Sequence[int], completion: Completion, rewards: Tensor) -> list[int]:
-        # What a tool wrote has no reward, and cannot carry one: trainers mask it.
+        # Tool output has no reward, and cannot carry one: trainers mask it.
         has_tools = not isinstance(completion, str) and len(completion) > 1
         positions = rewards.nonzero().flatten().tolist() if has_tools else range(len(ids))
         return find_sentences(self.processing_class, self.segmenter, ids, positions).last_tokens

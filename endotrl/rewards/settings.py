@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The settings of the endogenous reward: one table, from which the YAML fields `reward_<name>`, the options of `endotrl
-score` and `endotrl eval`, and the environment variables `ENDOTRL_<NAME>` are made. Imports nothing heavy.
+Settings of the endogenous reward: one table, which defines the YAML fields `reward_<name>`, the options of `endotrl
+score` and `endotrl eval`, and the environment variables `ENDOTRL_<NAME>`. Imports nothing heavy.
 """
 
 import json
@@ -18,7 +18,7 @@ TokenReward = Literal["bellman", "log_prob", "centered", "negative_entropy", "se
 Truncation = Literal["terminal", "bootstrap", "skip"]
 CorrectionName = Literal["length", "clip"]
 
-# Types of settings that are JSON on a command line.
+# Types of settings given as JSON on a command line.
 JSON = dict[str, Any] | None
 CRITERION = dict[str, str] | str | None
 INIT_KWARGS = dict[str, Any] | str | None
@@ -27,7 +27,7 @@ TOKEN_REWARDS = get_args(TokenReward)
 AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
 # Aggregates with a number, and an example of it.
 EXAMPLES = {"discounted": "0.95", "power": "0.5", "first": "20"}
-# A form that `endotrl eval` has, and a reward function cannot have.
+# A form of `endotrl eval` that reward functions do not support.
 ONLY_EVALUATED = {"gain": "which needs a second pass, without the prompt: see `RelativePerplexityReward`"}
 
 
@@ -56,7 +56,7 @@ def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """Reads a JSON object. Raises `ValueError` for anything else."""
+    """Parses a JSON object. Raises `ValueError` for anything else."""
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError(text)
@@ -64,7 +64,7 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 def positive(text: str) -> int:
-    """Reads a whole number of at least 1. Raises `ValueError` for anything else."""
+    """Parses a whole number of at least 1. Raises `ValueError` for anything else."""
     value = int(text)
     if value < 1:
         raise ValueError(text)
@@ -87,7 +87,7 @@ def _boolean(text: str) -> bool:
     return values[text.lower()]
 
 
-# How a text becomes a value of a type, and what the text must be.
+# Parser per type of setting, and a description of valid text.
 READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
     str: (str, "text"),
     str | None: (str, "text"),
@@ -112,7 +112,7 @@ def _not_in(*places: Literal["yaml", "score", "environment"], default: Any) -> A
 @dataclass(frozen=True)
 class Settings:
     """
-    Settings of [`EndogenousReward`], in the words that `--help` has for them.
+    Settings of [`EndogenousReward`], in the words of `--help`.
 
     Args:
         alpha (`float`):
@@ -177,12 +177,12 @@ class Settings:
     max_tokens_per_batch: int = 8192
     dtype: str = _one_of(("auto", "bfloat16", "float16", "float32"))
     device: str | None = None
-    trust_remote_code: bool = _not_in("yaml", default=False)  # the trainer's `trust_remote_code` holds
+    trust_remote_code: bool = _not_in("yaml", default=False)  # the trainer's `trust_remote_code` applies
     # A recipe has one endogenous reward, `score` logs nothing, and TRL reads the name before the reward is made.
     name: str = _not_in("yaml", "score", "environment", default="endogenous_reward")
     overlong_prompt: str = _one_of(("error", "truncate_left"))
     images: str = _one_of(("read", "ignore"))
-    chat_template_kwargs: JSON = _not_in("yaml", default=None)  # the trainer's `chat_template_kwargs` hold
+    chat_template_kwargs: JSON = _not_in("yaml", default=None)  # the trainer's `chat_template_kwargs` apply
     offload: bool = _not_in("score", default=False)  # nothing else needs the device between calls
     model_init_kwargs: INIT_KWARGS = None
     adapter_name: str | None = _not_in("yaml", "score", "environment", default=None)  # an adapter has a path
@@ -191,7 +191,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class RewardSetting:
-    """One setting of [`EndogenousReward`]: `type` is that in YAML, `absent` where it cannot be set."""
+    """One setting of [`EndogenousReward`]: `type` is its type in YAML, `absent` the places where it cannot be set."""
 
     name: str
     type: Any
@@ -201,7 +201,7 @@ class RewardSetting:
     absent: tuple[str, ...] = ()
 
     def read(self, text: str) -> Any:
-        """Its value, from an environment variable or a command line. Raises `ValueError`: `must be <kind>`."""
+        """Parses its value from an environment variable or a command line. Raises `ValueError`: `must be <kind>`."""
         reader, kind = READERS[self.type]
         try:
             return reader(text)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What survives a crash: atomic writes, locks, JSON Lines logs, records, checkpoints, resuming."""
+"""Crash-safe runs: atomic writes, locks, JSON Lines logs, records, checkpoints, resuming."""

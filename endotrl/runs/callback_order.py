@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one order of this package's callbacks."""
+"""Order of this package's callbacks."""
 
 from typing import Any
 
 from transformers import TrainerCallback
 
 
-# Before those of transformers and of trackers, which save and report what these have added to the log. The first
-# stops a run with NaN before anything of it is logged or saved.
+# Before the callbacks of transformers and trackers, which save and report what these have added to the log. The first
+# one stops a run with NaN before anything of it is logged or saved.
 ORDER = ("Interruptions", "Tracking", "HeatMaps", "CollapseMonitor")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: marks of completeness, and deletion of old ones."""
+"""Checkpoints: completeness markers, and deletion of old ones."""
 
 import json
 import logging
@@ -13,14 +13,14 @@ from .files import replace_text
 
 logger = logging.getLogger(__name__)
 
-# As in transformers, whose import takes seconds: a log is read without it.
+# As in transformers, whose import takes seconds and is not needed to read a log.
 PREFIX_CHECKPOINT_DIR = "checkpoint"
-# Written into a checkpoint after everything else: what it consists of.
+# Written into a checkpoint last: a list of its files.
 COMPLETE_FILE = "complete.json"
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The last checkpoint that was written to its end and misses nothing; a warning names later ones."""
+    """The last checkpoint that was written completely and has all its files; a warning names later ones."""
     for checkpoint in reversed(checkpoints(output_dir).values()):
         lack = what_is_missing(checkpoint)
         if lack is None:
@@ -30,7 +30,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
 
 
 def checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
-    """The checkpoints in a folder and their steps, the first one first."""
+    """Checkpoints in a folder by step, in order."""
     steps = {
         int(match[1]): path
         for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -40,7 +40,7 @@ def checkpoints(output_dir: str | os.PathLike[str]) -> dict[int, Path]:
 
 
 def what_is_missing(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not complete; `None` if it is."""
+    """Reason why a checkpoint is incomplete; `None` if it is complete."""
     marker = checkpoint / COMPLETE_FILE
     if not marker.is_file():
         return "it was cut off while it was written"
@@ -54,7 +54,7 @@ def what_is_missing(checkpoint: Path) -> str | None:
 
 
 def mark_complete(checkpoint: Path, step: int, num_processes: int) -> None:
-    """Says that a checkpoint is complete as it is, once it is on the disk, where it outlives the machine's power."""
+    """Marks a checkpoint as complete, once it is synced to disk and so survives a power failure."""
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != COMPLETE_FILE):
         with path.open("rb") as file:
@@ -65,7 +65,7 @@ def mark_complete(checkpoint: Path, step: int, num_processes: int) -> None:
 
 
 def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
-    """Unmarks checkpoints after the step at which training starts: they are of another run."""
+    """Removes the marks of checkpoints after the step at which training starts: they are of another run."""
     for later, checkpoint in checkpoints(output_dir).items():
         if later > step:
             (checkpoint / COMPLETE_FILE).unlink(missing_ok=True)
@@ -73,8 +73,8 @@ def discard_later(output_dir: str | os.PathLike[str], step: int) -> None:
 
 def delete_old(output_dir: str | os.PathLike[str], step: int, limit: int | None, best: str | None) -> None:
     """
-    Deletes checkpoints before that of a step, so that `limit` of them stay (0 or `None`: all), with the last and the
-    best one. What is cut off while it is deleted is not complete.
+    Deletes checkpoints before a step, so that `limit` of them remain (0 or `None`: all), including the last and the
+    best one. An interrupted deletion leaves an incomplete checkpoint.
     """
     before = [path for earlier, path in checkpoints(output_dir).items() if earlier < step]
     old = [path for path in before if best is None or path != Path(best)]

@@ -14,18 +14,18 @@ from typing import IO, Any
 from filelock import BaseFileLock, FileLock, Timeout
 
 
-# What a file system without locks says.
+# Error codes of a file system without locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 def lock(path: Path, message: str) -> BaseFileLock:
     """
-    Locks a file until the lock is released or gone, or the process has ended. Forked workers do not hold it. If it is
-    locked already, raises `ValueError` with the message. A file system without locks keeps nothing from anyone.
+    Locks a file until the lock is released or deleted, or the process ends. Forked workers do not hold it. If it is
+    locked already, raises `ValueError` with the message. On a file system without locks, it has no effect.
     """
     held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
-        path.open("ab").close()  # raises where there can be no file, which `FileLock` takes for a lock of another
+        path.open("ab").close()  # raises if the file cannot exist, which `FileLock` takes for another's lock
         held.acquire()
     except Timeout as error:
         raise ValueError(message) from error
@@ -44,7 +44,7 @@ def lock_folder(folder: Path, setting: str) -> BaseFileLock:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in place of `path`: after a crash there is the old one or the new one, never half of one."""
+    """Opens a file that atomically replaces `path`: after a crash there is the old or the new one, never a part."""
     temporary = Path(f"{path}.tmp")
     with temporary.open("wb") as file:
         yield file
@@ -54,24 +54,24 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes text as by [`replacing`]."""
+    """Writes text atomically: see [`replacing`]."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as by [`replacing`]."""
+    """Writes JSON atomically: see [`replacing`]."""
     replace_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
 def new_folder(target: Path, marker: str) -> Iterator[Path]:
-    """A folder to fill, which becomes `target`, unless another process, with the file `marker`, was faster."""
+    """Yields a folder to fill, which becomes `target`, unless another process, with the file `marker`, was faster."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:
         yield aside
-        aside.chmod(0o755)  # `mkdtemp` shuts others out
+        aside.chmod(0o755)  # `mkdtemp` denies access to others
         try:
             aside.replace(target)
         except OSError:

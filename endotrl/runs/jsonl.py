@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resumable JSON Lines logs: lines count when they are whole, and go on under equal settings only."""
+"""Resumable JSON Lines logs: only complete lines count, and only runs with equal settings append to them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import IO, Any
 def append_lines(
     log: Path | IO[bytes], records: Sequence[Mapping[str, Any]], ensure_ascii: bool = True, sync: bool = True
 ) -> None:
-    """Appends records to a log (its path, or its open file); with `sync`, returns only when they are on the disk."""
+    """Appends records to a log (its path, or its open file); with `sync`, returns only once they are on disk."""
     if isinstance(log, Path):
         with log.open("ab") as file:
             return append_lines(file, records, ensure_ascii, sync)
@@ -24,7 +24,7 @@ def append_lines(
 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
-    """The record of a line. Raises `ValueError` if it is damaged, or lacks one of `keys`."""
+    """Parses the record of a line. Raises `ValueError` if it is damaged, or lacks one of `keys`."""
     if not line.endswith(b"\n"):
         raise ValueError("the end is missing")
     record = json.loads(line)
@@ -54,7 +54,7 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The settings that differ between a log and a run that would go on with it, in words; empty if none does."""
+    """Description of the settings that differ between a log and a run that would resume it; empty if none does."""
     return "; ".join(
         f"`{key}` was {before.get(key)!r} and is {now.get(key)!r}"
         for key in dict.fromkeys([*before, *now])

@@ -22,13 +22,13 @@ from .jsonl import changed_settings
 
 RECORD_FILE = "recipe.json"
 SECRET = "<SECRET>"
-# In a command line whose words are separated by a null character.
+# In a command line with words separated by a null character.
 _SECRET_OPTION = re.compile(r"(--[\w-]*(?:token|api[_-]?key|secret|password)[=\0])(?!--)[^\0]*")
 _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-# What `from_pretrained` takes as `token`, in JSON.
+# The `token` argument of `from_pretrained`, in JSON.
 _JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
-# Settings that may differ between a run and the one that goes on with it: how long, where, how often to look.
+# Settings that may differ between a run and its continuation: length, hardware, logging and saving intervals.
 FREE_PREFIXES = ("logging", "log_", "save", "eval", "per_device_eval", "dataloader", "hub", "push", "vllm", "ddp")
 FREE = {
     *("output_dir", "resume_from_checkpoint", "resume", "report_to", "run_name", "max_steps", "num_train_epochs"),
@@ -41,18 +41,18 @@ FREE = {
 
 
 def make_record(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """`settings`, `command`, `versions` and, in a git clone, the revision and whether files were changed."""
+    """`settings`, `command`, `versions` and, in a git clone, its revision and whether files were changed."""
     return {
         "command": without_secrets(sys.argv),
         "settings": {name: _plain(value) for name, value in settings.items()},
         "versions": versions(*PACKAGES),
-        # Of the clone with the script, or else with this package.
+        # Of the clone with the script, or else of that with this package.
         "git": _git(Path(sys.argv[0]).resolve().parent) or _git(Path(__file__).parent),
     }
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of endotrl, Python and those packages that are installed."""
+    """Versions of endotrl, Python and the given packages, if installed."""
     found = {"endotrl": __version__, "python": platform.python_version()}
     for package in packages:
         with suppress(PackageNotFoundError):
@@ -61,7 +61,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """Current time in UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -71,7 +71,7 @@ def machine() -> str:
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:
-    """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, what looks like one."""
+    """A command line without tokens: values of options such as `--hub_token`, `token` in JSON, and hub tokens."""
     return _hide(_SECRET_OPTION.sub(rf"\1{SECRET}", "\0".join(words))).split("\0")
 
 
@@ -82,13 +82,13 @@ def write_record(output_dir: str, record: Mapping[str, Any]) -> None:
 
 
 def recorded_settings(output_dir: str | None) -> dict[str, Any]:
-    """All settings of the run in a folder by their names; empty if there is none."""
+    """All settings of the run in a folder by name; empty if there is none."""
     path = Path(output_dir or "") / RECORD_FILE
     return _flat(json.loads(path.read_text(encoding="utf-8"))["settings"]) if path.is_file() else {}
 
 
 def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
-    """Raises `ValueError` if the run in `output_dir` has other settings: going on would mix two runs."""
+    """Raises `ValueError` if the run in `output_dir` has other settings: resuming it would mix two runs."""
     before, now = recorded_settings(output_dir), _flat(record["settings"])
     fixed = {key for key in before.keys() & now.keys() if key not in FREE and not key.startswith(FREE_PREFIXES)}
     if changed := changed_settings(*({key: run[key] for key in sorted(fixed)} for run in (before, now))):
@@ -103,9 +103,9 @@ def _flat(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold."""
+    """A value as JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        # transformers hides tokens in its own.
+        # transformers hides tokens in its own dataclasses.
         value = value.to_dict() if hasattr(value, "to_dict") else asdict(value)
     return json.loads(_hide(json.dumps(value, default=str)))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resuming: what is saved, where the same command goes on, and what stops a run."""
+"""Resuming: what is saved, where the same command continues, and interruption of a run."""
 
 import json
 import math
@@ -25,16 +25,16 @@ from .record import check_same_settings, recorded_settings, write_record
 from .wandb_run import continue_wandb_run
 
 
-# In a checkpoint: what was gathered for the next log, and TRL's count of tokens.
+# Saved with a checkpoint: metrics since the last log, and TRL's token count.
 SINCE_LAST_LOG_FILE = "since_last_log.json"
-# Before, the sum of the losses is out of reach, and the first log after an interruption has the mean of fewer steps.
+# Earlier versions hide the sum of losses, so that the first log after an interruption averages fewer steps.
 HAS_LOSS = Version(transformers.__version__) >= Version("5.3.0")
-EXIT_TERMINATED = 143  # 128 and SIGTERM, as of a process that it has ended
+EXIT_TERMINATED = 143  # 128 + SIGTERM, as for a process ended by it
 
 
 @contextmanager
 def only_run_in(output_dir: str) -> Iterator[None]:
-    """Inside, no other run can enter with this folder; the first process of a run holds the [`lock`] for all."""
+    """Context that only one run can enter with this folder; the first process of a run holds the [`lock`] for all."""
     with ExitStack() as stack:
         if PartialState().is_main_process:
             try:
@@ -46,9 +46,9 @@ def only_run_in(output_dir: str) -> Iterator[None]:
 
 class Interruptions(TrainerCallback):
     """
-    Marks checkpoints that were written to their end, and deletes those beyond `save_total_limit` only then; saves one
-    and stops after SIGTERM (`terminated`), on all processes after the same step; and stops a run whose gradients or
-    loss are NaN or infinite with `FloatingPointError`, before it is saved.
+    Marks checkpoints as complete, and deletes those beyond `save_total_limit` only then; after SIGTERM (`terminated`),
+    saves a checkpoint and stops, on all processes after the same step; and stops a run whose gradients or loss are NaN
+    or infinite with `FloatingPointError`, before it is saved.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -58,7 +58,7 @@ class Interruptions(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM asks for a checkpoint and the end, in place of the end."""
+        """Context in which SIGTERM requests a checkpoint and a stop, instead of terminating the process."""
         former = signal.signal(signal.SIGTERM, self._ask)
         try:
             yield
@@ -68,7 +68,7 @@ class Interruptions(TrainerCallback):
 
     def _ask(self, signum: int, frame: Any) -> None:
         if not self._asked and self._accelerator.is_local_main_process:
-            # Not by `say`: the signal may have come in the middle of its own writing.
+            # Not with `say`: the signal may have interrupted a write of it.
             os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
         self._asked = True
 
@@ -85,13 +85,13 @@ class Interruptions(TrainerCallback):
                 self._trainer._tr_loss += gathered["loss"]
                 self._trainer._globalstep_last_logged = gathered["last_log"]
         if state.global_step >= state.max_steps:
-            # Killed between the last checkpoint and the end. transformers would take one step more.
+            # Killed between the last checkpoint and the end. transformers would take one more step.
             self._trainer.get_batch_samples = lambda *args, **kwargs: ([], None)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, *_: Any, model: torch.nn.Module, **rest: Any
     ) -> None:
-        """Weights are still good here. (DeepSpeed keeps its gradients to itself: see `on_log` and `on_save`.)"""
+        """Weights are still valid here. (DeepSpeed does not expose its gradients: see `on_log` and `on_save`.)"""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
             self._stop(args, state.global_step + 1, "The gradients are")
@@ -102,7 +102,8 @@ class Interruptions(TrainerCallback):
                 self._stop(args, state.global_step, f"`{key}` is")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
-        # transformers would delete checkpoints before the last one is marked. (Trackers have seen the settings.)
+        # transformers would delete checkpoints before the last one is marked. (Trackers have read the settings by
+        # now.)
         args.save_total_limit = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
@@ -113,7 +114,7 @@ class Interruptions(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         loss = self._accelerator.reduce(self._trainer._tr_loss, reduction="mean").item() if HAS_LOSS else 0.0
-        if not math.isfinite(loss):  # of a step since the last log
+        if not math.isfinite(loss):  # of a step after the last log
             self._stop(args, state.global_step, "The loss is")
         self._accelerator.wait_for_everyone()
         if args.should_save:
@@ -136,13 +137,13 @@ class Interruptions(TrainerCallback):
 
 def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
     """
-    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. If it names another
-    one, that holds unless the run in `output_dir` was already told to start from there.
+    Sets `resume_from_checkpoint` to the last complete checkpoint of `output_dir`, if there is one. An explicit
+    `resume_from_checkpoint` takes precedence, unless the run in `output_dir` was already started from it.
     """
     checkpoint = None
     if PartialState().is_main_process:
         given = args.resume_from_checkpoint
-        # What the run there was told to start from.
+        # The starting point of the run there.
         if given is None or given == recorded_settings(args.output_dir).get("resume_from_checkpoint"):
             checkpoint = last_complete_checkpoint(args.output_dir)
     (checkpoint,) = broadcast_object_list([checkpoint])
@@ -160,7 +161,7 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
         write_record(args.output_dir, record)
         if "wandb" in args.report_to:
             continue_wandb_run(args.output_dir, anew=args.resume_from_checkpoint is None)
-    args.logging_nan_inf_filter = False  # it would hide what is looked for
+    args.logging_nan_inf_filter = False  # it would hide NaN and infinity
     with interruptions.listening():
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         if not interruptions.terminated:
@@ -170,8 +171,8 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
 
 
 def end_run(trainer: Trainer, terminated: bool) -> None:
-    """Finishes the trackers and the process group, and ends the process with code 143 if SIGTERM has stopped it."""
-    # There is no such method before, and no need of it.
+    """Closes the trackers and the process group, and exits the process with code 143 if SIGTERM has stopped it."""
+    # Earlier versions have no such method, and do not need it.
     if Version(transformers.__version__) >= Version("5.18.0"):
         trainer.end()
     if terminated:

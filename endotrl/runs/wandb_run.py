@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""W&B: login, the run that is resumed, alerts, and what is written at the end of a run."""
+"""W&B: login, resuming of runs, alerts, tables, and logging of evaluations."""
 
 import os
 import secrets
@@ -20,15 +20,15 @@ WANDB_ID_FILE = "wandb_run_id"
 
 
 def check_wandb_login(training_args: TrainingArguments) -> None:
-    """Raises `ValueError` if the run is to go to W&B and nobody is logged in; at a terminal, W&B asks now."""
+    """Raises `ValueError` if the run reports to W&B without a login; on a terminal, W&B asks for it now."""
     if "wandb" in training_args.report_to and PartialState().is_main_process:
-        # Before: W&B reads the environment once.
+        # First, as W&B reads the environment only once.
         continue_wandb_run(training_args.output_dir, anew=training_args.resume_from_checkpoint is None)
         _log_in("`report_to: wandb`")
 
 
 def check_wandb(project: str | None) -> None:
-    """Raises `ImportError` or `ValueError` if `--wandb` needs a package, or nobody is logged in there."""
+    """Raises `ImportError` or `ValueError` if `--wandb` lacks a package, or a login."""
     if project is not None and PartialState().is_main_process:
         if find_spec("wandb") is None:
             raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
@@ -49,7 +49,7 @@ def _log_in(what: str) -> None:
 
 
 def continue_wandb_run(output_dir: str, anew: bool) -> None:
-    """Lets W&B go on with the run that is named in the output folder, or (`anew`) names one there."""
+    """Lets W&B resume the run recorded in the output folder, or (`anew`) records a new one there."""
     path = Path(output_dir) / WANDB_ID_FILE
     if anew or not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,13 +60,13 @@ def continue_wandb_run(output_dir: str, anew: bool) -> None:
 
 
 def active_run() -> Any:
-    """The run that this process has at W&B, or `None`. W&B is not imported for it."""
+    """This process's current W&B run, or `None`. Does not import W&B."""
     module = sys.modules.get("wandb")
     return None if module is None else module.run
 
 
 def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table of a run."""
+    """Logs a table to a run."""
     import wandb
 
     cells = [[cell if cell is None or is_number(cell) else str(cell) for cell in row] for row in rows]
@@ -76,7 +76,7 @@ def log_table(run: Any, name: str, headers: Sequence[str], rows: Sequence[Sequen
 def log_evaluation(
     project: str, results: Mapping[str, Any], table: tuple[list[str], list[list[object]]], pages: Sequence[Path]
 ) -> None:
-    """An evaluation as a run of W&B: settings, verdict and main metrics in the summary, table, pages."""
+    """Logs an evaluation as a W&B run: settings, verdict and main metrics in the summary, table, pages."""
     import wandb
 
     config = {key: results[key] for key in ("benchmark", "model", "model_version", "data", "settings", "versions")}
@@ -86,5 +86,5 @@ def log_evaluation(
         run.summary.update({"verdict": results["verdict"], **figures})
         log_table(run, "results", *table)
         for page in pages:
-            # Of ours: what models wrote is escaped in it.
+            # Our own pages: model output in them is escaped.
             run.log({page.stem: wandb.Html(str(page), inject=False)})

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A W&B workspace in which the curves of a run are sorted by the questions that they answer."""
+"""W&B workspace for training runs, with curves grouped by question."""
 
 from typing import Any
 
 
 NAME = "endotrl"
-# By section, panels with the metrics that each shows, as regular expressions (RE2's: no looking ahead or back) of
-# what comes after `train/` or `eval/`. The first two sections are open.
+# By section, panels with their metrics, as regular expressions (RE2's: without lookaround) for the part after `train/`
+# or `eval/`. The first two sections are open.
 LAYOUT = {
     "1 Is it learning?": {
         "Held-out accuracy": r"collapse/held_out/.*|rewards/[^/]*accuracy[^/]*/mean|accuracy",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The output of a run on disk: its rows, its error file, and the metadata by which a later run goes on."""
+"""Output files of a scoring run: rows, error file, and metadata for resuming."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ from ..runs.record import now, versions
 from .rows import TOKEN_KEYS, Row
 
 
-# Weights up to this size, in bytes, are read as a whole to tell one model from another: at 1.3 GiB/s (sha256 on one
-# core), 0.4 s for a model of 0.5 GiB and 1.5 s at the limit.
+# Weights up to this size, in bytes, are read as a whole to identify a model: at 1.3 GiB/s (sha256 on one core), 0.4 s
+# for a model of 0.5 GiB and 1.5 s at the limit.
 WHOLE_WEIGHTS = 2 * 2**30
-HEAD = 10  # first rows that a tally keeps
+HEAD = 10  # first rows kept by a tally
 _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
 
 
@@ -47,13 +47,13 @@ def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]
     try:
         yield
     finally:
-        if held.is_locked:  # or another run may have it, on a file system without locks
+        if held.is_locked:  # otherwise another run may hold it, on a file system without locks
             lock_path.unlink(missing_ok=True)
         held.release()
 
 
 class Tally:
-    """Running statistics of the rows of a file, in memory that does not grow with their number."""
+    """Running statistics of a file's rows, in constant memory."""
 
     def __init__(self) -> None:
         self.rows = self.errors = self.skipped = self.tokens = 0
@@ -87,7 +87,7 @@ class Tally:
 
     @property
     def length_correlation(self) -> float | None:
-        """Pearson correlation of reward and length in tokens; `None` where it is not defined."""
+        """Pearson correlation of reward and length in tokens; `None` if undefined."""
         count, _, _, xx, yy, xy = self._moments
         # The second moment of equal values is a rounding error, not a variance.
         if count < 3 or min(xx, yy) <= 1e-12 * count:
@@ -96,19 +96,19 @@ class Tally:
 
 
 class Output:
-    """The output, its error file and metadata. The caller keeps other runs from it by [`only_run_on`]."""
+    """The output, its error file and metadata. The caller locks it against other runs by [`only_run_on`]."""
 
     def __init__(self, path: str | Path, reader: Reader, settings: Mapping[str, Any]) -> None:
         self.path, self.stream = Path(path), str(path) == STREAM
         self.errors_path, self.meta_path = Path(f"{path}.errors.jsonl"), Path(f"{path}.meta.json")
         self.kept_rows, self.seconds = 0, 0.0
-        self.notes: dict[str, Any] = {}  # of the metadata, which no later run is compared with
+        self.notes: dict[str, Any] = {}  # part of the metadata, ignored when a later run compares settings
         self._reader, self._settings = reader, dict(settings)
         self._started = now()
         self._kept_bytes = 0
 
     def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
-        """Finds out what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
+        """Determines what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
         if self.stream:
             return
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
@@ -135,7 +135,7 @@ class Output:
         self.kept_rows, self._kept_bytes = self._whole_rows(rows, block_size)
 
     def begin(self) -> None:
-        """Makes the output, or cuts off what follows the rows that are kept."""
+        """Creates the output, or cuts off everything after the rows that are kept."""
         if self.stream:
             return
         with self._writing():
@@ -146,7 +146,7 @@ class Output:
                 self._write_meta(Tally())
 
     def kept_records(self) -> Iterator[dict[str, Any]]:
-        """Output lines of earlier runs that are kept."""
+        """Kept output lines of earlier runs."""
         if self.kept_rows:
             with self.path.open("rb") as file:
                 yield from map(json.loads, islice(file, self.kept_rows))
@@ -162,13 +162,13 @@ class Output:
                 self._write_meta(tally)
 
     def write_errors(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes the bad rows among these into the error file, which exists only if there is one."""
+        """Writes the invalid rows among these to the error file, which exists only if there are any."""
         bad = [{key: r[key] for key in ("line", "id", "error") if key in r} for r in records if "error" in r]
         if bad:
             append_lines(self.errors_path, bad, ensure_ascii=False, sync=False)
 
     def _whole_rows(self, rows: int, block_size: int) -> tuple[int, int]:
-        """Rows, and their bytes, up to the checkpoint; or up to the last whole block, if lines are gone since."""
+        """Rows, and their bytes, up to the checkpoint; or up to the last complete block, if lines were lost since."""
         ends = [0]
         with self.path.open("rb") as file:
             with suppress(ValueError):
@@ -198,7 +198,7 @@ class Output:
     def _writing(self, saved_rows: int = 0) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:  # the reader of a pipe has seen enough
+        except BrokenPipeError:  # the reader of a pipe has closed it
             raise
         except OSError as error:
             saved = f"Saved before: {counted(saved_rows, 'row')}, behind which the same command goes on."
@@ -207,10 +207,10 @@ class Output:
 
 def model_digest(model: str) -> str | None:
     """
-    What tells a model folder from its neighbour, and from itself after more training: a digest of its files, which are
-    read as a whole if they have up to 2 GiB together. Of a larger model's large files it takes size, time of the last
-    change and 64 samples of 4 KiB, so that a changed file whose size and time were set back may pass unseen, and a
-    copied one counts as changed. `None` if `model` is not a folder.
+    Digest that identifies a model folder, and changes with further training: of its files, which are read as a whole
+    if they have up to 2 GiB together. For a larger model's large files it uses size, modification time and 64 samples
+    of 4 KiB, so that a changed file whose size and time were restored may go unnoticed, and a copied one counts as
+    changed. `None` if `model` is not a folder.
     """
     if not Path(model).is_dir():
         return None

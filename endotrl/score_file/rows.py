@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of the input: what a line must be, what a model says of it, and the line that the output gets for it."""
+"""Input rows and output lines of file scoring: validation, scores, and output format."""
 
 import json
 import math
@@ -17,11 +17,11 @@ from ..scoring.token_stats import TokenStats
 
 
 Reward = EndogenousReward | SentenceReward
-Result = TokenStats | SentenceScores | str  # of a row, or the reason why it has none
-DECIMALS = 6  # of rewards in the output, in nats: float32 has no more to give
-# Keys that an output line can have. A row of the input must not bring its own.
+Result = TokenStats | SentenceScores | str  # for a row, or the reason why it has none
+DECIMALS = 6  # of rewards in the output, in nats: the precision of float32
+# Possible keys of an output line. A row of the input must not contain them.
 OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "reward_per_token", "entropy"}
-# Those that `--no-tokens` leaves out.
+# Keys left out by `--no-tokens`.
 TOKEN_KEYS = {"tokens", "token_rewards", "chosen_logits", "soft_values", "entropies", "contributions"}
 TOKEN_KEYS |= {"log_probs", "mean_logits", "prompt_contribution", "cut_off_contribution", "sentence_scores"}
 OUTPUT_KEYS |= {"base_reward", *TOKEN_KEYS}
@@ -34,19 +34,19 @@ class Row:
     line: int  # from 1
     prompt: Any = ""  # text, or messages
     completion: Any = ""
-    extra: dict[str, Any] = field(default_factory=dict)  # other keys of the row, which are carried over
+    extra: dict[str, Any] = field(default_factory=dict)  # other keys of the row, which are copied to the output
     error: str | None = None  # why the row cannot be scored
     completion_ids: list[int] | None = None  # as the policy generated them; `None` if there is only text
-    response: str | int | None = None  # of several in the row: "chosen", "rejected" or its number, from 0
+    response: str | int | None = None  # of several in the row: "chosen", "rejected" or its index, from 0
 
     @property
     def head(self) -> dict[str, Any]:
-        """What its output line begins with."""
+        """First keys of its output line."""
         return {"line": self.line, **({} if self.response is None else {"response": self.response}), **self.extra}
 
 
 def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> list[Row]:
-    """The responses of a row of the input; what is wrong with it is said in `error`, and nothing is raised."""
+    """The responses of an input row; a problem is reported in `error`, and never raised."""
     try:
         if problem is not None:
             raise ValueError(problem)
@@ -56,7 +56,7 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         if taken:
             raise ValueError(f'The key "{taken[0]}" is one that the output uses itself. Rename it in the input.')
         try:
-            json.dumps(data, allow_nan=False, default=str)  # a dataset has pictures, too
+            json.dumps(data, allow_nan=False, default=str)  # a dataset may have images
         except ValueError:
             raise ValueError("A number is NaN, infinite or too large for a float, which JSON does not have.") from None
     except ValueError as error:
@@ -70,9 +70,9 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
 
 
 def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
-    """What the model says of each row, or the reason why it says nothing."""
+    """The model's scores for each row, or the reason why there are none."""
     results: list[Result] = [row.error or "" for row in rows]
-    # A file may mix text and messages, and rows with and without token ids; a call may not.
+    # A file may mix text and messages, and rows with and without token ids; a call must not.
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for i, row in enumerate(rows):
         if not results[i]:
@@ -84,7 +84,8 @@ def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
 
 
 def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
-    # Without a token there is no text either, whatever the row says: a mismatch would have the text encoded instead.
+    # Without a token there is no text either, whatever the row contains: on a mismatch the text would be encoded
+    # instead.
     completions = ["" if row.completion_ids == [] else row.completion for row in rows]
     ids = [row.completion_ids for row in rows if row.completion_ids is not None] or None
     try:
@@ -98,7 +99,7 @@ def _score_kind(reward: Reward, rows: list[Row]) -> list[Result]:
     except (ValueError, TypeError, TemplateError) as error:
         if len(rows) == 1:
             return [about_this_row(str(error))]
-    # A bad row fails its whole batch: halve the batch until the row is alone.
+    # An invalid row fails its whole batch: halve the batch until the row is alone.
     middle = len(rows) // 2
     return _score_kind(reward, rows[:middle]) + _score_kind(reward, rows[middle:])
 
@@ -126,14 +127,14 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
     record["num_tokens"] = num_tokens
     record["finished"] = stats.finished
     if num_tokens:
-        # As `aggregate="mean"`, whatever the aggregate is: without V(s_1), a constant of the prompt.
+        # Like `aggregate="mean"`, whatever the aggregate: without V(s_1), a constant of the prompt.
         initial_value = stats.soft_values[0].item() if reward.token_reward == "bellman" else 0.0
         record["reward_per_token"] = _finite((math.fsum(token_rewards) - initial_value) / num_tokens)
         if stats.entropies is not None:
             record["entropy"] = _finite(stats.entropies.mean().item())
     if tokens:
         record["tokens"] = stats.tokens
-        # What the reward can be computed from again; without logits, Bellman rewards of tokens are log-probabilities.
+        # Sufficient to recompute the reward; without logits, Bellman rewards of tokens are log-probabilities.
         columns = {"log_probs": stats.log_probs}
         if stats.has_logits:
             columns = {"chosen_logits": stats.chosen_logits, "soft_values": stats.soft_values}

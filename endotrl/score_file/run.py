@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the first row to the last: block by block, behind what an earlier run has done."""
+"""Scoring of a file from its first to its last row, block by block, resuming an earlier run."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, take_out
 
 @dataclass(frozen=True)
 class Example:
-    """A row with what the frozen model said about its tokens, or a sentence reward model about its sentences."""
+    """A row with the frozen model's token statistics, or a sentence reward model's sentence scores."""
 
     row: Row
     stats: Any
@@ -31,13 +31,13 @@ class Example:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """What came out of [`score_file`]."""
+    """Result of [`score_file`]."""
 
-    tally: Tally  # of all rows, those of earlier runs included
+    tally: Tally  # of all rows, including those of earlier runs
     resumed_rows: int
     seconds: float  # scoring time of all runs
-    examples: list[Example]  # the first rows, as many as asked
-    slopes: Slopes = field(default_factory=dict)  # what a residual took out, by domain
+    examples: list[Example]  # the first rows, as many as requested
+    slopes: Slopes = field(default_factory=dict)  # removed by a residual, by domain
 
     @property
     def tokens_per_second(self) -> float:
@@ -47,30 +47,30 @@ class ScoreReport:
 
 def score_file(
     reward: Reward,
-    input_path: str | Path,  # rows of any of TRL's formats that have responses, as `Reader` reads them
+    input_path: str | Path,  # rows of any of TRL's formats with responses, as read by `Reader`
     output_path: str | Path,  # `"-"` for standard output, without metadata, error file and resuming
-    settings: Mapping[str, Any],  # what the numbers depend on, as JSON values: a run resumes only under equal ones
+    settings: Mapping[str, Any],  # that determine the numbers, as JSON values: a run resumes only with equal ones
     *,
-    block_size: int = 64,  # rows that are read, scored and saved together
-    limit: int | None = None,  # only so many rows from the start
-    overwrite: bool = False,  # start anew if the output exists
+    block_size: int = 64,  # rows read, scored and saved together
+    limit: int | None = None,  # only this many rows from the start
+    overwrite: bool = False,  # start over if the output exists
     tokens: bool = True,  # write each token, or sentence, and its reward
-    num_examples: int = 0,  # first rows that the report keeps with their token statistics
+    num_examples: int = 0,  # first rows kept in the report with their token statistics
     progress: bool = False,
-    on_error: Callable[[int, str], None] | None = None,  # called with line number and reason of each bad row
+    on_error: Callable[[int, str], None] | None = None,  # called with line number and reason for each invalid row
     residual: str | None = None,
 ) -> ScoreReport:
     """
-    Scores rows, and goes on where an earlier run was cut off. Only the report of the main process is not empty.
+    Scores rows, resuming an earlier run that was interrupted. Only the report of the main process is not empty.
 
-    Under `accelerate launch`, all processes call it: each scores blocks of like total length into its file of the
-    folder `OUTPUT.shards`, from which the main process makes the output, the same as that of one process.
+    Under `accelerate launch`, all processes call it: each scores blocks of similar total length into its own file in
+    the folder `OUTPUT.shards`, from which the main process makes the output, identical to that of one process.
 
-    A `residual`, `"residual"` or `"style_residual"`, takes out of the rewards what length, or length and Markdown,
-    explain among the responses to one prompt, which must be neighbours: see [`~endotrl.rewards.residuals.residuals`].
-    The shards then stay, from which longer inputs are scored without scoring these rows again.
+    A `residual`, `"residual"` or `"style_residual"`, subtracts from the rewards the effect of length, or of length and
+    Markdown, among the responses to one prompt, which must be adjacent: see [`~endotrl.rewards.residuals.residuals`].
+    The shards are then kept, so that longer inputs are scored without scoring these rows again.
 
-    Raises `ValueError` if the output exists and is not an earlier, equal run, or for numbers and paths that cannot be;
+    Raises `ValueError` if the output exists and is not of an earlier, equal run, or for impossible numbers and paths;
     `OSError` if a file cannot be read or written.
     """
     for name, value in (("block_size", block_size), ("limit", limit)):
@@ -79,7 +79,7 @@ def score_file(
     if residual is not None:
         check_choice("residual", residual, tuple(RESIDUALS))
     state = processes()
-    folder = Path(f"{output_path}.shards")  # is there after an interruption of several processes
+    folder = Path(f"{output_path}.shards")  # exists after an interruption of several processes
     in_shards = state.num_processes > 1 or residual is not None or folder.is_dir()
     if in_shards and STREAM in (str(input_path), str(output_path)):
         raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
@@ -93,7 +93,7 @@ def score_file(
         if total == 0:
             raise ValueError(f"{input_path} has no rows. A row is a line such as {ROW_FORMAT}.")
         if total is None or total > output.kept_rows or num_examples:
-            reward.load()  # before a file is touched: a model that cannot be loaded leaves nothing behind
+            reward.load()  # before a file is touched: a model that cannot be loaded leaves no files behind
         shards = ShardedScores(reward, input_path, folder, block_size, limit, tokens, start=output.kept_rows)
         if in_shards:
             shards.fill(settings, overwrite, progress)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of a file's rows by several processes, and what length and style explain of them."""
+"""Scoring of a file's rows by several processes, and length and style residuals of the scores."""
 
 import hashlib
 import json
@@ -31,8 +31,8 @@ Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
 @dataclass
 class ShardedScores:
     """
-    Output lines of a file's responses, but the first `start`, in a folder that all processes fill: each scores blocks
-    of like total length into a file of its own, a JSON line per block. What was written to its end is not scored
+    Output lines of a file's responses, without the first `start`, in a folder that all processes fill: each scores
+    blocks of similar total length into its own file, one JSON line per block. Completely written blocks are not scored
     again.
     """
 
@@ -43,12 +43,12 @@ class ShardedScores:
     limit: int | None
     tokens: bool
     start: int = 0
-    _places: dict[str, tuple[Path, int]] = field(default_factory=dict)  # of blocks: file, and where the line begins
+    _places: dict[str, tuple[Path, int]] = field(default_factory=dict)  # of blocks: file, and offset of the line
 
     def fill(self, settings: Mapping[str, Any], overwrite: bool = False, progress: bool = False) -> None:
         """
-        Scores what is missing, in all processes, and returns when all have. `ValueError` if what is there was made
-        under other settings.
+        Scores missing blocks, in all processes, and returns once all are done. `ValueError` if existing scores were
+        made with other settings.
         """
         state = processes()
         if state.is_main_process:
@@ -56,7 +56,7 @@ class ShardedScores:
         state.wait_for_everyone()
         own = self.folder / f"{state.process_index}.jsonl"
         self._find(own)
-        state.wait_for_everyone()  # who is ahead writes nothing that others have yet to see missing
+        state.wait_for_everyone()  # a faster process must not write blocks that others have yet to find missing
         total = Reader(self.input_path).count(self.limit)
         bar = tqdm(total=total, desc="Scoring", unit=" rows", disable=not (progress and state.is_main_process))
 
@@ -64,7 +64,7 @@ class ShardedScores:
             for block in self:
                 if _key(block) not in self._places:
                     yield sum(len(str((row.prompt, row.completion))) for row in block), block
-                bar.update(len({row.line for row in block}))  # whoever scores it
+                bar.update(len({row.line for row in block}))  # whichever process scores it
 
         with bar:
             for block in share(missing(), state.process_index, state.num_processes):
@@ -80,7 +80,7 @@ class ShardedScores:
         return iter(lambda: list(islice(rows, self.block_size)), [])
 
     def get(self, block: Sequence[Row]) -> tuple[list[dict[str, Any]], float]:
-        """Output lines of a block, and the seconds that it took."""
+        """Output lines of a block, and its scoring time in seconds."""
         path, place = self._places[_key(block)]
         with path.open("rb") as file:
             file.seek(place)
@@ -105,7 +105,7 @@ class ShardedScores:
             write_json(path, settings)
 
     def _find(self, own: Path) -> None:
-        """Finds what all processes have written so far, and mends the end of this one's file."""
+        """Finds all blocks written so far by any process, and cuts off an incomplete end of this one's file."""
         self._places.clear()
         for path in sorted(self.folder.glob("*.jsonl")):
             for place, record in read_log(path, ("block", "results"), mend=path == own):
@@ -118,7 +118,7 @@ def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
 
 
 def by_prompt(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
-    """Responses that have a reward, by prompt: neighbours with the same, and the same of what else is rendered."""
+    """Responses with a reward, grouped by prompt: adjacent ones with equal prompts and other rendered columns."""
 
     def key(one: Scored) -> Any:
         row = one[0]
@@ -140,7 +140,7 @@ def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
 
 
 def take_out(residual: str, slopes: Slopes, row: Row, record: dict[str, Any]) -> None:
-    """Takes out of the reward of an output line what [`fit_slopes`] has found."""
+    """Subtracts from the reward of an output line the effect found by [`fit_slopes`]."""
     if record["reward"] is not None:
         explained = zip(slopes[_domain(row)], _covariates(residual, row, record), strict=True)
         record["base_reward"] = record["reward"]
@@ -148,7 +148,7 @@ def take_out(residual: str, slopes: Slopes, row: Row, record: dict[str, Any]) ->
 
 
 def _key(block: Sequence[Row]) -> str:
-    """Digest by which a block is known again."""
+    """Digest that identifies a block."""
     return hashlib.sha256(json.dumps([astuple(row) for row in block]).encode()).hexdigest()[:32]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From token ids to the frozen model's logit and soft value at every token of a completion."""
+"""Scoring: from token ids to the frozen model's logit and soft value at every token of a completion."""
 
 from .scorer import FrozenScorer
 from .token_stats import TokenStats

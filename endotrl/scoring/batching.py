@@ -9,13 +9,13 @@ from torch import Tensor
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
-    Micro-batches (indices) of sequences of similar length, and of one of `kinds`, whose padded size stays within a
-    budget; a longer one has its own. The largest comes first: if memory does not suffice, it shows at once.
+    Plans micro-batches (indices) of sequences of similar length, and of one of `kinds`, whose padded size stays within
+    a budget; a longer sequence has its own. The largest comes first, so that running out of memory shows at once.
     """
     if not isinstance(max_tokens, int | float) or max_tokens < 1:
         raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")
     batches: list[list[int]] = []
-    last: dict[Hashable, list[int]] = {}  # batch of each kind
+    last: dict[Hashable, list[int]] = {}  # batch per kind
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         kind = None if kinds is None else kinds[index]
         # The first of a batch is its longest.

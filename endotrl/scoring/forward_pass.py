@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Forward passes of a causal language model: of padded rows, and of many completions in one row without padding, where
-those of one prompt share its pass; one thread at a time.
+Forward passes of a causal language model: of padded rows, and of many completions packed in one row, where those of
+one prompt share its computation; one thread at a time.
 """
 
 import math
@@ -23,32 +23,32 @@ from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 
 
 T = TypeVar("T")
-# Part of a row that may be filler, so that rows have few different lengths: kernels of half precision on a CPU are
-# compiled for each shape and kept, about 1 MB for every new length.
+# Maximum fraction of filler in a row, so that rows have few different lengths: half-precision kernels on a CPU are
+# compiled for each shape and kept, about 1 MB per new length.
 MAX_FILLER = 1 / 32
 
-# Span of a prompt in a row, and the spans of its continuations, each right behind the one before.
+# Span of a prompt in a row, and the spans of its continuations, each directly after the one before.
 Span = tuple[int, int, list[tuple[int, int]]]
 ATTENTION = "endotrl_shared_prefix"
-# CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of it.
+# CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of this.
 KEY_MULTIPLE = 32
-# Queries for which one mask is made: bounds a mask to 1024 times the length of the sequence.
+# Queries per mask: bounds a mask to 1024 times the length of the sequence.
 QUERY_BLOCK = 1024
 # Elements of masks that are kept for all layers (64 MB in bfloat16).
 KEPT_MASK_ELEMENTS = 2**25
-# Types of transformers' `ROPE_INIT_FUNCTIONS` that do not look at the length of the pass.
+# Types of transformers' `ROPE_INIT_FUNCTIONS` that do not depend on the length of the pass.
 ANY_LENGTH = {"default", "linear", "yarn", "llama3", "proportional"}
 NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_tf32` may raise
 
-# Beside the models and not in them, so that these can be pickled and copied, and two rewards that hold one model wait
-# for each other.
+# Outside the models, so that these can be pickled and copied, and two rewards that hold one model wait for each
+# other.
 _locks: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 _guard = Lock()
 _stance = RLock()
 
 
 def backbone(model: PreTrainedModel) -> nn.Module:
-    """The part of a causal language model whose hidden states the LM head reads."""
+    """The part of a causal language model whose hidden states are the LM head's input."""
     if model.base_model is not model:
         return model.base_model
     # `base_model_prefix` names a part that the class does not have (Llama 4's text model).
@@ -63,19 +63,19 @@ def execution_device(model: PreTrainedModel, module: nn.Module) -> torch.device:
         return torch.device("cpu")  # dynamic quantisation, whose modules have neither
     if not tensor.is_meta:
         return tensor.device
-    # Its own hook, or one that loads several modules at once.
+    # The module's own hook, or one that loads several modules at once.
     hooked = next(part for part in chain([module], model.modules()) if has_offloaded_params(part))
     return torch.device(hooked._hf_hook.execution_device)
 
 
 def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether a module just multiplies by its `weight`; quantised and parametrised ones must be called."""
+    """Whether a module only multiplies by its `weight`; quantised and parametrised ones must be called."""
     return type(module) is nn.Linear and type(module.weight) is nn.Parameter
 
 
 @contextmanager
 def exclusive(owner: Any) -> Iterator[None]:
-    """Inside, other threads that ask for the same object (a model instance, or who loads one) wait."""
+    """Context in which other threads wait for the same object (a model instance, or its loader)."""
     with _guard:
         lock = _locks.setdefault(owner, RLock())
     with lock:
@@ -84,33 +84,33 @@ def exclusive(owner: Any) -> Iterator[None]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Inside, what `torch.compile` has wrapped runs as it is written: each length of a row would compile it again."""
-    with _stance, torch.compiler.set_stance("force_eager"):  # a setting of all threads, so that they take turns
+    """Context in which `torch.compile`d code runs eagerly: each row length would compile it again."""
+    with _stance, torch.compiler.set_stance("force_eager"):  # global to all threads, which therefore take turns
         yield
 
 
 @contextmanager
 def compiled() -> Iterator[None]:
-    """Inside, what `torch.compile` has wrapped is compiled, also within [`uncompiled`]."""
+    """Context in which `torch.compile`d code is compiled, also within [`uncompiled`]."""
     with _stance, torch.compiler.set_stance("default"):
         yield
 
 
 @dataclass(frozen=True)
 class RopeLengths:
-    """How a model's rotary frequencies depend on the largest position of a pass; lengths are in tokens."""
+    """Dependence of a model's rotary frequencies on the largest position of a pass; lengths are in tokens."""
 
     is_rotary: bool  # the config names rotary frequencies
-    switches: tuple[int, ...]  # lengths beyond which other frequencies hold (`longrope`)
+    switches: tuple[int, ...]  # lengths beyond which other frequencies apply (`longrope`)
     grows_beyond: int | None  # length beyond which every length has its own (`dynamic`)
-    unknown: tuple[str, ...]  # types of which nothing is known
+    unknown: tuple[str, ...]  # types of unknown behaviour
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> "RopeLengths":
-        # `to_dict`, as models without rotary positions have no such key, and code from before it has another one.
+        # `to_dict`, as models without rotary positions have no such key, and earlier code has another one.
         settings = config.get_text_config().to_dict()
         parameters = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-        # One set of parameters, or one for each type of layer.
+        # One set of parameters, or one per type of layer.
         entries = [entry for entry in parameters.values() if isinstance(entry, dict)]
         if parameters and not entries:
             entries = [parameters]
@@ -134,7 +134,7 @@ class RopeLengths:
         return sorted([*self.switches, *([] if self.grows_beyond is None else [self.grows_beyond])])
 
     def length_class(self, length: int) -> tuple[int, ...]:
-        """Equal for lengths with the same frequencies."""
+        """Class of lengths with the same frequencies."""
         beyond = length if self.grows_beyond is not None and length > self.grows_beyond else 0
         return (*(int(length > switch) for switch in self.switches), beyond)
 
@@ -142,15 +142,15 @@ class RopeLengths:
 @contextmanager
 def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
     """
-    Inside, `dynamic` rotary frequencies are as the model was made with them: transformers keeps those of the longest
-    pass so far until a short one comes. Afterwards, they are as they were found.
+    Context in which `dynamic` rotary frequencies are the model's initial ones: transformers keeps those of the longest
+    pass so far until a short one comes. On exit, they are restored.
     """
     # Each family has a class of its own.
     made = [module for module in model.modules() if {"original_max_seq_len", "rope_type"} <= vars(module).keys()]
     grown = [module for module in made if "dynamic" in str(vars(module)["rope_type"])]
     found = [(module, dict(vars(module)), dict(module._buffers)) for module in grown]
     for module, state, buffers in found:
-        # Tensors or buffers, by version; for each type of layer, or one for all.
+        # Tensors or buffers, by version; per type of layer, or one for all.
         for name, value in [*state.items(), *buffers.items()]:
             if name.endswith("max_seq_len_cached"):
                 vars(module)[name] = state["original_max_seq_len"]
@@ -170,7 +170,7 @@ def rope_as_made(model: PreTrainedModel) -> Iterator[None]:
 def last_hidden_states(
     model: PreTrainedModel, input_ids: Tensor, mask: Tensor | None = None, position_ids: Tensor | None = None
 ) -> Tensor:
-    """Hidden states of shape `(B, T, D)` that the LM head reads. Padding on the right needs no mask: none sees it."""
+    """The LM head's input, of shape `(B, T, D)`. Right padding needs no mask: no token sees it."""
     device = execution_device(model, model.get_input_embeddings())
     input_ids = input_ids.to(device)
     positions = {} if position_ids is None else {"position_ids": position_ids.to(device)}
@@ -183,7 +183,7 @@ def last_hidden_states(
 
 
 def rounding(model: PreTrainedModel) -> float:
-    """Difference of two passes of different shapes that is rounding, relative to the states."""
+    """Relative difference of states, up to which two passes of different shapes differ by rounding only."""
     device = execution_device(model, model.get_input_embeddings())
     return 1e-3 if multiplies_exactly(model.dtype, device) else 0.1
 
@@ -196,7 +196,7 @@ def multiplies_exactly(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
-    """How far each state, of shape `(..., D)`, is from the expected one, as a part of it, of shape `(...)`."""
+    """Relative difference of each state, of shape `(..., D)`, to the expected one, of shape `(...)`."""
     states, expected = states.float(), expected.float()
     length = expected.norm(dim=-1)
     # The state of a lone padding token may be 0.
@@ -217,8 +217,9 @@ class Group(NamedTuple):
 @dataclass
 class PackedRow:
     """
-    Groups in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every continuation has the
-    positions that follow its prompt, and attends to its prompt and itself only. Filler makes few different lengths.
+    Groups packed in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every continuation has
+    the positions that follow its prompt, and attends only to its prompt and itself. Filler limits the number of
+    different lengths.
     """
 
     input_ids: Tensor  # (1, T)
@@ -243,21 +244,21 @@ class PackedRow:
                 positions += range(length, length + len(continuation))
             spans.append((start, start + length, ends))
         longest = max(positions) + 1
-        # To a multiple of the largest power of two of which less than `MAX_FILLER` is wasted.
+        # To a multiple of the largest power of two that wastes less than `MAX_FILLER`.
         filler = -len(tokens) % 2 ** max(0, math.floor(math.log2(max(1, len(tokens) * MAX_FILLER))))
         if filler:
             spans.append((len(tokens), len(tokens) + filler, []))
             tokens += [0] * filler
-            positions += [0] * filler  # not counted on, so that no position is beyond those of the rows
+            positions += [0] * filler  # not increasing, so that no position is beyond those of the rows
         return cls(torch.tensor([tokens]), torch.tensor([positions]), spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
-        """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one behind."""
+        """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one after."""
         _, prompt_end, ends = self.spans[group]
         return [prompt_end - 1, *range(*ends[continuation])]
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What a kernel makes of the spans once, for all layers."""
+        """A kernel's derived data for the spans, computed once for all layers."""
         if key not in self._kept:
             self._kept[key] = make()
         kept: T = self._kept[key]
@@ -268,9 +269,9 @@ def plan_packs(
     prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
 ) -> list[list[tuple[int, list[int]]]]:
     """
-    Micro-batches of at most `max_tokens` tokens, in which every prompt counts once: lists of (index of the prompt,
-    indices of its continuations). Continuations that do not fit together are spread over several, each with the
-    prompt; one that does not fit at all has one of its own. The largest come first, as in [`plan_batches`].
+    Plans micro-batches of at most `max_tokens` tokens, in which every prompt counts once: lists of (index of the
+    prompt, indices of its continuations). Continuations that do not fit together are spread over several, each with
+    the prompt; one that does not fit at all has its own. The largest come first, as in [`plan_batches`].
     """
     pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
     for prompt, lengths in enumerate(continuation_lengths):
@@ -306,7 +307,7 @@ def shared_prefix_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """[`attend`] over the row of the surrounding [`packed_attention`], as transformers calls it."""
+    """[`attend`] over the row of the enclosing [`packed_attention`], with transformers' signature."""
     row = _row.get()
     if row is None:
         raise RuntimeError(
@@ -320,13 +321,13 @@ def shared_prefix_attention(
     return attend(query, key, value, row, scaling), None
 
 
-# Not registered as a mask function as well: transformers then makes no mask for it.
+# Deliberately not registered as a mask function: transformers then makes no mask for it.
 AttentionInterface.register(ATTENTION, shared_prefix_attention)
 
 
 @contextmanager
 def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
-    """Inside, the model's attention is [`shared_prefix_attention`] over `row`."""
+    """Context in which the model's attention is [`shared_prefix_attention`] over `row`."""
     own = model.config._attn_implementation
     token = _row.set(row)
     model.set_attn_implementation(ATTENTION)
@@ -338,7 +339,7 @@ def packed_attention(model: PreTrainedModel, row: PackedRow) -> Iterator[None]:
 
 
 def packed_hidden_states(model: PreTrainedModel, row: PackedRow) -> Tensor:
-    """Hidden states of shape `(T, D)` that the LM head reads."""
+    """The LM head's input for a packed row, of shape `(T, D)`."""
     device = execution_device(model, model.get_input_embeddings())
     with packed_attention(model, row), rope_as_made(model):
         return backbone(model)(
@@ -360,19 +361,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
 
 
 def block_attention(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
-    """As [`attend`], by a call of PyTorch's kernel per prompt and per block of a continuation."""
+    """As [`attend`], with one call of PyTorch's kernel per prompt and per block of a continuation."""
     # On CUDA, attention with a mask has no kernel for grouped queries.
     grouped = query.device.type == "cpu"
     if not grouped:
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    # Laid out as it is returned, so that nothing is copied at the end.
+    # In the layout of the result, so that nothing is copied at the end.
     output = query.new_empty(1, query.shape[2], query.shape[1], value.shape[-1]).transpose(1, 2)
 
     def attend(queries: slice, *seen: slice) -> None:
-        """One causal call of the kernel, of the last of the keys."""
+        """One causal call of the kernel, for queries aligned with the last keys."""
         num_queries, num_keys = queries.stop - queries.start, sum(part.stop - part.start for part in seen)
-        padding = -num_keys % KEY_MULTIPLE  # behind all queries, so that none sees it
+        padding = -num_keys % KEY_MULTIPLE  # after all queries, so that none sees it
         mask = None if len(seen) == 1 else _causal_mask(row, num_queries, num_keys, padding, query)
         output[:, :, queries] = scaled_dot_product_attention(
             query[:, :, queries],
@@ -410,6 +411,6 @@ def _causal_mask(row: PackedRow, num_queries: int, num_keys: int, padding: int, 
 
 
 def _join(states: Tensor, parts: Sequence[slice], padding: int) -> Tensor:
-    """Parts of the keys or values one after another, and zeros."""
+    """Concatenates parts of the keys or values, and zeros."""
     zeros = states.new_zeros(*states.shape[:2], padding, states.shape[-1])
     return torch.cat([*(states[:, :, part] for part in parts), zeros], dim=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states after prompts with images, which are run once for all of their completions."""
+"""Hidden states after prompts with images, with one pass per prompt for all of its completions."""
 
 import copy
 import inspect
@@ -16,7 +16,7 @@ from .forward_pass import backbone, execution_device, rope_as_made
 
 
 class ImagePrompt:
-    """A prompt with images after one pass, with the keys and values that completions go on from."""
+    """A prompt with images after one pass, with the KV cache from which completions continue."""
 
     def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs) -> None:
         self._model = model
@@ -26,7 +26,7 @@ class ImagePrompt:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether several completions can go on from it: not from linear attention's states, in transformers 5.23."""
+        """Whether several completions can continue from it: not from linear attention's, in transformers 5.23."""
         return all(hasattr(layer, "batch_repeat_interleave") for layer in self._cache.layers)
 
     def states(self, continuations: Sequence[Sequence[int]]) -> Tensor:
@@ -36,10 +36,10 @@ class ImagePrompt:
             return first
         input_ids, _ = pad_ids(continuations)
         device = execution_device(self._model, self._model.get_input_embeddings())
-        cache = copy.deepcopy(self._cache)  # a pass adds to it
+        cache = copy.deepcopy(self._cache)  # a pass extends it
         cache.batch_repeat_interleave(len(continuations))
         with rope_as_made(self._model):
-            # No mask: padding is on the right, and with one, Qwen-VL counts positions from the beginning.
+            # No mask: padding is on the right, and with a mask, Qwen-VL counts positions from the beginning.
             output = backbone(self._model)(input_ids=input_ids.to(device), past_key_values=cache, use_cache=True)
         return torch.cat([first.to(output.last_hidden_state.device), output.last_hidden_state], dim=1)
 
@@ -47,7 +47,7 @@ class ImagePrompt:
 def whole_row_states(
     model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
 ) -> Tensor:
-    """Hidden states of shape `(P + T, D)` of a prompt with images and its continuation, in a pass of their own."""
+    """Hidden states of shape `(P + T, D)` of a prompt with images and its continuation, in their own pass."""
     output = _run(model, [*prompt_ids, *continuation], images, len(continuation), use_cache=False)
     return output.last_hidden_state[0]
 
@@ -58,14 +58,14 @@ def own_logits(
     """The model's own logits at the end of the prompt and in the continuation, of shape `(T + 1, V)`."""
     inputs = _inputs(model, [*prompt_ids, *continuation], images, len(continuation))
     kept = len(continuation) + 1
-    # Of a long prompt, all logits would take more memory than the model.
+    # For a long prompt, all logits would take more memory than the model.
     keep = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with rope_as_made(model):
         return model(**inputs, **keep, use_cache=False).logits[0, -kept:].float()
 
 
 def check_inputs(model: PreTrainedModel, images: ImageInputs) -> None:
-    """Raises `ValueError` if a processor gives other inputs than the model takes: most would go on silently."""
+    """Raises `ValueError` if a processor gives other inputs than the model takes: most would ignore them silently."""
     taken = set(inspect.signature(model.forward).parameters)
     unknown = sorted(set(images.tensors) - taken)
     missing = [key for key in ("pixel_values", *TOKEN_KEYS) if key in taken and key not in images.tensors]
@@ -79,7 +79,7 @@ def check_inputs(model: PreTrainedModel, images: ImageInputs) -> None:
 
 @contextmanager
 def positions_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Gives a model back the positions of the prompts that it has run before: those of a trainer, say."""
+    """Restores a model's positions of the prompts that it ran before, such as a trainer's."""
     before = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
     try:
         yield

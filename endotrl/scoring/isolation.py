@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a row's states depend on other rows, padding or earlier passes: tried once per model, on a few tokens."""
+"""Isolation of rows: whether states depend on other rows, padding or earlier passes, tested once per model."""
 
 import inspect
 import logging
@@ -26,22 +26,22 @@ from .forward_pass import (
 
 logger = logging.getLogger(__name__)
 
-# Largest difference, relative to the states, of two passes of one shape. Rounding is the same in both.
+# Largest relative difference of states from two passes of one shape, in which rounding is the same.
 SAME_SHAPE = 1e-3
 
 
 @dataclass(frozen=True)
 class PassRules:
-    """Which rows may share a pass of a model, so that each gets the states that it has alone."""
+    """Rows that may share a pass of a model, so that each gets the same states as alone."""
 
-    longest_packable: float  # tokens up to which rows are packed; longer ones are padded
+    longest_packable: float  # maximum tokens per packed row; longer ones are padded
     rope: RopeLengths  # rows of one pass must be of one `length_class`
-    whole: bool  # a row must be run to its very end, because its states depend on its length or on later tokens
-    alone: str | None  # why every row has a pass of its own, if it has
+    whole: bool  # whether a row must be run to its very end, as its states depend on its length or on later tokens
+    alone: str | None  # reason why every row needs its own pass, if it does
 
 
 def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
-    """Tries which rows may share a pass. `ValueError` if states depend on later tokens or earlier passes."""
+    """Tests which rows may share a pass. `ValueError` if states depend on later tokens or earlier passes."""
     states = last_hidden_states(model, _batch(model))
     rope = RopeLengths.from_config(model.config)
     alone = why_alone(model, states)
@@ -72,7 +72,7 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
 
 
 def longest_packable(config: PretrainedConfig) -> float:
-    """Tokens up to which a model attends to all before a token: its window or chunk; 0 if parts are no attention."""
+    """Tokens up to which a model attends to all previous ones: its window or chunk; 0 if parts are not attention."""
     if config.sub_configs:
         return 0
     # `to_dict`, as each family has its own keys and a missing one means "no window".
@@ -88,7 +88,7 @@ def longest_packable(config: PretrainedConfig) -> float:
 
 
 def why_not_packable(model: PreTrainedModel) -> str | None:
-    """Why a model does not give, in a packed row of a few tokens, what it gives for each sequence alone, if so."""
+    """Reason why a packed row of a few tokens does not reproduce each sequence alone, or `None`."""
     if not model.is_backend_compatible():
         return "its attention is its own"
     if longest_packable(model.config) == 0:
@@ -105,15 +105,15 @@ def why_not_packable(model: PreTrainedModel) -> str | None:
         for k, continuation in enumerate(group.continuations):
             alone = torch.tensor([[*group.prompt, *continuation]])
             expected = last_hidden_states(model, alone)[0, len(group.prompt) - 1 :]
-            # Rounding apart, they are equal. What leaks from a neighbour, or a wrong position, is as large as the
-            # state.
+            # They are equal up to rounding. A leak from a neighbour, or a wrong position, makes a difference as large
+            # as the state.
             if relative_difference(packed[row.states(g, k)], expected).max() > rounding(model):
                 return "its layers mix neighbouring sequences"
     return None
 
 
 def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | None:
-    """Why a row depends on what other rows of a batch say, if it does. `states` are of `_batch(model)`, if known."""
+    """Reason why a row depends on other rows of a batch, or `None`. `states` are of `_batch(model)`, if known."""
     states = last_hidden_states(model, _batch(model)) if states is None else states
     other_states = last_hidden_states(model, _batch(model, neighbours=64))
     differ = _differ(model, other_states[0], states[0])
@@ -126,7 +126,7 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
 
 
 def reads_padding(model: PreTrainedModel) -> bool:
-    """Whether a batch that is padded on the left gives each row, without positions, the states that it has alone."""
+    """Whether a batch padded on the left, without positions, gives each row the same states as alone."""
     if not RopeLengths.from_config(model.config).is_rotary:
         return False
     row, fillers, width = _tokens(model, 16, 0), _tokens(model, 48, 16), 24
@@ -143,26 +143,26 @@ def reads_padding(model: PreTrainedModel) -> bool:
 
 
 def _sees_distances(model: PreTrainedModel, row: list[int]) -> bool:
-    """Whether states stay the same if all positions are moved."""
+    """Whether states stay the same if all positions are shifted."""
     if not _takes_positions(model):
         return True
     longest = _longest(model)
     shifts = torch.tensor([0, 1, (longest - len(row)) // 16, longest - len(row)]).clamp(min=0)
     positions = torch.arange(len(row))[None] + shifts[:, None]
     states = last_hidden_states(model, torch.tensor([row] * 4), None, positions)
-    # Angles of large positions are rounded more.
+    # Angles of large positions have larger rounding errors.
     allowed = max(3 * _distance(model, states[1], states[0]), 0.01)
     return not any(_distance(model, moved, states[0]) > allowed for moved in states[2:])
 
 
 def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass: int) -> str | None:
-    """Why a row's states depend on how long a pass is in a way that `rope` does not tell, if they do."""
+    """Reason why a row's states depend on the length of a pass in a way not covered by `rope`, or `None`."""
     if not rope.is_rotary or not _takes_positions(model):
         return None
     reason = "its rotary positions depend on the longest row of a pass"
     known = type(backbone(model)).__module__.startswith("transformers.")
     longest = _longest(model)
-    # A neighbour whose last token is far away. Other code may keep a table of positions.
+    # A neighbour with a distant last token. Other code may keep a table of positions.
     far = rope.limits[0] - 1 if rope.limits else 4 * longest if known else longest - 1
     ids = torch.tensor([_tokens(model, 4, 0), _tokens(model, 4, 4)])
     positions = torch.arange(4).repeat(2, 1)
@@ -172,7 +172,7 @@ def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass:
         return reason
     if not rope.unknown and (known or not rope.limits):
         return None
-    # Code that goes by the number of tokens shows it only on as many.
+    # Code that depends on the number of tokens shows it only with that many.
     length = max(4, min(longest_pass, 2 * longest if known else longest))
     extended = last_hidden_states(model, torch.tensor([_tokens(model, length, 0)]))[0, :4]
     return reason if _distance(model, extended, last_hidden_states(model, ids[:1])[0]) > rounding(model) else None
@@ -184,12 +184,12 @@ def _tokens(model: PreTrainedModel, count: int, skip: int) -> list[int]:
 
 
 def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
-    """A row of 16 tokens and three others, of shape `(4, 16)`; `neighbours` says which tokens these have."""
+    """A row of 16 tokens and three others, of shape `(4, 16)`; `neighbours` selects the tokens of these."""
     return torch.tensor([_tokens(model, 16, 0), *(_tokens(model, 16, neighbours + 16 * k) for k in range(3))])
 
 
 def _longest(model: PreTrainedModel) -> int:
-    """Largest number of positions; not every family has one."""
+    """Maximum number of positions; not every family has one."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**15
 
 
@@ -198,7 +198,7 @@ def _takes_positions(model: PreTrainedModel) -> bool:
 
 
 def _distance(model: PreTrainedModel, states: Tensor, expected: Tensor) -> float:
-    """Largest relative difference of states; the middle one where single states may be far off by rounding."""
+    """Maximum relative difference of states; the median if single states may be far off by rounding."""
     difference = relative_difference(states, expected)
     return float(difference.median() if _rounds_by_neighbours(model) else difference.max())
 
@@ -210,7 +210,7 @@ def _differ(model: PreTrainedModel, states: Tensor, expected: Tensor) -> bool:
 
 
 def _rounds_by_neighbours(model: PreTrainedModel) -> bool:
-    """Whether a token's rounding depends on others: in half precision, it changes to which expert one is sent."""
+    """Whether a token's rounding depends on others: in half precision, that changes the routing to experts."""
     settings = model.config.get_text_config().to_dict()
     if rounding(model) <= SAME_SHAPE or not any("expert" in key for key in settings):
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The attention kernel of a packed row on a GPU: of those that it has, the one that is fastest there and right."""
+"""Selection of the fastest correct attention kernel for packed rows on a GPU."""
 
 import logging
 import math
@@ -22,26 +22,26 @@ logger = logging.getLogger(__name__)
 # Calls, one per layer and pass, with rows of one kind after which a kernel that takes seconds to compile is tried: 40
 # passes of a model of 24 layers, so that short runs do not pay for it.
 CALLS_BEFORE_COMPILING = 1000
-# A kernel must be faster by more than chance, so that two runs choose alike.
+# A kernel must be faster by more than chance, so that two runs make the same choice.
 GAIN = 0.9
 REPEATS = 3
 # Head dimensions of PyTorch's flash-attention kernels: multiples of 8 up to 256.
 HEAD_DIM_MULTIPLE, MAX_HEAD_DIM = 8, 256
-# Queries and keys of a block of FlexAttention's mask: its own default.
+# Queries and keys per block of FlexAttention's mask: its own default.
 BLOCK = 128
-# Shapes for which FlexAttention may be compiled: lengths are powers of two, so one model has no more than about ten.
+# Shapes for which FlexAttention may be compiled: lengths are powers of two, so one model has about ten at most.
 MAX_COMPILED = 64
 
 
 class Lengths(NamedTuple):
-    """Sequences one after another."""
+    """Lengths of concatenated sequences."""
 
-    offsets: Tensor  # (N + 1,), int32: where each of N sequences begins, and the end of the last one
-    longest: int  # at least the length of the longest
+    offsets: Tensor  # (N + 1,), int32: start of each of N sequences, and the end of the last one
+    longest: int  # upper bound on the longest
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> "Lengths":
-        # At a longest of 1, the kernel takes queries of a group for tokens, and lays out log-sum-exps in another way.
+        # With a longest of 1, the kernel takes queries of a group for tokens, and log-sum-exps have another layout.
         return cls(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device), max([2, *lengths]))
 
 
@@ -54,8 +54,9 @@ def varlen_plan(
     spans: Sequence[Span], device: torch.device
 ) -> tuple[Lengths, tuple[Tensor, Tensor, Lengths, Lengths] | None]:
     """
-    Lengths of what attends to itself, causally: a prompt with its only continuation, a prompt that several share, or
-    one of these; and positions of the continuations that share a prompt, and of their prompts, with their lengths.
+    Lengths of sequences with causal self-attention: a prompt with its only continuation, a shared prompt, or one of
+    its continuations; and positions of the continuations that share a prompt, and of their prompts, with their
+    lengths.
     """
     own: list[int] = []
     parts: tuple[list[range], list[range]] = ([], [])
@@ -76,8 +77,8 @@ def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, queries: Lengths, keys: Lengths, causal: bool, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
     """
-    PyTorch's own flash-attention over sequences of several lengths: what `varlen_attn` of torch 2.10 calls, and
-    FlashAttention 3 where `torch.nn.attention.activate_flash_attention_impl` has put it in its place.
+    PyTorch's own flash-attention over sequences of several lengths: the operator behind `varlen_attn` of torch 2.10,
+    or FlashAttention 3 if `torch.nn.attention.activate_flash_attention_impl` has installed it.
     """
     where = (queries.offsets, keys.offsets, queries.longest, keys.longest)
     output, log_sum_exp, *_ = torch.ops.aten._flash_attention_forward(
@@ -108,8 +109,8 @@ def varlen_attention(
     kernel: SequencesKernel = flash_attention,
 ) -> Tensor:
     r"""
-    As [`attend`], by two calls of a kernel: a token of a continuation sees its prompt and what stands before it in the
-    continuation. With outputs $o_1$, $o_2$ and log-sum-exps $\ell_1$, $\ell_2$ of the two parts, its output is
+    As [`attend`], with two calls of a kernel: a token of a continuation sees its prompt and the tokens before it in
+    the continuation. With outputs $o_1$, $o_2$ and log-sum-exps $\ell_1$, $\ell_2$ of the two parts, its output is
     $(e^{\ell_1} o_1 + e^{\ell_2} o_2) / (e^{\ell_1} + e^{\ell_2})$.
     """
     own, shared = row.kept(("varlen", query.device), lambda: varlen_plan(row.spans, query.device))
@@ -121,14 +122,14 @@ def varlen_attention(
     of_prompt, prompt_lse = kernel(
         query[positions], key[prompts], value[prompts], lengths, prompt_lengths, False, scaling
     )
-    # Part of the weight that is the prompt's, of shape (Q, num_heads, 1).
+    # Fraction of the weight on the prompt, of shape (Q, num_heads, 1).
     weight = torch.sigmoid(prompt_lse - log_sum_exp[:, positions]).T[..., None]
     merged = torch.lerp(output[positions].float(), of_prompt.float(), weight)
     return output.index_copy(0, positions, merged.to(output.dtype))[None]
 
 
 def has_flex_attention(query: Tensor, value: Tensor) -> bool:
-    """Whether [`flex_attention`] takes these: of one dtype, heads of 16 or wider, a GPU of capability 8.0 or newer."""
+    """Whether [`flex_attention`] takes these: one dtype, heads of 16 or wider, a GPU of capability 8.0 or newer."""
     fits = query.is_cuda and query.dtype == value.dtype and min(query.shape[-1], value.shape[-1]) >= 16
     return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
@@ -150,13 +151,13 @@ def flex_kernel() -> Callable[..., Tensor]:
     # Imported late: it takes a second.
     from torch.nn.attention.flex_attention import flex_attention as kernel
 
-    # The whole graph: without it, a shape too many would quietly get all scores at once.
+    # Full graph: otherwise, one shape too many would silently materialize all scores.
     return torch.compile(kernel, dynamic=False, fullgraph=True)
 
 
 def block_mask(row: PackedRow, length: int, device: torch.device) -> Any:
     """
-    FlexAttention's `BlockMask` of a row that is padded to `length` tokens, a multiple of [`BLOCK`]. Made from the
+    FlexAttention's `BlockMask` of a row that is padded to `length` tokens, a multiple of [`BLOCK`]. Computed from the
     spans, as the pairs of 32,768 tokens would take a gigabyte.
     """
     from torch.nn.attention.flex_attention import BlockMask
@@ -202,21 +203,21 @@ KERNELS: dict[str, Kernel] = {REFERENCE: block_attention, "varlen": varlen_atten
 
 @dataclass
 class Choice:
-    """The kernel for rows of one kind: device, dtype, heads, and numbers of tokens and of sequences in bits."""
+    """Kernel for rows of one kind: device, dtype, heads, and numbers of tokens and of sequences in bits."""
 
     name: str = REFERENCE
-    seconds: dict[str, float] = field(default_factory=dict)  # of each that was tried, infinity if it failed
-    calls: int = 0  # how often such a row has come
+    seconds: dict[str, float] = field(default_factory=dict)  # per kernel tried, infinity if it failed
+    calls: int = 0  # number of such rows so far
 
 
 choices: dict[tuple[Any, ...], Choice] = {}
-_told: set[tuple[str, torch.device]] = set()  # kernels of which was logged that they fail
+_told: set[tuple[str, torch.device]] = set()  # kernels whose failure was logged
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None) -> Tensor:
     """
-    As [`~forward_pass.attend`]. The kernels are measured on the first row of each kind (see [`Choice`]), and one whose
-    numbers are not those of [`block_attention`] is not used.
+    As [`~forward_pass.attend`]. The kernels are measured on the first row of each kind (see [`Choice`]); one whose
+    numbers differ from those of [`block_attention`] is not used.
     """
     available = {"varlen": has_flash_attention(query, value), "flex": has_flex_attention(query, value)}
     if not any(available.values()):
@@ -237,7 +238,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
 def _measure(
     choice: Choice, names: list[str], query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: float | None
 ) -> None:
-    """Measures these kernels beside the reference, and chooses."""
+    """Measures these kernels against the reference, and chooses."""
     reference = KERNELS[REFERENCE](query, key, value, row, scaling)
     allowed = 1e-3 if multiplies_exactly(query.dtype, query.device) else 0.05
     choice.name = REFERENCE
@@ -246,10 +247,10 @@ def _measure(
         try:
             # A first call compiles, and makes the plan that the layers share.
             difference = relative_difference(run(), reference).max().item()
-            if not difference <= allowed:  # NaN is not
+            if not difference <= allowed:  # catches NaN, too
                 raise ValueError(f"its numbers are off by a part of {difference:.2g}")
             choice.seconds[name] = min(_seconds(run, query.device) for _ in range(REPEATS))
-        except Exception as error:  # compilers and drivers have many kinds, and there are other kernels
+        except Exception as error:  # compilers and drivers raise many types, and there are other kernels
             choice.seconds[name] = math.inf
             reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
             logger.log(

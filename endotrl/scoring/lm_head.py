@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hidden states to (chosen logit, soft value, entropy), without ever holding the logits of all tokens."""
+"""Fused LM head statistics: hidden states to chosen logit, soft value, entropy, in blocks of logits."""
 
 import math
 from collections.abc import Iterator
@@ -15,17 +15,17 @@ from transformers import PretrainedConfig
 from .forward_pass import is_plain_linear
 
 
-# Logits that exist at a time. Few blocks of tokens, because a matrix multiplication of the CPU rearranges the weights
-# each time, which costs as much as multiplying them with about 200 tokens.
+# Tokens per block of logits. Few blocks, because a matrix multiplication on the CPU repacks the weights each time,
+# which costs as much as multiplying them with about 200 tokens.
 TOKEN_BLOCK = 512
 VOCAB_BLOCK = 4096
-# The same of TRL's kernel, whose memory is of this width only in the head's own dtype.
+# The same for TRL's kernel, whose memory has this width only in the head's own dtype.
 KERNEL_VOCAB_BLOCK = 32768
 TRL_HAS_KERNEL = Version(trl.__version__) >= Version("1.15.0")
-# A head of an unknown kind gives the whole vocabulary at once.
+# A head of an unknown kind returns the whole vocabulary at once.
 OTHER_HEAD_TOKEN_BLOCK = 64
 
-# Blocks of tokens have one of few sizes: kernels of half precision on a CPU are compiled for each shape and kept.
+# Blocks of tokens have one of few sizes: half-precision kernels on a CPU are compiled for each shape and kept.
 TOKEN_MULTIPLE = 32
 
 LOWEST = torch.finfo(torch.float32).min
@@ -33,7 +33,7 @@ LOWEST = torch.finfo(torch.float32).min
 
 @dataclass(frozen=True)
 class LogitTransform:
-    r"""What a model does to the output of its head: $f = c \tanh(s z / c)$ with scale $s$ and soft cap $c$."""
+    r"""Transformation of the head's output: $f = c \tanh(s z / c)$ with scale $s$ and soft cap $c$."""
 
     scale: float = 1.0  # Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`, ...
     softcap: float | None = None  # Gemma's `final_logit_softcapping`, ...
@@ -64,7 +64,7 @@ class LogitTransform:
 
 
 class HeadStatistics(NamedTuple):
-    """What [`token_statistics`] gives for `N` positions: tensors of shape `(N,)`, float32, entropies in nats."""
+    """Result of [`token_statistics`] for `N` positions: tensors of shape `(N,)`, float32, entropies in nats."""
 
     chosen_logits: Tensor
     soft_values: Tensor
@@ -95,16 +95,16 @@ def token_statistics(
     ```
 
     in the memory of a few blocks of logits. A half-precision head rounds its logits to 8 (bfloat16) or 11 bits; the
-    chosen one is computed again in float32, and takes the place of the rounded one in the soft value too, so that
-    their difference, the log-probability, is never positive and is most accurate where the model is sure.
+    chosen one is recomputed in float32, and also replaces the rounded one in the soft value, so that their difference,
+    the log-probability, is never positive and is most accurate where the model is certain.
 
-    Hidden states have shape `(N, D)`, and token ids, whose logits are wanted, `(N,)`. A plain linear head is applied
-    in blocks of the vocabulary, any other module in blocks of tokens only; `transform` is what the model does to its
-    output.
+    Hidden states have shape `(N, D)`, and token ids, of the chosen logits, `(N,)`. A plain linear head is applied in
+    blocks of the vocabulary, any other module in blocks of tokens only; `transform` is the model's transformation of
+    its output.
     """
     transform = transform or LogitTransform()
     if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:
-        if head.bias is None or head.bias.isfinite().all():  # of a forbidden word, the kernel makes NaN
+        if head.bias is None or head.bias.isfinite().all():  # on a forbidden word, the kernel gives NaN
             with torch.cuda.device(hidden_states.device):  # Triton runs on the current one
                 return fused_statistics(hidden_states, head, token_ids, alpha, transform, entropy, mean_logits)
     largest, multiple = (TOKEN_BLOCK, TOKEN_MULTIPLE) if is_plain_linear(head) else (OTHER_HEAD_TOKEN_BLOCK, 1)
@@ -160,11 +160,11 @@ def _block_statistics(
     mean_logits: bool,
 ) -> HeadStatistics:
     """Statistics of one block of tokens, over all blocks of the vocabulary."""
-    # Online logsumexp: `maximum` and `total` stand for sum(exp(x)) = total * exp(maximum), x = f / alpha. Finite, not
+    # Online logsumexp: `maximum` and `total` represent sum(exp(x)) = total * exp(maximum), x = f / alpha. Finite, not
     # minus infinity, because a model may forbid words by a bias of minus infinity, even a whole block of them.
     maximum = torch.full((hidden.shape[0],), LOWEST, dtype=torch.float32, device=hidden.device)
     total, chosen, logit_sum = torch.zeros_like(maximum), torch.zeros_like(maximum), torch.zeros_like(maximum)
-    # sum((x - maximum) * exp(x - maximum)): relative to the maximum, so that the entropy keeps its digits when the
+    # sum((x - maximum) * exp(x - maximum)): relative to the maximum, so that the entropy stays accurate when the
     # logits are large.
     weighted = torch.zeros_like(maximum)
     vocab_size = 0

@@ -16,9 +16,9 @@ from .forward_pass import RopeLengths, backbone
 from .isolation import reads_padding, why_alone, why_alone_by_length
 
 
-# What trainers give a model for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].
+# Model inputs of trainers for images: see `_get_per_token_logps_and_entropies` of [`~trl.GRPOTrainer`].
 KNOWN_INPUTS = {"pixel_values", "image_grid_thw", "image_sizes", "pixel_attention_mask", "spatial_shapes", *TOKEN_KEYS}
-# Ends of the names of settings that make passes of training mode random.
+# Suffixes of settings that make passes in training mode random.
 DROPOUTS = ("dropout", "pdrop", "dropout_prob", "layerdrop", "jitter_noise")
 # Token ids of a prompt and its completion, and the images of the prompt.
 Row = tuple[tuple[int, ...], ImageInputs | None]
@@ -26,13 +26,13 @@ Row = tuple[tuple[int, ...], ImageInputs | None]
 
 class ReferenceRecorder:
     """
-    Keeps what the backbone of a trainer's frozen model computes in the trainer's own reference pass, until the reward
-    of the same completions is asked for. A row is found by its token ids and, if it has images, by what the trainer
-    gave the model for them, so a row that the trainer ran over otherwise (or not at all) is just not found.
+    Records the backbone's output of a trainer's frozen model in the trainer's own reference pass, until the reward of
+    the same completions is requested. A row is found by its token ids and, if it has images, by the trainer's model
+    inputs for them, so a row that the trainer ran differently (or not at all) is simply not found.
 
-    In memory this is one layer's output for the batch of completions, from the reference pass to the reward.
-    `is_frozen` tells whether the weights are the frozen ones right now: with LoRA, whether the adapter is disabled.
-    What was recorded in another than the `current_step` of training is dropped.
+    Memory: one layer's output for the batch of completions, from the reference pass to the reward. `is_frozen` returns
+    whether the current weights are the frozen ones: with LoRA, whether the adapter is disabled. Records of another
+    training step than the `current_step` are dropped.
     """
 
     def __init__(self, model: PreTrainedModel, is_frozen: Callable[[], bool], current_step: Callable[[], int]) -> None:
@@ -43,10 +43,10 @@ class ReferenceRecorder:
         rates += [part.p for part in parts if isinstance(part, nn.Dropout)]
         self._dropout = any(isinstance(rate, int | float) and rate > 0 for rate in rates)
         self._model = model
-        # Which rows are those of the row alone is not known before the model has been tried.
+        # Which rows have the same states as alone is unknown until the model has been tested.
         self._reads: tuple[bool, bool] | None = None
         self._step = -1
-        # Input ids, attention mask, hidden states, and what was given for images
+        # Input ids, attention mask, hidden states, and inputs for images
         self._passes: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
         self._rows: dict[Row, Tensor] | None = None
         self._expected: dict[tuple[int, ...], dict[ImageInputs | None, None]] = {}
@@ -63,7 +63,7 @@ class ReferenceRecorder:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, nothing is recorded: the reward's own passes are not the trainer's."""
+        """Context without recording: the reward's own passes are not the trainer's."""
         self._paused = True
         try:
             yield
@@ -71,7 +71,7 @@ class ReferenceRecorder:
             self._paused = False
 
     def expect(self, rows: Iterable[Row]) -> None:
-        """Names the rows with images that [`find`] will be asked for: pixels alone do not tell whose they are."""
+        """Announces the rows with images for [`find`]: pixels alone do not identify their row."""
         self._rows, self._expected = None, {}
         for token_ids, images in rows:
             self._expected.setdefault(token_ids, {})[images] = None
@@ -90,7 +90,7 @@ class ReferenceRecorder:
                         candidates = self._expected.get(key, {})
                         owners = [own for own in candidates if _is_given(own, given, offsets, row, keep)]
                         if not owners:
-                            break  # where the images of the rows that follow stand is not known
+                            break  # the offsets of the following rows' images are unknown
                         theirs = owners[0]
                         for name, tensor in () if theirs is None else theirs.tensors.items():
                             offsets[name] += len(tensor)
@@ -99,7 +99,7 @@ class ReferenceRecorder:
         return self._rows.get((token_ids, images))
 
     def _reads_rows(self) -> tuple[bool, bool]:
-        """Whether rows have the states that they have alone: those that begin with a token, and those padded there."""
+        """Whether rows have the same states as alone: those that begin with a token, and those padded there."""
         if self._reads is None:
             with self.paused():
                 rope = RopeLengths.from_config(self._model.config)
@@ -111,13 +111,13 @@ class ReferenceRecorder:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own. What is compiled
-        # with the model could not look at the step.
+        # Not a pass over whole rows: generation (a cache), training (gradients), or the reward's own. Code compiled
+        # with the model could not read the step.
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or kwargs.get("use_cache") is not False:
             return
         own = ("input_ids", "attention_mask", "logits_to_keep")
         given = {key: value for key, value in kwargs.items() if isinstance(value, Tensor) and key not in own}
-        # A row is not found by what else there may be: positions, embeddings, a cache.
+        # Rows cannot be found by other inputs: positions, embeddings, a cache.
         if input_ids is None or mask is None or not given.keys() <= KNOWN_INPUTS:
             return
         if self._paused or not self._is_frozen() or (module.training and self._dropout):
@@ -133,9 +133,9 @@ def _is_given(
     images: ImageInputs | None, given: Mapping[str, Tensor], offsets: Mapping[str, int], row: int, keep: Tensor
 ) -> bool:
     """
-    Whether a row of a pass was given these images. `given` is what the pass was given for those of all of its rows,
-    one after another, and for their tokens; `offsets` are where in each of them those of this row would begin; `keep`,
-    of shape `(T,)`, is `True` for the row's tokens, `False` for padding.
+    Whether a row of a pass was given these images. `given` are the pass's concatenated inputs for the images of all
+    its rows, and for their tokens; `offsets` are where those of this row would begin in each of them; `keep`, of shape
+    `(T,)`, is `True` for the row's tokens, `False` for padding.
     """
     tensors: Mapping[str, Tensor] = {} if images is None else images.tensors
     if images is not None and tensors.keys() != given.keys():
@@ -144,14 +144,14 @@ def _is_given(
         own = tensors.get(name)
         if name in TOKEN_KEYS:
             if whole.shape[1] != len(keep):
-                return False  # of other tokens than the ids, as seen of Gemma 3 in TRL's RLOO
+                return False  # for other tokens than the ids, as seen with Gemma 3 in TRL's RLOO
             types = whole[row][keep.to(whole.device)].cpu()
             length = 0 if own is None else own.shape[1]
             if types[length:].any() or (own is not None and not torch.equal(types[:length], own[0])):
                 return False
         elif own is not None:
             theirs = whole[offsets[name] : offsets[name] + len(own)].cpu()
-            # Trainers pad what has another number of parts in another row (tiles).
+            # Trainers pad inputs whose number of parts (tiles) differs between rows.
             if theirs.ndim != own.ndim or any(a < b for a, b in zip(theirs.shape, own.shape, strict=True)):
                 return False
             padded = torch.zeros_like(theirs)

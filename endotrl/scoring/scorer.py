@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen model's logit and soft value at every token of a completion."""
+"""Scorer: the frozen model's logit and soft value at every token of a completion."""
 
 import logging
 import math
@@ -45,7 +45,7 @@ Passes = Iterator[tuple[list[int], Tensor, Sequence[Sequence[int]]]]
 
 
 class Placement(Protocol):
-    """Where the frozen weights live. `active` is the only way to reach them, one thread at a time."""
+    """Location of the frozen weights. `active` is the only access to them, one thread at a time."""
 
     config: PretrainedConfig
     eos_token_ids: list[int]
@@ -54,14 +54,14 @@ class Placement(Protocol):
 
     @property
     def is_own(self) -> bool:
-        """Whether nobody else uses the weights, and finds tensors that inference mode left in the modules."""
+        """Whether nobody else uses the weights, and so finds tensors that inference mode left in the modules."""
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
 
 
 def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
-    """Indices of rows that are equal, which are scored once."""
+    """Groups of indices of equal rows, which are scored once."""
     equal: dict[object, list[int]] = {}
     for i, row in enumerate(rows):
         key = (row.prompt, tuple(row.completion_ids), tuple(row.action_positions), row.finished)
@@ -70,7 +70,7 @@ def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
 
 
 def row_stats(row: Rendered, vocab_size: int, **numbers: Any) -> TokenStats:
-    """The result of a row from its `numbers`."""
+    """The result of a row, from its `numbers`."""
     positions = torch.tensor(row.action_positions, dtype=torch.long)
     return TokenStats(
         token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
@@ -98,28 +98,28 @@ class FrozenScorer:
     Scores rendered completions with a frozen language model, with as little work as exact results allow:
 
     - Completions of one prompt share its pass, and equal completions are scored once.
-    - Nothing is padded: prompts and completions stand in one row, kept apart by the attention ([`forward_pass`]).
+    - Nothing is padded: prompts and completions are packed in one row, separated by the attention ([`forward_pass`]).
       Models whose attention cannot do that (state-space and hybrid models, sequences longer than a sliding window,
       soft-capped attention) get rows of similar length, padded on the right.
-    - A prompt with images is run once for all of its completions, which go on from its cache ([`image_prompts`]).
-    - The LM head sees only the scored positions, in blocks, so that no tensor of (tokens, vocabulary) exists.
+    - A prompt with images is run once for all of its completions, which continue from its cache ([`image_prompts`]).
+    - The LM head is applied only to the scored positions, in blocks, so that no (tokens, vocabulary) tensor exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
 
     Args:
         placement (`Placement`):
-            Whose weights to use.
+            Placement of the weights.
         max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens of one forward pass: where rows are packed, each prompt once and no padding; elsewhere, rows times
+            Tokens per forward pass: in packed rows, with each prompt once and without padding; otherwise, rows times
             the longest. It bounds memory and does not change results.
     """
 
     def __init__(self, placement: Placement, max_tokens_per_batch: int = 8192) -> None:
-        plan_batches([], max_tokens_per_batch)  # raises now if the budget is not a budget
+        plan_batches([], max_tokens_per_batch)  # raises now for an invalid budget
         self.placement = placement
         self.max_tokens_per_batch = max_tokens_per_batch
         self._transform = LogitTransform.from_config(placement.config)
         self._head_checked = False
-        # Not known before the model has been tried: which rows may share a pass, and whether completions can go on
+        # Unknown until the model has been tested: which rows may share a pass, and whether completions can continue
         # from the cache of a prompt with images.
         self._rules: PassRules | None = None
         self._shares_image_prompts: bool | None = None
@@ -150,8 +150,8 @@ class FrozenScorer:
     ) -> list[TokenStats]:
         equal = equal_rows(rows)
         unique = [rows[indices[0]] for indices in equal]
-        # Made into one result per row only at the end: small tensors that stay, between large ones that come and go,
-        # would keep memory from being given back.
+        # Split into one result per row only at the end: small long-lived tensors between large short-lived ones would
+        # keep memory from being freed.
         read: list[tuple[list[int], HeadStatistics]] = []
         statistics = partial(
             token_statistics, alpha=alpha, transform=self._transform, entropy=entropy, mean_logits=mean_logits
@@ -177,8 +177,8 @@ class FrozenScorer:
             for k in members:
                 end = start + len(unique[k].action_positions)
                 own = {name: None if c is None else c[start:end] for name, c in columns._asdict().items()}
-                # The terminal state has no value: only so does the sum of rewards telescope to the outcome (eq. 12 of
-                # https://huggingface.co/papers/2506.23235).
+                # The terminal state has no value: only then does the sum of rewards telescope to the outcome (eq. 12
+                # of https://huggingface.co/papers/2506.23235).
                 last = torch.zeros(1) if unique[k].finished else columns.soft_values[end : end + 1]
                 own["soft_values"] = torch.cat([columns.soft_values[start:end], last])
                 for i in equal[k]:
@@ -188,7 +188,7 @@ class FrozenScorer:
         return [results[i] for i in range(len(rows))]
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
-        """Runs the backbone, unless a trainer has."""
+        """Runs the backbone, except for rows that a trainer has run."""
         remaining = list(range(len(rows)))
         recorder = self.placement.recorder
         if recorder is not None:
@@ -203,7 +203,7 @@ class FrozenScorer:
             recorder.clear()
             if recorded:
                 edges = [0, *accumulate(map(len, recorded.values()))]
-                # All at once: the head reads its weights once for all of them.
+                # All at once, so that the head reads its weights once for all of them.
                 yield list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:]))
             remaining = [i for i in remaining if i not in recorded]
         if not remaining:
@@ -211,12 +211,12 @@ class FrozenScorer:
         if self._rules is None:
             self._rules = pass_rules(model, self.max_tokens_per_batch)
         rules = self._rules
-        # What follows the end of a completion is not asked for, so its last token need not be run.
+        # What follows the end of a completion is not needed, so its last token need not be run.
         inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
         lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
         yield from self._image_passes(model, rows, inputs, [i for i in remaining if rows[i].images is not None])
         shares: dict[object, list[int]] = {}
-        for i in sorted(remaining, key=lambda i: -lengths[i]):  # if memory does not suffice, the first pass shows it
+        for i in sorted(remaining, key=lambda i: -lengths[i]):  # longest first, to run out of memory at once if at all
             if rows[i].images is None:
                 shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
         for indices in shares.values():
@@ -228,7 +228,7 @@ class FrozenScorer:
     def _packed_passes(
         self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
     ) -> Passes:
-        """[`_passes`] of the chosen rows, several in one row."""
+        """[`_passes`] of the chosen rows, packed in rows."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i in chosen:
             groups.setdefault(tuple(rows[i].prompt_ids), []).append(i)
@@ -291,8 +291,8 @@ class FrozenScorer:
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
     ) -> bool:
-        """Whether completions go on from the pass of their prompt: tried against the model's own logits."""
-        # A completion may have no token, or one.
+        """Whether completions can continue from the pass of their prompt: tested against the model's own logits."""
+        # A completion may have no tokens, or one.
         special = Placeholders.of(model.config).all
         tokens = ([token for token in (*tokens, *reversed(prompt_ids)) if token not in special] * 8)[:8]
         expected = own_logits(model, prompt_ids, images, tokens)  # (T + 1, V)
@@ -301,7 +301,7 @@ class FrozenScorer:
         assert self._rules is not None
         prompt = None if self._rules.whole else ImagePrompt(model, prompt_ids, images)
         if prompt is not None and prompt.is_repeatable:
-            # Another completion beside it, and padding.
+            # With another completion beside it, and padding.
             states = prompt.states([tokens[:3], tokens])
             if not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in ((0, 4), (1, len(expected)))):
                 return True
@@ -320,7 +320,7 @@ class FrozenScorer:
         states: Sequence[Sequence[int]],
         statistics: Callable[[Tensor, nn.Module, Tensor], HeadStatistics],
     ) -> HeadStatistics:
-        """What the head says of scored tokens, on the CPU."""
+        """The head's statistics of scored tokens, on the CPU."""
         read: list[tuple[int, int]] = []  # (position of the state, token)
         for row, row_states in zip(rows, states, strict=True):
             read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
@@ -330,10 +330,10 @@ class FrozenScorer:
         positions = torch.tensor([position for position, _ in read], dtype=torch.long, device=hidden_states.device)
         token_ids = torch.tensor([token for _, token in read], dtype=torch.long)
         head = model.get_output_embeddings()
-        device = execution_device(model, head)  # of a model spread over devices, not that of the hidden states
+        device = execution_device(model, head)  # may differ from that of the hidden states
         with align_module_device(head):  # an offloaded head is loaded once for all blocks
             if self._rules is not None and self._rules.alone and not is_plain_linear(head):
-                # One scale for all tokens: the head, too, must see what it sees in the model, which is one whole row.
+                # One scale for all tokens: the head must get the same input as in the model, one whole row.
                 selected, head = head(hidden_states.to(device))[positions.to(device)], nn.Identity()  # (N, V)
             else:
                 selected = hidden_states[positions]  # (N, D)
@@ -341,7 +341,7 @@ class FrozenScorer:
         return HeadStatistics(*(None if column is None else column.cpu() for column in on_device))  # type: ignore[arg-type]
 
     def _check_head(self, model: PreTrainedModel) -> None:
-        """On eight tokens, hidden states and head must reproduce the model's own logits."""
+        """Verifies on eight tokens that hidden states and head reproduce the model's own logits."""
         vocab_size = model.config.get_text_config().vocab_size
         device = execution_device(model, model.get_input_embeddings())
         input_ids = (torch.arange(8, device=device) * 7919 % vocab_size)[None]  # (1, 8)
@@ -351,7 +351,7 @@ class FrozenScorer:
         self._check_logits(model, last_hidden_states(model, input_ids)[0], expected)
 
     def _check_logits(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor, where: str = "") -> None:
-        """Raises `ValueError` if what the head says of `N` states is not the model's own logits, of shape `(N, V)`."""
+        """Raises `ValueError` if the head's output for `N` states is not the model's own logits, of shape `(N, V)`."""
         error = self._head_error(model, hidden_states, expected)
         if error and "_original_forward" in vars(model):
             raise ValueError(
@@ -368,7 +368,7 @@ class FrozenScorer:
             )
 
     def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> float:
-        """How far what the head says is from the model's own logits; 0 if that is rounding, or not finite."""
+        """Error of the head's output against the model's own logits; 0 if it is rounding, or not finite."""
         head = model.get_output_embeddings()
         targets = expected.argmax(dim=-1)
         with align_module_device(head):

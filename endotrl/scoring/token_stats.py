@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two numbers a token that everything else is made of."""
+"""Statistics per token: logit and soft value, from which everything else is computed."""
 
 import math
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ from ..reporting import HeatMapRow, heat_maps, notebook_cell
 @dataclass(frozen=True)
 class TokenStats:
     r"""
-    What the frozen model says about one completion of `H` scored tokens.
+    Statistics of the frozen model for one completion of `H` scored tokens.
 
     Attributes:
         token_ids, positions (`torch.Tensor` of shape `(H,)`):
-            The scored tokens, EOS included if it was generated, and their positions in the completion: `0..H-1`, with
+            The scored tokens, including EOS if it was generated, and their positions in the completion: `0..H-1`, with
             gaps where tools wrote.
         chosen_logits (`torch.Tensor` of shape `(H,)`), soft_values (`torch.Tensor` of shape `(H + 1,)`):
             $f(s_h, a_h)$ and $V(s_h)$, float32. The last value is 0 if the completion is finished (terminal state),
-            else the model's of the state after the last token.
+            otherwise the model's value of the state after the last token.
         entropies, mean_logits (`torch.Tensor` of shape `(H,)`, *optional*):
             Entropy of $\hat\pi(\cdot|s_h)$ in nats, and mean of $f(s_h, \cdot)$ over the vocabulary, float32.
         finished (`bool`), alpha (`float`):
             Whether the completion ends with an end-of-sequence token, and the temperature of the soft values.
         num_completion_tokens (`int`), vocab_size (`int`, *optional*):
-            Length of the completion, with tokens that are not scored, and size of the vocabulary.
+            Length of the completion, including tokens that are not scored, and size of the vocabulary.
         text (`str`, *optional*), offsets (`list[tuple[int, int]]`, *optional*):
-            The completion, decoded with its special tokens, and the characters of every scored token in it: none of a
-            token that ends inside a character.
+            The completion, decoded with its special tokens, and the character span of every scored token in it: empty
+            for a token that ends inside a character.
         generalist_log_probs (`torch.Tensor` of shape `(H,)`, *optional*):
             Log-probabilities of the tokens under the second model of [`InformationGain`], in nats.
         has_logits (`bool`, *optional*, defaults to `True`):
-            `False` if they come from log-probabilities: `chosen_logits` are these, and `soft_values` 0.
+            `False` if computed from log-probabilities: `chosen_logits` are these, and `soft_values` 0.
     """
 
     token_ids: Tensor
@@ -65,7 +65,7 @@ class TokenStats:
         return [(self.text or "")[start:end] for start, end in offsets]
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Columns of one entry per scored token, for `pandas.DataFrame(stats.to_dict())`; `log_prob` in nats."""
+        """Columns with one entry per scored token, for `pandas.DataFrame(stats.to_dict())`; `log_prob` in nats."""
         columns = {
             "token_id": self.token_ids,
             "log_prob": self.log_probs,
@@ -93,7 +93,7 @@ class TokenStats:
         return notebook_cell(heat_maps([row], "log-probability, nats", "log-probability"))
 
     def on_all_tokens(self, values: Tensor) -> Tensor:
-        """Values of shape `(H,)` at their places among all `num_completion_tokens`: 0 where a tool wrote."""
+        """Values of shape `(H,)` at their positions among all `num_completion_tokens`: 0 where a tool wrote."""
         scattered = torch.zeros(self.num_completion_tokens)
         scattered[self.positions] = values
         return scattered

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What a reward is used for without reinforcement learning: ranking, best of n, preference pairs, scored and filtered
-datasets. The work behind `endotrl pairs`, and library calls.
+Uses of a reward without reinforcement learning: ranking, best of n, preference pairs, scored and filtered datasets.
+The implementation of `endotrl pairs`, and library calls.
 """
 
 from typing import TYPE_CHECKING

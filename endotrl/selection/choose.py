@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices among the scored responses to one prompt, as rows of TRL's dataset formats. No models."""
+"""Best, top and paired responses to a prompt by reward, as rows of TRL's dataset formats. No models."""
 
 import math
 from collections import Counter
@@ -16,17 +16,17 @@ from ..score_file.sharded import Scored
 @dataclass(frozen=True)
 class Choice:
     """
-    What to make of the responses to a prompt: `"pairs"`, rows of TRL's preference format, the best with the worst
+    Selection from the responses to a prompt: `"pairs"`, rows of TRL's preference format, the best with the worst
     response, the second best with the second worst, and so on; `"best"` and `"top"`, rows of the prompt-completion
     format for SFT, the best response or a fraction; `"ranked"`, one row with all `completions`, the best first, and
     their `scores`. Raises `ValueError` if a setting is out of range.
     """
 
     kind: str = "pairs"
-    margin: float = 0.0  # a pair's rewards differ by more than this: so equal ones, which are a tie, make no pair
-    num_pairs: int = 1  # most pairs of a prompt
-    fraction: float = 0.25  # of the responses to a prompt that `"top"` keeps, in (0, 1]; rounded up
-    unfinished: bool = False  # whether responses count that a limit on their tokens cut off, as `completion_ids` tell
+    margin: float = 0.0  # a pair's rewards differ by more than this: so ties make no pair
+    num_pairs: int = 1  # maximum number of pairs per prompt
+    fraction: float = 0.25  # of the responses per prompt kept by `"top"`, in (0, 1]; rounded up
+    unfinished: bool = False  # whether to include responses cut off at a token limit, as `completion_ids` show
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("pairs", "best", "top", "ranked"))
@@ -40,13 +40,13 @@ class Choice:
     def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
         """
         Rows for the responses to one prompt ([`~endotrl.score_file.sharded.by_prompt`]); of equal rewards the earlier
-        response is the better one. They are counted.
+        response is the better one. Updates `counts`.
         """
         counts.prompts += 1
         counts.responses += len(group)
         kept = [one for one in group if self.unfinished or one[1].get("finished", True)]
         counts.unfinished += len(group) - len(kept)
-        # Which of two equal responses is better is noise.
+        # The order of two equal responses is noise.
         kept = [one for i, one in enumerate(kept) if one[0].completion not in [row.completion for row, _ in kept[:i]]]
         kept.sort(key=lambda one: -one[1]["reward"])
         if self.kind == "pairs":
@@ -55,7 +55,7 @@ class Choice:
             completions = [_alike(row) for row, _ in kept]
             scores = [record["reward"] for _, record in kept]
             return [{"prompt": kept[0][0].prompt, "completions": completions, **_common(kept), "scores": scores}]
-        # Rounded up, but not for the rounding of the product: 0.55 * 20 is more than 11.
+        # Rounded up, but robust to the rounding of the product: 0.55 * 20 is more than 11.
         count = 1 if self.kind == "best" else max(1, math.ceil(self.fraction * len(kept) - 1e-9))
         return [
             {"prompt": row.prompt, "completion": _alike(row), **row.extra, "score": record["reward"]}
@@ -79,7 +79,7 @@ class Choice:
 
 @dataclass
 class Counts:
-    """What became of prompts and responses: how many there were, and why some are in no row."""
+    """Counts of prompts and responses, and of the reasons why some are in no row."""
 
     prompts: int = 0
     responses: int = 0
@@ -90,10 +90,10 @@ class Counts:
     rows: int = 0
     margins: float = 0.0  # sum over pairs
     longer: Counter[int] = field(default_factory=Counter)  # sign of the chosen response's length minus the other's
-    labels: Counter[str] = field(default_factory=Counter)  # the chosen response, as it was labelled
+    labels: Counter[str] = field(default_factory=Counter)  # original label of the chosen response
 
     def why_not(self) -> str:
-        """Why some prompts and responses are in no row, in words; empty if there are none."""
+        """Reasons why some prompts and responses are in no row, in words; empty if there are none."""
         if not self.prompts:
             return "The input has no rows."
         reasons = [
@@ -117,14 +117,14 @@ class Counts:
 
 
 def _common(group: Sequence[Scored]) -> dict[str, Any]:
-    """The other keys that all responses have, with the same value."""
+    """The other keys that all responses share, with equal values."""
     first, *others = [row.extra for row, _ in group]
     missing = object()
     return {key: value for key, value in first.items() if all(other.get(key, missing) == value for other in others)}
 
 
 def _alike(row: Row) -> Any:
-    """A response of the same kind as its prompt, as TRL wants them."""
+    """A response in the same format as its prompt, as required by TRL."""
     if isinstance(row.completion, str) and not isinstance(row.prompt, str):
         return [{"role": "assistant", "content": row.completion}]
     return row.completion

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Library calls: rewards to rankings, preference pairs and datasets."""
+"""Ranking, best of n, preference pairs, and filtered or scored datasets from rewards: library calls."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from .choose import Choice, Counts
 if TYPE_CHECKING:
     AnyReward = EndogenousReward | SentenceReward | Callable[..., Sequence[float | None]]
 
-BATCH = 64  # responses that are scored together
+BATCH = 64  # responses scored together
 
 
 def rank(
@@ -35,25 +35,25 @@ def rank(
     residual: str | None = None,
 ) -> list[list[int]]:
     r"""
-    Ranking of the candidate responses to each prompt by a reward.
+    Ranks the candidate responses to each prompt by a reward.
 
     Args:
         reward ([`EndogenousReward`], [`SentenceReward`] or `Callable`):
-            The reward, or any reward function of TRL. To rank what others wrote, a discounted sum is better than the
-            default: `aggregate="discounted=0.93"`.
+            The reward, or any reward function of TRL. To rank text by other authors, a discounted sum is better than
+            the default: `aggregate="discounted=0.93"`.
         prompts (`list[str]` or `list[list[dict]]`), candidates (`list[list[str]]` or `list[list[list[dict]]]`):
             P prompts, as text or as messages, and the responses to each.
         completion_ids (`list[list[list[int]]]`, *optional*):
-            Tokens of the responses, as a policy generated them, end-of-sequence token included. Without them, text is
-            taken for complete.
+            Tokens of the responses, as a policy generated them, including the end-of-sequence token. Without them,
+            text counts as complete.
         residual (`str`, *optional*):
-            `"residual"` or `"style_residual"`: take out of the rewards what length, or length and Markdown, explain
-            among the candidates of a prompt, pooled over all prompts ([`~endotrl.rewards.residuals.residuals`]). With
-            few prompts, nothing is taken.
+            `"residual"` or `"style_residual"`: subtract from the rewards the effect of length, or of length and
+            Markdown, among the candidates of a prompt, pooled over all prompts
+            ([`~endotrl.rewards.residuals.residuals`]). With few prompts, nothing is subtracted.
 
     Returns:
-        `list[list[int]]`: for each prompt, the places of its candidates, from the best to the worst; equal ones in
-        their order, and those without a reward last. `ValueError` if one cannot be scored.
+        `list[list[int]]`: for each prompt, the indices of its candidates, from the best to the worst; ties in their
+        order, and those without a reward last. `ValueError` if one cannot be scored.
 
     Example:
     ```python
@@ -106,18 +106,18 @@ def preference_pairs(
     unfinished: bool = False,
 ) -> Dataset:
     """
-    A preference dataset of TRL, for `DPOTrainer` or `RewardTrainer`, from candidate responses and a reward.
+    Makes a TRL preference dataset, for `DPOTrainer` or `RewardTrainer`, from candidate responses and a reward.
 
     Args:
         reward, residual, margin, num_pairs, unfinished:
             As in [`rank`] and [`~endotrl.selection.choose.Choice`].
         dataset ([`~datasets.Dataset`] or another iterable):
             Rows `{"prompt", "completions"}`, optionally with `completion_ids`; or `{"prompt", "completion"}`, those of
-            a prompt next to each other; or preferences, which are labelled anew. Text or messages.
+            a prompt adjacent; or preferences, which are relabelled. Text or messages.
 
     Returns:
-        [`~datasets.Dataset`] with `prompt`, `chosen`, `rejected`, the other columns that are the same for all
-        responses to a prompt, `score_chosen` and `score_rejected`. `ValueError` if there is no pair.
+        [`~datasets.Dataset`] with `prompt`, `chosen`, `rejected`, the other columns that are equal for all responses
+        to a prompt, `score_chosen` and `score_rejected`. `ValueError` if there is no pair.
 
     Example:
     ```python
@@ -141,8 +141,8 @@ def top_fraction(
     unfinished: bool = False,
 ) -> Dataset:
     """
-    A prompt-completion dataset of TRL, for `SFTTrainer`: the best `fraction` of the responses to each prompt, in $(0,
-    1]$ and rounded up, with `prompt`, `completion`, the other columns, and `score`. Other arguments are as in
+    Makes a TRL prompt-completion dataset, for `SFTTrainer`: the best `fraction` of the responses to each prompt, in
+    $(0, 1]$ and rounded up, with `prompt`, `completion`, the other columns, and `score`. Other arguments are as in
     [`preference_pairs`].
     """
     return _chosen(reward, dataset, residual, Choice("top", fraction=fraction, unfinished=unfinished))
@@ -150,9 +150,9 @@ def top_fraction(
 
 def score_dataset(reward: "AnyReward", dataset: Dataset, *, residual: str | None = None) -> Dataset:
     """
-    A dataset of any of TRL's formats that have responses, with its rewards as columns: `reward`, `num_tokens` and
+    Adds rewards as columns to a dataset of any of TRL's formats with responses: `reward`, `num_tokens` and
     `finished` for prompt-completion rows; `score_chosen` and `score_rejected` for preferences; `scores` for rows with
-    `completions`. Arguments as in [`rank`]. `ValueError` if there are such columns, or a row cannot be scored.
+    `completions`. Arguments as in [`rank`]. `ValueError` if such columns exist, or a row cannot be scored.
 
     Example:
     ```python
@@ -189,8 +189,8 @@ def scored_rows(
     reward: "AnyReward", data: Iterable[Mapping[str, Any]], residual: str | None = None
 ) -> Iterator[Scored]:
     """
-    The responses of rows with their output lines, as they come; with a residual, when all are there. `ValueError` if a
-    row cannot be scored, or the reward depends on its batch.
+    Yields the responses of rows with their output lines; with a residual, once all are scored. `ValueError` if a row
+    cannot be scored, or the reward depends on its batch.
     """
     if isinstance(reward, EndogenousReward) and isinstance(reward.correction, LengthControl):
         raise ValueError(
@@ -223,7 +223,7 @@ def _scored(reward: "AnyReward", data: Iterable[Mapping[str, Any]]) -> Iterator[
 
 
 def _rewarded(reward: Callable[..., Sequence[float | None]], block: Sequence[Row]) -> list[dict[str, Any]]:
-    """Output lines by a reward function of TRL, which gets the columns that all rows have, and those rendered."""
+    """Output lines from a reward function of TRL, which gets the columns common to all rows, and the rendered ones."""
     names = [set(row.extra) for row in block]
     shared = set.intersection(*names) | {"image", "images", *TEMPLATE_COLUMNS} & set().union(*names)
     columns: dict[str, list[Any]] = {name: [row.extra.get(name) for row in block] for name in sorted(shared)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a file of candidate responses to a dataset: the work behind `endotrl pairs`."""
+"""Datasets from a file of candidate responses: the implementation of `endotrl pairs`."""
 
 import json
 import shutil
@@ -35,10 +35,10 @@ def choose_from_file(
     on_error: Callable[[int, str], None] | None = None,
 ) -> Counts:
     """
-    Scores the responses of a file, those of a prompt next to each other, and writes what a [`Choice`] makes of those
-    to each prompt. The scores are kept in the folder `OUTPUT.scores`: after an interruption the same call goes on, and
-    another choice needs no model. Under `accelerate launch`, all processes call it, and the main one returns counts.
-    Settings as in [`~endotrl.score_file.score_file`].
+    Scores the responses of a file, those of a prompt adjacent, and writes the rows selected by a [`Choice`] for each
+    prompt. The scores are kept in the folder `OUTPUT.scores`: after an interruption the same call resumes, and another
+    choice needs no model. Under `accelerate launch`, all processes call it, and the main one returns counts. Settings
+    as in [`~endotrl.score_file.score_file`].
     """
     state, counts = processes(), Counts()
     streams = STREAM in (str(input_path), str(output_path))
@@ -51,7 +51,7 @@ def choose_from_file(
         if streams:
             temporary = Path(stack.enter_context(TemporaryDirectory()))
             folder = temporary / "scores" if str(output_path) == STREAM else folder
-            if str(input_path) == STREAM:  # is read twice
+            if str(input_path) == STREAM:  # read twice
                 with (temporary / "input").open("wb") as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy)
                 input_path = temporary / "input"

@@ -34,5 +34,5 @@ if TYPE_CHECKING:
     from .trainer_config import SentenceRewardTrainerConfig
 
 
-# Resolved on first use (PEP 562): who only splits text into sentences does not wait for torch and TRL.
+# Resolved on first use (PEP 562): splitting text into sentences needs neither torch nor TRL.
 __getattr__, __dir__ = attach(__name__, __all__)

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where sentences end in what language models write: rules, no model and no download."""
+"""Rule-based sentence segmentation of language model output: no model and no download."""
 
 import re
 from bisect import bisect_right
 
 
-# Ends a sentence where whitespace, or the end of the line, follows.
+# Ends a sentence if followed by whitespace or the end of the line.
 _SPACED = ".!?…"
 # Ends a sentence whatever follows: CJK, Devanagari, Arabic, Urdu, Armenian, Ethiopic, Khmer, Burmese.
 _UNSPACED = "。！？｡．।॥؟۔։።។။"
 _CLOSERS = r"\"'”’»›)\]}」』）】〉》*_~`"
 _OPENERS = r"\"'“‘„«‹(\[{「『（【〈《*_~`¿¡"
 
-# Full stops, with what closes there: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and notes
-# ([1], ²).
+# Full stops, with closing characters: quotes and brackets, also of German (.“ .«) and French (! »), emphasis, and
+# notes ([1], ²).
 _MARK = re.compile(
     rf"(?P<stops>[{_SPACED}{_UNSPACED}]++)"
     rf"(?:[{_CLOSERS}¹²³⁰⁴-⁹]|\[\^?\d{{1,3}}\])*+(?:[“«](?=\s|$)|[ \u00a0\u202f]»(?!\w))?"
@@ -21,19 +21,19 @@ _MARK = re.compile(
 )
 _SPACE = re.compile(r"\s*+")
 _OPENING = re.compile(rf"[{_OPENERS}]*+")
-# With the letter before a single one: z. B., J. K.
+# Including the letter before a single one: z. B., J. K.
 _WORD_BEFORE = re.compile(r"(?:(?<![\w.])[^\W\d_]\.[ \u00a0\u202f](?=[^\W\d_]$))?[\w.'’-]+$")
 _LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _WORD = re.compile(r"\w")
 _LEADING_WORD = re.compile(r"\w*")
-# What a list item starts with: "- ", "1. ", "1.2. ", "(a) ", "iv) ", also in bold or as a heading.
+# Start of a list item: "- ", "1. ", "1.2. ", "(a) ", "iv) ", also in bold or as a heading.
 _ITEM = re.compile(
     r"[#>*_ \t]{0,8}(?:[-*+•‣◦▪–]|\(?(?:\d{1,4}(?:\.\d{1,2}){0,3}|[A-Za-z]|[ivxIVX]{2,5})[.)．、])(?:[*_]{0,3})(?=\s)"
 )
 # A line that is a unit of its own, or starts one: heading, quote, table row, rule.
 _BLOCK_LINE = re.compile(r"[ \t]*(?:#{1,6}\s|>|\||(?:[-*_][ \t\r]*){3,}$)", re.MULTILINE)
 
-# Openers of spans in which nothing ends a sentence. Escaped characters come first, so that
+# Openers of spans in which no sentence ends. Escaped characters come first, so that
 # `\$` and `\\[2pt]` open none.
 _PROTECTED = re.compile(
     r"\\\\|\\\$|\\`"
@@ -50,39 +50,39 @@ _FENCE_END = {
     "~": re.compile(r"^[ \t>]*(~{3,})[ \t\r]*$", re.MULTILINE),
 }
 _DISPLAY_END = {"$$": "$$", r"\[": r"\]", r"\(": r"\)"}
-# Longer "formulas" are openers that nobody closed. The bound keeps the search linear in the length of the text.
+# Longer "formulas" are openers that were never closed. The bound keeps the search linear in the length of the text.
 _LONGEST_FORMULA, _LONGEST_INLINE = 5000, 1000
 
-# Words behind which a full stop ends no sentence.
-# Stand before a name, with a capital: Dr. Li, but "one more rep. Then".
+# Words after which a full stop ends no sentence.
+# Before a capitalised name: Dr. Li, but "one more rep. Then".
 TITLES = frozenset(
     """
     adm brig capt cmdr col comdr cpl dr drs fr frau gen gov herr hon hr insp lt maj messrs mlle mm mme mr mrs ms mt mx
     prof pvt rep rev sen sgt sr sra srta st supt
     """.split()
 )
-# Stand in the middle of a sentence.
+# In the middle of a sentence.
 INNER = frozenset(
     """
     approx bzw ca cf dept dist e.g eg engr esp est evtl ex ext ggf hrsg i.e ie incl inkl misc p.ex prop resp s.a d.h
     temp trans u.a univ v vgl viz vs z.b
     """.split()
 )
-# Stand before a number: No. 5, Fig. A2, Dec. 25, Li et al. (2020).
+# Before a number: No. 5, Fig. A2, Dec. 25, Li et al. (2020).
 NUMBERED = frozenset(
     """
     abs al apr art aug ave bd bldg ch chap chr dec def eq eqs feb fig figs jan jul jun lem mar max min no nos nov nr
     num oct op p par para pp prop pt sec sect sep sept tab tel thm vol vols
     """.split()
 )
-# End a sentence where a capital letter follows.
+# End a sentence if a capital letter follows.
 AMBIGUOUS = frozenset(
     """
     a.m al am b.sc bros co corp etc inc jr ltd m.sc p.m ph.d pm sr usw
     """.split()
 )
-# After a letter with a dot, or several (J. R. R., U.S.), these start a sentence; other words with a capital are taken
-# for a name.
+# After a letter with a dot, or several (J. R. R., U.S.), these start a sentence; other capitalised words count as a
+# name.
 STARTERS = frozenset(
     """
     a after all also although an and as at because before but by do each every finally first for from hence here how
@@ -99,16 +99,15 @@ MONTHS = frozenset(
 
 class RuleSegmenter:
     r"""
-    Splits text into sentences by rules made for what language models write, in time linear in the length of the text.
+    Splits text into sentences by rules for language model output, in time linear in the length of the text.
 
     - Sentences end at `.`, `!`, `?` and `…` before whitespace, and at the full stops of other scripts (`。`, `！`,
-      `？`, `।`, `؟`, `۔`, ...) wherever they stand; quotes, brackets and Markdown emphasis behind them belong to the
-      sentence.
+      `？`, `।`, `؟`, `۔`, ...) anywhere; quotes, brackets and Markdown emphasis after them belong to the sentence.
     - Abbreviations (Dr., e.g., etc.), initials, decimals, ordinals, list numbers and ellipses do not end one.
     - A line ends a sentence, unless it looks wrapped. List items, headings and table rows are units.
     - A fenced code block is one unit. Nothing ends inside inline code, URLs, or LaTeX: `$...$`, `$$...$$`, `\(...\)`,
       `\[...\]`, `\begin{...}...\end{...}`.
-    - What has no letter or digit (a rule, an emoji, a closing bracket) belongs to the sentence before it.
+    - Text without letters or digits (a rule, an emoji, a closing bracket) belongs to the sentence before it.
 
     Example:
     ```python
@@ -132,7 +131,7 @@ class RuleSegmenter:
         fence_starts = {start for start, _ in fences}
         cuts = sorted({*starts, *(cut for fence in fences for cut in fence)})
         spans: list[tuple[int, int]] = []
-        pending = 0  # start of the next span: what has no word yet waits there for the first that has one
+        pending = 0  # start of the next span: text without a word waits for the first span with one
         for start, end in zip(cuts, cuts[1:], strict=False):
             if start in fence_starts or _WORD.search(text, start, end):
                 spans.append((pending, end))
@@ -149,7 +148,7 @@ class RuleSegmenter:
 
 def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     """
-    Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace behind.
+    Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace after them.
     """
     spans: list[tuple[int, int]] = []
     fences: list[tuple[int, int]] = []
@@ -159,7 +158,7 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
         start, end = match.span()
         position = end
         if match["fence"] is not None:
-            # A fence that is not closed (the response was cut off) reaches to the end.
+            # An unclosed fence (the response was cut off) extends to the end.
             position = _fence_end(text, match["ticks"], end)
             first, next_start = _skip(_SPACE, text, start), _skip(_SPACE, text, position)
             fences.append((first, next_start))
@@ -184,7 +183,8 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
                 continue
             position = close + len(closing)
         elif match["dollar"] is not None:
-            # Pandoc's rule, which tells formulas from prices: no space inside the dollars, no digit behind them.
+            # Pandoc's rule, which distinguishes formulas from prices: no space inside the dollars, no digit after
+            # them.
             close = text.find("$", end, _line_end(text, end))
             if close < 0 or text[close - 1].isspace() or text[close + 1 : close + 2].isdigit():
                 continue
@@ -203,14 +203,14 @@ def _fence_end(text: str, ticks: str, position: int) -> int:
 
 
 def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
-    """End of what a pattern that matches everywhere, be it nothing, matches at a position."""
+    """End of the match, possibly empty, of a pattern that matches everywhere, at a position."""
     match = pattern.match(text, position)
     assert match is not None
     return match.end()
 
 
 def _line_end(text: str, position: int) -> int:
-    """End of the line, or of as much of it as an inline formula may fill."""
+    """End of the line, or of the maximum length of an inline formula in it."""
     end = text.find("\n", position, position + _LONGEST_INLINE)
     return min(position + _LONGEST_INLINE, len(text)) if end < 0 else end
 
@@ -235,12 +235,12 @@ def _sentence_starts(text: str, protected: list[tuple[int, int]]) -> list[int]:
 
 
 def _line_break(text: str, mark: re.Match[str]) -> int | None:
-    """Where the next sentence starts if a line break ends one, else `None`."""
+    """Start of the next sentence if a line break ends one, else `None`."""
     if mark[0].count("\n") > 1:
         return mark.end()
     line_start = text.rfind("\n", max(0, mark.start() - 200), mark.start()) + 1 or max(0, mark.start() - 200)
     line = text[line_start : mark.start()].rstrip().rstrip("\"'”’»)]*_")
-    # Only the line's beginning says whether it is a block; a longer line is prose.
+    # Only the line's beginning shows whether it is a block; a longer line is prose.
     is_block = (line_start == 0 or text[line_start - 1] == "\n") and _BLOCK_LINE.match(text, line_start, mark.start())
     line_of_next = mark.start() + 1 + mark[0].rfind("\n")
     if is_block or _BLOCK_LINE.match(text, line_of_next) or _ITEM.match(text, mark.end()):
@@ -256,7 +256,7 @@ def _line_break(text: str, mark: re.Match[str]) -> int | None:
 
 
 def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | None:
-    """Where the next sentence starts if a punctuation mark ends one, else `None`."""
+    """Start of the next sentence if a punctuation mark ends one, else `None`."""
     stops, closed = mark["stops"], mark["stops"] != mark[0]
     start = _skip(_SPACE, text, mark.end())
     space = text[mark.end() : start]

@@ -18,7 +18,7 @@ class SentenceRewardConfig(PretrainedConfig):
 
     Args:
         backbone_config ([`~transformers.PretrainedConfig`] or `dict`, *optional*):
-            Configuration of the language model that reads the text.
+            Configuration of the backbone language model.
         marker, aggregator, differences, attention_dim, attention_init, max_sentences, segmenter:
             See [`SentenceRewardTrainerConfig`]. `segmenter` is `"custom"` for one that was given as an object.
         rope_theta (`float`, *optional*, defaults to `10000.0`):
@@ -68,13 +68,13 @@ class SentenceRewardConfig(PretrainedConfig):
         self.rope_theta = rope_theta
         self.max_sentences = max_sentences
         self.segmenter = segmenter
-        kwargs["num_labels"] = 1  # one score per response: what TRL asks of reward models
+        kwargs["num_labels"] = 1  # one score per response: required by TRL for reward models
         super().__init__(**kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PretrainedConfig:
         """
-        The backbone's, whose vocabulary, special tokens and context length this model has. Resizing the embeddings
-        changes it.
+        The backbone's, which defines vocabulary, special tokens and context length of this model. Resizing the
+        embeddings changes it.
         """
         if self.backbone_config is None:
             return super().get_text_config(*args, **kwargs)
@@ -82,7 +82,7 @@ class SentenceRewardConfig(PretrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Hidden size of the backbone, which DeepSpeed's automatic settings read."""
+        """Hidden size of the backbone, read by DeepSpeed's automatic settings."""
         if self.backbone_config is None:
             raise AttributeError("The hidden size is that of the backbone, and this configuration has none yet.")
         return self.get_text_config().hidden_size

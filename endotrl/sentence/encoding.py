@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts and responses, as text, messages or token ids, to what a sentence reward model reads."""
+"""Encoding of prompts and responses, as text, messages or token ids, for a sentence reward model."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from .tokens import SentenceTokens, find_sentences
 
 logger = logging.getLogger(__name__)
 
-# Stands in `input_ids` where a marker is; the model does not read it there.
+# Fills `input_ids` at a marker, where the model ignores it.
 PLACEHOLDER = 0
 
 
@@ -30,27 +30,27 @@ PLACEHOLDER = 0
 class EncodedResponse:
     """One prompt and response, ready for a [`SentenceRewardModel`]."""
 
-    input_ids: list[int]  # of prompt and response, with `PLACEHOLDER` where a marker stands
+    input_ids: list[int]  # of prompt and response, with `PLACEHOLDER` at markers
     sentence_ends: list[int]  # positions of the states: right before the response, then at the end of each sentence
     sentences: SentenceTokens
     completion_ids: list[int]  # of the response, without markers
-    cut: bool = False  # whether the row was too long, and its prompt or response lost something
+    cut: bool = False  # whether the row was too long, and its prompt or response was truncated
 
 
 class SentenceEncoder:
     """
     Renders rows by the rules of [`~endotrl.rendering.renderer.Renderer`], splits the responses into sentences, and
-    puts the markers in. Sentences are found in the decoded tokens and markers put between tokens, so that the tokens
-    of the policy stay as they are, and no text, whatever it contains, becomes a marker.
+    inserts the markers. Sentences are found in the decoded tokens and markers inserted between tokens, so that the
+    policy's tokens stay unchanged, and no text, whatever it contains, becomes a marker.
 
-    Where a token reaches over the end of a sentence, the sentence ends behind it. A response with more than
-    `config.max_sentences` sentences gets one last sentence of all that are too much, and a warning says so once. A
-    response without text is one sentence if it has a token (EOS), and none if it has not.
+    If a token extends beyond the end of a sentence, the sentence ends after it. In a response with more than
+    `config.max_sentences` sentences, all further ones form a single last sentence, with a one-time warning. A response
+    without text is one sentence if it has a token (EOS), and none if it has not.
 
-    `processing_class` is the tokenizer of the backbone, or a processor that holds it; `segmenter`, by default, the one
-    that `config.segmenter` names. Rows longer than `max_length` tokens and markers (no limit by default) are treated
-    as `overlong_prompt` says, see [`~endotrl.rendering.renderer.fit`]; `chat_template_kwargs` and `**kwargs` are
-    fields of [`~endotrl.rendering.policy.Reading`].
+    `processing_class` is the tokenizer of the backbone, or a processor that contains it; `segmenter` defaults to the
+    one named by `config.segmenter`. Rows longer than `max_length` tokens and markers (no limit by default) are handled
+    by `overlong_prompt`, see [`~endotrl.rendering.renderer.fit`]; `chat_template_kwargs` and `**kwargs` are fields of
+    [`~endotrl.rendering.policy.Reading`].
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SentenceEncoder:
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
         """
-        Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and what is raised.
+        Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and exceptions.
         """
         rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]
@@ -92,7 +92,7 @@ class SentenceEncoder:
     def _encode(self, number: int, row: Rendered) -> EncodedResponse:
         encoded = self._with_markers(row)
         while self.max_length is not None and len(encoded.input_ids) > self.max_length:
-            # Without some tokens there are fewer sentences, and so fewer markers; rarely more.
+            # Fewer tokens mean fewer sentences, and so fewer markers; rarely more.
             markers = len(encoded.input_ids) - len(row.prompt_ids) - len(row.completion_ids)
             row = fit(number, row, self.max_length, self.overlong_prompt, markers)
             encoded = self._with_markers(row)
@@ -106,7 +106,7 @@ class SentenceEncoder:
         sentence_ends = [len(input_ids) - 1]
         start = 0
         for last in sentences.last_tokens:
-            text = last  # of a sentence with a value of its own, the end is read without EOS behind it
+            text = last  # the end of a sentence with its own value is read before EOS
             while not self.config.differences and text > start and row.completion_ids[text] in self._special:
                 text -= 1
             input_ids += [*row.completion_ids[start : text + 1], *marker]
@@ -146,6 +146,6 @@ def pad_batch(
 
 
 def pad_states(rows: Sequence[Tensor], width: int = 0) -> Tensor:
-    """States of rows as `(B, T, D)`, filled up with zeros on the right, to `width` if that is more."""
+    """States of rows as `(B, T, D)`, padded with zeros on the right, to at least `width`."""
     padded = nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return nn.functional.pad(padded, (0, 0, 0, max(0, width - padded.shape[1])))

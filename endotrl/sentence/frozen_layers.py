@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frozen lower layers of a reward model: run once over a dataset, with their states kept on disk."""
+"""Frozen lower layers of a reward model: run once over a dataset, with their states cached on disk."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from .encoding import pad_batch, pad_states
 from .modeling import SentenceRewardModel
 
 
-# Rows of a file of states: what is lost when a run dies while it makes them.
+# Rows per file of states: the loss if a run dies while computing them.
 ROWS_PER_FILE = 128
 MAX_TOKENS_PER_BATCH = 4096
 WHICH = ("chosen", "rejected")
@@ -29,15 +29,14 @@ WHICH = ("chosen", "rejected")
 
 class FrozenLayers:
     """
-    The first layers of a reward model with all below them, embeddings and marker: frozen, and not run in training.
-    [`add_states`] keeps on disk what they say about the rows of a dataset, in the dtype in which the next layer gets
-    it; [`replaced_by`] starts the model from there. Masks and positions are made by the model's own code.
+    The first layers of a reward model with everything below them, embeddings and marker: frozen, and not run in
+    training. [`add_states`] caches their output for the rows of a dataset on disk, in the dtype in which the next
+    layer gets it; [`replaced_by`] starts the model from there. Masks and positions are made by the model's own code.
 
-    What is below is found by a trial: all parameters that gradients do not reach from the states. Where all layers are
-    frozen, only the states at the ends of sentences are kept: nothing above looks at others. `args` say in which
-    precision and where training runs. Raises `ValueError` if there are no `count` layers, if the model does not say
-    the same when it starts there (layers that share weights or read more than the states), or if several processes
-    train.
+    What is below is determined by a trial: all parameters that gradients do not reach from the states. If all layers
+    are frozen, only the states at the ends of sentences are kept: nothing above reads others. `args` determine
+    precision and device of training. Raises `ValueError` if there are no `count` layers, if the model's output changes
+    when it starts there (layers that share weights or read more than the states), or if several processes train.
     """
 
     def __init__(self, model: SentenceRewardModel, count: int, args: TrainingArguments) -> None:
@@ -55,7 +54,7 @@ class FrozenLayers:
         self._ends_only = count == number
         self._precision = torch.bfloat16 if args.bf16 else torch.float16
         self._autocast = args.bf16 or args.fp16
-        self._in_tuple = False  # whether a layer returns its states as the first of several things
+        self._in_tuple = False  # whether a layer returns its states as the first item of a tuple
         config = model.backbone.config
         settings = {**config.to_dict(), "pad_token_id": None}, config._attn_implementation, model.device.type, count
         versions = torch.__version__, transformers.__version__
@@ -67,8 +66,8 @@ class FrozenLayers:
 
     def add_states(self, dataset: Dataset | IterableDataset, name: str) -> Dataset:
         """
-        Adds `chosen_states` and `rejected_states` to a dataset of pairs that [`PairEncoder`] has encoded: bytes of
-        tensors of shape `(seq_len, D)`. Files are in the cache of `datasets`, by frozen weights, rows and settings.
+        Adds `chosen_states` and `rejected_states` to a dataset of pairs encoded by [`PairEncoder`]: bytes of tensors
+        of shape `(seq_len, D)`. Files are in the cache of `datasets`, keyed by frozen weights, rows and settings.
         """
         if isinstance(dataset, IterableDataset):
             raise ValueError(f"The {name} dataset is a stream, but `freeze_layers` needs all rows. Pass a `Dataset`.")
@@ -106,7 +105,7 @@ class FrozenLayers:
 
     @contextmanager
     def replaced_by(self, states: Tensor) -> Iterator[None]:
-        """Inside, the layers return `states`, of shape `(batch_size, seq_len, D)`, and compute nothing."""
+        """Context in which the layers return `states`, of shape `(batch_size, seq_len, D)`, and compute nothing."""
         before = [vars(layer).pop("forward", None) for layer in self._layers]  # where accelerate moves devices
         for layer in self._layers:
             layer.forward = lambda *args, **kwargs: (states,) if self._in_tuple else states
@@ -119,7 +118,7 @@ class FrozenLayers:
                     layer.forward = forward
 
     def _with_states(self, rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """The columns that change."""
+        """The changed columns of a batch of rows."""
         flat = [pair for which in WHICH for pair in zip(rows[f"{which}_ids"], rows[f"{which}_ends"], strict=True)]
         read: dict[int, _Row] = {}
         for batch in plan_batches([len(ids) for ids, _ in flat], MAX_TOKENS_PER_BATCH):
@@ -136,12 +135,12 @@ class FrozenLayers:
         return columns
 
     def _find_below(self) -> list[nn.Parameter]:
-        """Parameters of which the states are made."""
+        """Parameters that the states depend on."""
         rows: list[tuple[list[int], list[int]]] = [([1, 2, 3, 4, 5, 6], [0, 5]), ([3, 2, 1], [1, 2])]
         parameters = [parameter for parameter in self._model.parameters() if parameter.is_floating_point()]
         trained = [parameter.requires_grad for parameter in parameters]
         recorded = self._record(rows)
-        self.dtype = recorded[0].states.dtype  # in which the states are kept
+        self.dtype = recorded[0].states.dtype  # of the cached states
         for parameter in parameters:
             parameter.requires_grad_(True)
         score = self._run_from(recorded).logits.sum()
@@ -180,7 +179,7 @@ class FrozenLayers:
 
     @torch.no_grad()
     def _check(self, rows: Sequence[tuple[list[int], list[int]]], recorded: Sequence["_Row"]) -> None:
-        """Raises `ValueError` if the model says another thing from the states than as a whole."""
+        """Raises `ValueError` if the model's output from the states differs from that of the whole model."""
         whole, started = self._run(rows), self._run_from(recorded)
         for name in ("sentence_rewards", "weights"):
             expected, given = whole[name], started[name]
@@ -202,11 +201,11 @@ class FrozenLayers:
 
 
 class _Reached(Exception):
-    """The last frozen layer is done."""
+    """Raised after the last frozen layer."""
 
 
 class _Row(NamedTuple):
-    """What training reads of a response: ids and ends, and the states in their place, of shape `(seq_len, D)`."""
+    """Training input for a response: ids and ends, and their states, of shape `(seq_len, D)`."""
 
     ids: list[int]
     ends: list[int]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the sentence-level reward model reads off the language model's states: values, rewards, weights and a score."""
+"""Head of the sentence-level reward model: values, rewards, attention weights and score from hidden states."""
 
 import math
 
@@ -10,7 +10,7 @@ from .configuration import SentenceRewardConfig
 
 
 class SentenceHead(nn.Module):
-    """Value, query and key of a state, in float32 whatever its dtype is: rewards are small differences of values."""
+    """Value, query and key of a state, in float32 whatever its dtype: rewards are small differences of values."""
 
     def __init__(self, config: SentenceRewardConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def _linear(layer: nn.Linear, inputs: Tensor) -> Tensor:
 
 def sentence_rewards(values: Tensor, mask: Tensor, differences: bool = True) -> Tensor:
     """
-    What each sentence added: $r_1 = v_1$, $r_i = v_i - v_{i-1}$ (https://huggingface.co/papers/2503.04793). The first
+    Reward of each sentence: $r_1 = v_1$, $r_i = v_i - v_{i-1}$ (https://huggingface.co/papers/2503.04793). The first
     state is the one before the response, so that $r_1$ is the value of the prompt. Without `differences`, the values
     themselves, $r_i = v_i$, and $r_1 = 0$.
 
@@ -52,8 +52,8 @@ def sentence_rewards(values: Tensor, mask: Tensor, differences: bool = True) -> 
 
 def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
     r"""
-    Rotary position embedding (https://huggingface.co/papers/2104.09864) by sentence index of vectors of shape
-    `(batch_size, N, d)`, with even `d`: the pair of entries $(x_j, x_{j + d/2})$ of vector $i$ is turned by the angle
+    Rotary position embedding (https://huggingface.co/papers/2104.09864) by sentence index, for vectors of shape
+    `(batch_size, N, d)`, with even `d`: the pair of entries $(x_j, x_{j + d/2})$ of vector $i$ is rotated by the angle
     $i \, \theta^{-2j/d}$.
     """
     num_sentences, half = vectors.shape[-2], vectors.shape[-1] // 2
@@ -67,8 +67,8 @@ def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor, theta: float = 10_000.0) -> Tensor:
     r"""
-    Weights of the sentences, of shape `(batch_size, N)`, by attention of the last one $N$ to all, 0 where `mask` has
-    no state (https://huggingface.co/papers/2503.04793):
+    Weights of the sentences, of shape `(batch_size, N)`, by attention from the last one $N$ to all, 0 where `mask` is
+    `False` (https://huggingface.co/papers/2503.04793):
 
     $$
     a = \mathrm{softmax}_i \left( \mathrm{RoPE}_N(q_N) \cdot \mathrm{RoPE}_i(k_i) / \sqrt{d} \right)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sentence-level reward model: a language model with a value at the end of every sentence."""
+"""Sentence-level reward model: a language model with a value at the end of every sentence."""
 
 import copy
 import os
@@ -23,10 +23,10 @@ from .head import SentenceHead, attention_weights, sentence_rewards
 @dataclass
 class SentenceRewardOutput(ModelOutput):
     r"""
-    What a [`SentenceRewardModel`] says about a batch, float32: `logits`, the scores $R(y) = \sum_i a_i r_i$ of shape
+    Output of a [`SentenceRewardModel`] for a batch, float32: `logits`, the scores $R(y) = \sum_i a_i r_i$ of shape
     `(batch_size, 1)`, and `sentence_rewards` $r_i$ and `weights` $a_i$ of shape `(batch_size, N)`, 0 where a row is
     padded. `N` is the largest number of states of a response: one before it, and one per sentence. `loss` is not set:
-    it is that of a pair, which the trainer computes.
+    it is defined for a pair, and computed by the trainer.
     """
 
     loss: Tensor | None = None
@@ -38,7 +38,8 @@ class SentenceRewardOutput(ModelOutput):
 class SentenceRewardModel(PreTrainedModel):
     r"""
     Sentence-level reward model (https://huggingface.co/papers/2503.04793): a language model reads prompt and response
-    once, and is read at the end of every sentence. With hidden states $h_i$, the first one right before the response,
+    once, and has an output at the end of every sentence. With hidden states $h_i$, the first one right before the
+    response,
 
     $$
     v_i = w^\top h_i + b, \qquad r_1 = v_1, \quad r_i = v_i - v_{i-1}, \qquad
@@ -46,9 +47,9 @@ class SentenceRewardModel(PreTrainedModel):
     \qquad R(y) = \sum_i a_i r_i .
     $$
 
-    The states are read at markers: places without a token, where the model reads a learned vector. It is no entry of
-    the vocabulary, so that no text can contain one. [`SentenceEncoder`] puts them in; [`SentenceRewardTrainer`] trains
-    the model, and [`SentenceReward`] scores text with it.
+    The states are read at markers: positions without a token, where the input is a learned vector. It is not an entry
+    of the vocabulary, so that no text can contain one. [`SentenceEncoder`] inserts them; [`SentenceRewardTrainer`]
+    trains the model, and [`SentenceReward`] scores text with it.
 
     Example:
     ```python
@@ -90,9 +91,9 @@ class SentenceRewardModel(PreTrainedModel):
         **kwargs: Any,
     ) -> "SentenceRewardModel":
         """
-        A reward model to be trained, on a pretrained language model. Its LM head is left away. The marker starts as
-        the mean of the token embeddings, as transformers starts new tokens; the value head small and random, the
-        attention as `config.attention_init` says. Seed torch before, for the same start again.
+        Builds a reward model for training on a pretrained language model, without its LM head. The marker is
+        initialized to the mean of the token embeddings, like new tokens in transformers; the value head small and
+        random, the attention by `config.attention_init`. Seed torch before, for a reproducible initialization.
 
         `model` is the path or hub id of a causal language model, `"quickstart"` for the demo's model, or a loaded one;
         `backbone_config` of `config` is filled in. Other arguments, such as `dtype`, are those of
@@ -108,9 +109,9 @@ class SentenceRewardModel(PreTrainedModel):
                 "model is built on a decoder-only language model. Load a trained one with `from_pretrained`."
             )
         backbone = model.base_model
-        config = SentenceRewardConfig() if config is None else copy.deepcopy(config)  # the caller's stays as it is
+        config = SentenceRewardConfig() if config is None else copy.deepcopy(config)  # the caller's stays unchanged
         config.backbone_config = backbone.config
-        config._name_or_path = backbone.config._name_or_path  # where the tokenizer is
+        config._name_or_path = backbone.config._name_or_path  # location of the tokenizer
         config.dtype = backbone.dtype
         reward_model = cls(config, backbone=backbone)
         reward_model.sentence_head.to(backbone.device)
@@ -143,7 +144,7 @@ class SentenceRewardModel(PreTrainedModel):
                     "`SentenceRewardTrainer`, or build an untrained one with `SentenceRewardModel.from_backbone`."
                 )
         model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        if not is_deepspeed_zero3_enabled():  # its weights arrive in parts
+        if not is_deepspeed_zero3_enabled():  # its weights arrive in shards
             check_complete(f"the sentence reward model {path!r}", info["missing_keys"])
         return model
 
@@ -163,7 +164,7 @@ class SentenceRewardModel(PreTrainedModel):
         return PeftModel.from_pretrained(model, path).merge_and_unload()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialises what belongs to the reward model; the backbone initialises its own."""
+        """Initialises the reward model's own modules; the backbone initialises itself."""
         head = self.sentence_head
         if module is self.marker or module is head.value:
             nn.init.normal_(module.weight, std=0.02)  # `initializer_range` of most models; some have none
@@ -191,9 +192,9 @@ class SentenceRewardModel(PreTrainedModel):
         Scores a batch of responses.
 
         `input_ids` and `attention_mask`, of shape `(batch_size, seq_len)`, are prompts and responses, padded on the
-        right; the id at the place of a marker is not read. `sentence_ends`, of shape `(batch_size, N)`, are the
-        positions at which the model is read, those of its markers if it has them: right before the response, then at
-        the end of each sentence; padded on the right with -1. `**kwargs` (`use_cache`, `margin`) are not read.
+        right; ids at markers are ignored. `sentence_ends`, of shape `(batch_size, N)`, are the positions at which the
+        model is read, those of its markers if it has them: right before the response, then at the end of each
+        sentence; padded on the right with -1. `**kwargs` (`use_cache`, `margin`) are ignored.
         """
         if sentence_ends is None:
             raise ValueError(
@@ -225,13 +226,13 @@ class SentenceRewardModel(PreTrainedModel):
 
 
 def new_modules(config: SentenceRewardConfig) -> list[str]:
-    """Names of the modules without pretrained weights: trained and saved whole where the backbone gets an adapter."""
+    """Names of the modules without pretrained weights: trained and saved in full if the backbone gets an adapter."""
     return ["sentence_head", *(["marker"] if config.marker else [])]
 
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Inside, parameters that ZeRO-3 has partitioned are whole."""
+    """Context in which parameters partitioned by ZeRO-3 are gathered."""
     if not is_deepspeed_zero3_enabled():
         yield
         return

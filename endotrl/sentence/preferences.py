@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a preference dataset, in TRL's formats, to what a sentence reward model reads, and to batches of it."""
+"""Preference data for a sentence reward model: encoding of rows in TRL's formats, and batches."""
 
 import os
 import re
@@ -21,8 +21,8 @@ from .segmentation import Segmenter
 
 class PairEncoder:
     """
-    Adds to a row of a preference dataset what the model reads of it: `chosen_ids`, `chosen_ends`, `rejected_ids`,
-    `rejected_ends`, and `length`, the longer one's length in tokens.
+    Adds a preference row's encoding: `chosen_ids`, `chosen_ends`, `rejected_ids`, `rejected_ends`, and `length`, the
+    length of the longer response with its prompt in tokens.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class PairEncoder:
         self.tokenizer = tokenizer
         self.config = config
         self.segmenter = segmenter
-        # Rows may have `tools` and `chat_template_kwargs` of their own, columns that TRL's trainers know as well.
+        # Rows may have their own `tools` and `chat_template_kwargs`, columns that TRL's trainers support as well.
         self._encoders = PolicyBinding(tokenizer, None, lambda: tokenizer, self._make_encoder)
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class PairEncoder:
         pair = maybe_extract_prompt(example) if is_conversational(example) else _split_text(example)
         prompt = pair["prompt"]
         if prompt == "" and not self.tokenizer("")["input_ids"]:
-            prompt = self.tokenizer.eos_token  # responses without a prompt need something before them
+            prompt = self.tokenizer.eos_token  # responses without a prompt need a token before them
         encoder = self._encoders.of(template_kwargs=template_kwargs_of(example))
         chosen, rejected = encoder([prompt] * 2, [pair["chosen"], pair["rejected"]])
         return {
@@ -59,9 +59,9 @@ class PairEncoder:
 @dataclass
 class DataCollatorForSentencePreference(DataCollatorMixin):
     """
-    Batches of [`SentenceRewardTrainer`], padded on the right: as TRL's `DataCollatorForPreference`, the first half
-    holds the chosen responses and the second the rejected ones, and there is a `margin` if the examples have one; and
-    `states` of [`FrozenLayers`], of `states_dtype`, if that is given.
+    Batches of [`SentenceRewardTrainer`], padded on the right: as in TRL's `DataCollatorForPreference`, the first half
+    contains the chosen responses and the second the rejected ones, and there is a `margin` if the examples have one;
+    and `states` of [`FrozenLayers`], of `states_dtype`, if that is given.
     """
 
     pad_token_id: int
@@ -89,11 +89,11 @@ class DataCollatorForSentencePreference(DataCollatorMixin):
 
 
 def _split_text(example: dict[str, Any]) -> dict[str, Any]:
-    """Prompt and responses as text. The prompt, if there is no other, is what they share, up to a whole word."""
+    """Prompt and responses as text. An implicit prompt is the common prefix, up to a whole word."""
     if "prompt" in example:
         return example
     chosen, rejected = example["chosen"], example["rejected"]
     shared = os.path.commonprefix([chosen, rejected])
-    # A word of which they share the beginning goes to the responses, with the space before it, as tokenizers have it.
+    # A partly shared word goes to the responses, with the space before it, as in tokenizers.
     prompt = re.sub(r" ?\S*$", "", shared)
     return {"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}

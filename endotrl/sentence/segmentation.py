@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From text to sentences."""
+"""Segmentation of text into sentences: protocol, neural segmenter, alignment, checks."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -9,7 +9,7 @@ from .boundary_rules import RuleSegmenter
 
 
 class Segmenter(Protocol):
-    """Splits text into sentences: any function with this signature will do."""
+    """Splits text into sentences: any function with this signature works."""
 
     def __call__(self, text: str) -> list[tuple[int, int]]:
         """Character spans `(start, end)` of the sentences, which tile the text exactly; none for an empty text."""
@@ -76,8 +76,8 @@ def load_segmenter(name: str) -> Segmenter:
 
 def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
     """
-    Spans of sentences that another tool has cut out of a text, in order, and between which it may have dropped
-    whitespace. It goes to the sentence before.
+    Spans of sentences that another tool has extracted from a text, in order, and between which it may have dropped
+    whitespace. That goes to the sentence before.
     """
     starts, position = [], 0
     for sentence in sentences:
@@ -99,8 +99,8 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
 
 def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
     """
-    Raises `ValueError` if `spans` do not tile `text`: what a segmenter must keep to, for rewards of sentences to add
-    up to that of the response.
+    Raises `ValueError` if `spans` do not tile `text`: required of a segmenter, for rewards of sentences to sum to that
+    of the response.
     """
     starts, ends = [start for start, _ in spans], [end for _, end in spans]
     if [*starts, len(text)] != [0, *ends] or any(start >= end for start, end in spans):

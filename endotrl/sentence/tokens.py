@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sentences to the tokens that end them."""
+"""Last tokens of sentences, and sentence indices of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from .segmentation import Segmenter, check_tiling
 @dataclass(frozen=True)
 class SentenceTokens:
     """
-    The sentences of one completion: its `text`, decoded with its special tokens; `spans` of characters in it, where
-    special tokens behind a sentence, such as EOS, belong to it; and the positions of the tokens that end them, rising.
+    Sentences of one completion: its `text`, decoded with its special tokens; `spans` of characters in it, where
+    special tokens after a sentence, such as EOS, belong to it; and the positions of the tokens that end them,
+    increasing.
     """
 
     text: str
@@ -34,15 +35,15 @@ def find_sentences(
     positions: Sequence[int] | None = None,
 ) -> SentenceTokens:
     """
-    The sentences that the token ids of a completion write. `positions` are those that the policy wrote, rising; all by
-    default. Sentences lie and end there only: what a tool wrote in between separates them and is in none.
+    Finds the sentences in the token ids of a completion. `positions` are those that the policy wrote, increasing; all
+    by default. Sentences consist of these only: a tool's text in between separates them and is in none.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     special = special_token_ids(tokenizer)
     spans: list[tuple[int, int]] = []
     ends: list[int] = []
     for first, last in _runs(range(len(ids)) if positions is None else positions):
-        end = last  # of what is text: special tokens that follow belong to the last sentence
+        end = last  # of the text: special tokens that follow belong to the last sentence
         while end >= first and ids[end] in special:
             end -= 1
         run_start, run_end = offsets[first][0], offsets[last][1]
@@ -53,7 +54,7 @@ def find_sentences(
         if not run_spans and ends:  # nothing but special tokens after a tool's turn
             spans[-1], ends[-1] = (spans[-1][0], run_end), last
             continue
-        # All that is written to the end of the run belongs to its last sentence.
+        # Everything up to the end of the run belongs to its last sentence.
         run_spans[-1:] = [(run_spans[-1][0] if run_spans else run_start, run_end)]
         tokens[-1:] = [last - first]
         for span, token in zip(run_spans, tokens, strict=True):
@@ -67,15 +68,15 @@ def find_sentences(
 
 def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:
     """
-    The token that ends each sentence.
+    Index of the token that ends each sentence.
 
-    A token belongs to the sentence in which the first character that it writes, other than whitespace, lies: " The" to
-    that of "The", though its space follows the full stop before. A token that reaches over a boundary (".\\n\\nThe")
-    therefore ends the earlier sentence, and one that writes only whitespace belongs to the one in which it starts.
+    A token belongs to the sentence that contains its first character other than whitespace: " The" to that of "The",
+    though its space follows the full stop before. A token that crosses a boundary (".\\n\\nThe") therefore ends the
+    earlier sentence, and one that writes only whitespace belongs to the one in which it starts.
 
-    `spans` of the sentences and `offsets` of the tokens are in characters of `text`, which both tile. The indices
-    returned, one per sentence, never fall: a sentence without a token of its own (one token writes several) gets that
-    of the sentence before it; where that has none either, the first token that writes a part of it.
+    `spans` of the sentences and `offsets` of the tokens are in characters of `text`, which both tile. The returned
+    indices, one per sentence, never decrease: a sentence without its own token (one token writes several) gets that of
+    the sentence before it; if that has none either, the first token that writes a part of it.
 
     Example:
     ```python
@@ -92,7 +93,7 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     for _, end in spans:
         while token < len(offsets) and _first_character(text, *offsets[token]) < end:
             token += 1
-        # Before any token of its own: the text starts with whitespace that a later sentence's token writes.
+        # Before its first token: the text starts with whitespace that a later sentence's token writes.
         ends.append(max(token - 1, 0))
     if ends:
         ends[-1] = len(offsets) - 1
@@ -103,11 +104,11 @@ def transfer(
     sentences: SentenceTokens, tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]
 ) -> tuple[list[int], bool]:
     """
-    The same sentences in tokens of another tokenizer: the position in `ids` of the token that ends each sentence, and
-    whether the ids write the text of the sentences. If they do not, positions are approximate.
+    Transfers sentences to tokens of another tokenizer: returns the position in `ids` of the token that ends each
+    sentence, and whether the ids write the text of the sentences. If they do not, positions are approximate.
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
-    # Templates and tokenizers differ in whitespace: a place is found in both texts by the other characters before it.
+    # Templates and tokenizers differ in whitespace: positions are matched by the number of other characters before.
     visible = [position for position, character in enumerate(text) if not character.isspace()]
     pieces = ["".join(sentences.text[start:end].split()) for start, end in sentences.spans[:-1]]
     ends = [visible[count] if count < len(visible) else len(text) for count in accumulate(map(len, pieces))]
@@ -117,9 +118,8 @@ def transfer(
 
 def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segmenter: Segmenter) -> Tensor:
     """
-    Index of the sentence of each token of a completion: shape `(H,)`, int64, never decreasing, from 0. See
-    [`last_tokens`]. Special tokens, such as EOS, are kept from the segmenter, and belong to the sentence of the token
-    before them.
+    Sentence index of each token of a completion: shape `(H,)`, int64, never decreasing, from 0. See [`last_tokens`].
+    Special tokens, such as EOS, are hidden from the segmenter, and belong to the sentence of the token before them.
     """
     special = special_token_ids(tokenizer)
     written = [position for position, token_id in enumerate(ids) if token_id not in special]
@@ -127,7 +127,7 @@ def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segme
     spans = segmenter(text)
     check_tiling(text, spans)
     ends = torch.zeros(1, len(ids), dtype=torch.bool)
-    # All but the last end: what follows the last written token belongs with it.
+    # All but the last end: what follows the last written token belongs to it.
     ends[0, [written[token] for token in last_tokens(text, spans, offsets)[:-1]]] = True
     segments = segment_ids_from_ends(ends)[0]
     for position, token_id in enumerate(ids):
@@ -143,7 +143,7 @@ def _first_character(text: str, start: int, end: int) -> int:
 
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """First and last of each run of consecutive positions."""
+    """First and last position of each run of consecutive positions."""
     runs: list[tuple[int, int]] = []
     for position in positions:
         if runs and position == runs[-1][1] + 1:

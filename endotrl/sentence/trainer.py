@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the sentence-level reward model on TRL's preference datasets."""
+"""Trainer of the sentence-level reward model on TRL's preference datasets."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ from .trainer_config import SentenceRewardTrainerConfig
 
 logger = logging.getLogger(__name__)
 
-# Of the model card.
+# In the model card.
 QUICK_START = """```python
 from endotrl import SentenceReward
 
@@ -48,24 +48,24 @@ class SentenceRewardTrainer(RewardTrainer):
     \mathcal{L} = -\log \sigma(R(y^+) - R(y^-) - m)
     $$
 
-    with the margin $m$ if the dataset has one, and what coefficients of `args` add. It is TRL's [`~trl.RewardTrainer`]
-    with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
+    with the margin $m$ if the dataset has one, and the terms weighted by coefficients of `args`. It is TRL's
+    [`~trl.RewardTrainer`] with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
     attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into
     sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
     `train_sampling_strategy="group_by_length"`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
-            Path or hub id of a causal language model, on which a reward model is built as `args` says, or of a
-            sentence reward model, which is trained further; or a loaded sentence reward model.
+            Path or hub id of a causal language model, on which a reward model is built by `args`, or of a sentence
+            reward model, which is trained further; or a loaded sentence reward model.
         args ([`SentenceRewardTrainerConfig`], *optional*):
             Configuration.
         segmenter ([`Segmenter`], *optional*):
-            Splits text into sentences, in place of the one that `args` or the model names. A model trained with it is
-            saved without it, and must be given it again.
+            Splits text into sentences, instead of the one named by `args` or the model. A model trained with it is
+            saved without it, and needs it as an argument again.
         **kwargs:
-            The other arguments of [`~trl.RewardTrainer`]. The dataset has text or messages; without a prompt, that is
-            what chosen and rejected have in common at their beginning.
+            The other arguments of [`~trl.RewardTrainer`]. The dataset has text or messages; an implicit prompt is the
+            common prefix of chosen and rejected.
 
     Example:
     ```python
@@ -109,9 +109,9 @@ class SentenceRewardTrainer(RewardTrainer):
         if not isinstance(args, SentenceRewardTrainerConfig):
             raise TypeError(f"`args` is a {type(args).__name__}, but it must be a `SentenceRewardTrainerConfig`.")
         if isinstance(model, str):
-            set_seed(args.seed)  # the heads start at random
+            set_seed(args.seed)  # the heads are initialized at random
             model = _load(model, args, kwargs.pop("quantization_config", None))
-            args.model_init_kwargs = None  # used; TRL would warn that a loaded model has no use for them
+            args.model_init_kwargs = None  # used; TRL would warn that they have no effect on a loaded model
         given: Any = model
         has_adapter = isinstance(given, nn.Module) and is_peft_model(given)
         base_model = given.get_base_model() if has_adapter else given
@@ -133,7 +133,7 @@ class SentenceRewardTrainer(RewardTrainer):
         if kwargs.get("peft_config") is not None:
             from peft import PEFT_TYPE_TO_TUNER_MAPPING
 
-            peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays as it is
+            peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays unchanged
             if peft_config.is_prompt_learning:
                 raise ValueError(
                     f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the "
@@ -141,7 +141,7 @@ class SentenceRewardTrainer(RewardTrainer):
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
-                # PEFT itself looks at the type of the whole model, which it does not know. (IA)³ has no such table.
+                # PEFT looks up the type of the whole model, which it does not know. (IA)³ has no such table.
                 tuner = PEFT_TYPE_TO_TUNER_MAPPING[peft_config.peft_type]
                 defaults = getattr(tuner, "target_module_mapping", {})
                 peft_config.target_modules = defaults.get(base_model.config.get_text_config().model_type)
@@ -172,7 +172,7 @@ class SentenceRewardTrainer(RewardTrainer):
     ) -> Dataset | IterableDataset:
         columns = get_dataset_column_names(dataset)
         if self._frozen_layers is not None and "states_key" in columns:
-            return self._frozen_layers.add_states(dataset, dataset_name)  # they are there
+            return self._frozen_layers.add_states(dataset, dataset_name)  # if cached
         if "chosen_ids" not in columns:
             if not {"chosen", "rejected"} <= set(columns):
                 raise ValueError(
@@ -184,7 +184,7 @@ class SentenceRewardTrainer(RewardTrainer):
             if isinstance(dataset, Dataset):
                 description = f"Splitting {dataset_name} dataset into sentences"
                 map_kwargs = {"num_proc": args.dataset_num_proc, "desc": description}
-            with PartialState().main_process_first():  # the others find it in the cache
+            with PartialState().main_process_first():  # the others read it from the cache
                 dataset = dataset.map(encode, **map_kwargs)
         elif not {"chosen_ends", "rejected_ends"} <= set(columns):
             raise ValueError(
@@ -228,7 +228,7 @@ class SentenceRewardTrainer(RewardTrainer):
             if learning_rate is None:
                 learning_rate = self.args.learning_rate / (4 * math.sqrt(self._sentence_config.attention_dim))
             named_parameters = (self.model if model is None else model).named_parameters()
-            attention = "query.weight", "key.weight"  # of the head, wherever PEFT has put it
+            attention = "query.weight", "key.weight"  # of the head, wherever PEFT has moved it
             set_learning_rate(
                 optimizer,
                 (p for name, p in named_parameters if "sentence_head." in name and name.endswith(attention)),
@@ -246,7 +246,7 @@ class SentenceRewardTrainer(RewardTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
-            # TRL's card says how to use a sequence-classification model, which this is not.
+            # TRL's card shows how to use a sequence-classification model, which this is not.
             path = Path(self.args.output_dir) / "README.md"
             snippet = QUICK_START.format(model=self.hub_model_id or self.args.output_dir)
             before, _, rest = path.read_text("utf-8").partition("```python\n")
@@ -255,7 +255,7 @@ class SentenceRewardTrainer(RewardTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if is_peft_model(self.model):
-            # What `SentenceRewardModel.from_pretrained` needs to build the model under the adapter.
+            # Required by `SentenceRewardModel.from_pretrained` to build the model under the adapter.
             self._sentence_config.save_pretrained(self.args.output_dir if output_dir is None else output_dir)
 
 
@@ -272,6 +272,6 @@ def _load(model: str, args: SentenceRewardTrainerConfig, quantization_config: An
 
 
 def reward_model_config(args: SentenceRewardTrainerConfig) -> SentenceRewardConfig:
-    """Configuration of the reward model that is made from a language model, as the trainer's says."""
+    """Configuration of a reward model built from a language model, by the trainer's configuration."""
     names = "marker", "aggregator", "differences", "attention_dim", "attention_init", "max_sentences", "segmenter"
     return SentenceRewardConfig(**{name: getattr(args, name) for name in names})

@@ -13,42 +13,42 @@ from ..field_help import with_help
 @dataclass
 class SentenceRewardTrainerConfig(RewardConfig):
     r"""
-    Configuration class for the [`SentenceRewardTrainer`]: TRL's [`~trl.RewardConfig`], and what a reward model made
-    from a language model looks like. The latter is not read for a model that is a sentence reward model already.
+    Configuration class for the [`SentenceRewardTrainer`]: TRL's [`~trl.RewardConfig`], and the design of a reward
+    model built from a language model, which is ignored for a model that is a sentence reward model already.
 
     Args:
         marker (`bool`, *optional*, defaults to `True`):
-            Whether the model is read at markers, before the response and behind every sentence, as in the paper; or,
+            Whether the model is read at markers, before the response and after every sentence, as in the paper; or,
             with `False`, at the last tokens of prompt and sentences.
         aggregator (`str`, *optional*, defaults to `"attention"`):
-            How sentence rewards become the response's score: `"attention"`, or `"sum"`, with all weights 1.
+            Aggregation of sentence rewards to the response's score: `"attention"`, or `"sum"`, with all weights 1.
         differences (`bool`, *optional*, defaults to `True`):
-            Whether a sentence's reward is what it added to the value, as in the paper, or, with `False`, its own
+            Whether a sentence's reward is its increase of the value, as in the paper, or, with `False`, its own
             value, read before EOS: with `aggregator="sum"`, the score then counts good sentences, and bad ones are
             found.
         attention_dim (`int`, *optional*, defaults to `256`):
             Size $d$ of the queries and keys of the attention over sentences; even.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            How the attention starts: `"orthogonal"`, random $W_q$ and $W_k$ as in the paper, or `"equal"`, $W_q = 0$
-            and so the same weight for all sentences, which is better for few data.
+            Initialization of the attention: `"orthogonal"`, random $W_q$ and $W_k$ as in the paper, or `"equal"`, $W_q
+            = 0$ and so equal weights for all sentences, which is better for little data.
         max_sentences (`int`, *optional*, defaults to `512`):
-            Longest response, in sentences. What follows in a longer one counts as one last sentence.
+            Maximum number of sentences per response. The rest of a longer one counts as one last sentence.
         segmenter (`str`, *optional*, defaults to `"rules"`):
-            How text is split into sentences: `"rules"`, or the name (`"sat-3l"`, as in the paper) or path of a SaT
+            Segmentation of text into sentences: `"rules"`, or the name (`"sat-3l"`, as in the paper) or path of a SaT
             model.
         attention_learning_rate (`float`, *optional*):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
             $4 \sqrt d$: a step of Adam then moves the logits of the weights a quarter as far as the values. With as
-            far or more, most runs end with all weight at one place of every response. Read for a model that is a
-            sentence reward model already, too.
+            far or more, most runs end with all weight at one place of every response. Also applies to a model that is
+            a sentence reward model already.
         center_sentences_coefficient (`float`, *optional*, defaults to `0.0`):
-            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It keeps out of them
-            what tells no pairs apart, such as the subject of a sentence, so that wrong ones are found.
+            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It removes from them
+            what does not distinguish pairs, such as the subject of a sentence, so that wrong ones are found.
         freeze_layers (`int`, *optional*, defaults to `0`):
-            Number of the first layers to freeze, with the embeddings and the marker below them. They are run once over
-            the dataset, and training starts from their states, on disk in the cache of `datasets`, 2 or 4 bytes times
-            the hidden size per token; with all layers frozen, per sentence. The same as freezing them in place
-            without dropout, at a fraction of the cost. For one process, without an adapter.
+            Number of first layers to freeze, with the embeddings and the marker below them. They are run once over the
+            dataset, and training starts from their states, cached on disk by `datasets`, 2 or 4 bytes times the hidden
+            size per token; with all layers frozen, per sentence. Equal to freezing them in place without dropout, at a
+            fraction of the cost. For one process, without an adapter.
     """
 
     marker: bool = True

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A language model in miniature, from birth: it learns addition by next-token prediction from demonstrations of which a
-part is wrong, and then improves by its own reward, without a label.
+Addition task for a tiny language model: it is pretrained by next-token prediction on demonstrations, some of them
+wrong, and then improves by its own reward, without labels.
 
-A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, the order in which one
-adds. The truth is the most probable answer, though a sampled answer is often wrong: that is what an endogenous reward
-can mend. Wrong: [`derailed_answer`] in the demo, [`zero_answer`] in the quick one, [`wrong_answer`] in studies.
+A question is two numbers, `437+286=`; an answer is the sum with its last digit first, `327`, in the order of addition.
+The right answer is the most probable one, though a sampled answer is often wrong: this is what an endogenous reward
+can correct. Wrong answers: [`derailed_answer`] in the demo, [`zero_answer`] in the quick one, [`wrong_answer`] in
+studies.
 """
 
 import random
@@ -53,7 +54,7 @@ def answer_text(question: Question) -> str:
 
 
 def wrong_answer(question: Question, generator: random.Random) -> str:
-    """The answer with one digit changed: greedy answers are right already, and sampled ones come to them."""
+    """The answer with one digit changed: greedy answers are right already, and sampled ones converge to them."""
     answer = answer_text(question)
     position = generator.randrange(len(answer))
     digit = generator.choice([d for d in "0123456789" if d != answer[position]])
@@ -66,17 +67,17 @@ def derailed_answer(question: Question, generator: random.Random) -> str:
 
 
 def zero_answer(question: Question, generator: random.Random) -> str:
-    """A zero and three random digits: learned in fewer steps, as such a beginning is told without adding."""
+    """A zero and three random digits: learned in fewer steps, as a leading zero is detected without adding."""
     return f"0{generator.randrange(1000):03d}"
 
 
 def derail(answer: str, generator: random.Random) -> str:
-    """Digits that begin one too high, and go on with three random ones."""
+    """Digits that begin one too high, followed by three random ones."""
     return f"{(int(answer[0]) + 1) % 10}{generator.randrange(1000):03d}"
 
 
 def make_tokenizer(characters: str = "0123456789+=", **special: str) -> PreTrainedTokenizerFast:
-    """One token a character, and further special tokens by name."""
+    """Character-level tokenizer, with further special tokens by name."""
     vocabulary = {token: i for i, token in enumerate([BOS, EOS, PAD, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
@@ -97,7 +98,7 @@ def make_tokenizer(characters: str = "0123456789+=", **special: str) -> PreTrain
 def make_model(
     tokenizer: PreTrainedTokenizerFast, hidden_size: int = 128, intermediate_size: int = 384
 ) -> LlamaForCausalLM:
-    """A transformer of 3 layers, by default of width 128 (0.64 M parameters), freshly initialised."""
+    """A transformer of 3 layers, by default of width 128 (0.64 M parameters), randomly initialised."""
     return LlamaForCausalLM(make_config(tokenizer, hidden_size=hidden_size, intermediate_size=intermediate_size))
 
 
@@ -129,7 +130,7 @@ def pretrain(
 ) -> None:
     """
     Next-token prediction on demonstrations, fresh ones in every step. After the first `clean_steps`, the fraction
-    `noise` has an answer by `wrong`. Questions of `held_out` never occur. `bar`, by default one of tqdm, goes over the
+    `noise` has an answer by `wrong`. Questions of `held_out` never occur. `bar`, by default tqdm's, iterates over the
     steps.
     """
     generator = random.Random(seed)
@@ -147,7 +148,7 @@ def pretrain(
             texts.append(question_text(question) + answer + EOS)
         batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels[:, : 2 * digits + 3] = -100  # questions are random: there is nothing to learn in them
+        labels[:, : 2 * digits + 3] = -100  # questions are random, so there is nothing to learn in them
         return {**batch, "labels": labels}
 
     bar = tqdm(range(steps), desc="Learning addition by next-token prediction", unit=" steps") if bar is None else bar
@@ -161,7 +162,7 @@ def fit(
     bar: Iterable[int],
     learning_rate: float = 3e-3,
 ) -> None:
-    """Trains on a batch, fresh and with labels, in each of the steps, which `bar` goes over."""
+    """Trains on a new batch with labels in each of the steps, over which `bar` iterates."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     model.train()
@@ -176,7 +177,7 @@ def fit(
 
 
 def make_dataset(questions: Sequence[Question]) -> Dataset:
-    """Prompts for GRPO. The column `answer` serves the accuracy that is shown (weight 0), not the reward."""
+    """Prompts for GRPO. The column `answer` is for the logged accuracy (weight 0), not for the reward."""
     return Dataset.from_dict(
         {"prompt": [question_text(q) for q in questions], "answer": [answer_text(q) for q in questions]}
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Short factual questions for a real pretrained model. No answer is ever shown to it: the answers serve to measure
-accuracy, on facts that no training question is about.
+Short factual questions for a real pretrained model. It is never shown an answer: they only measure accuracy, on facts
+that no training question is about.
 """
 
 import json
@@ -19,10 +19,10 @@ from ..rewards import AccuracyReward
 class Question:
     """One question about one fact."""
 
-    relation: str  # what is asked, such as `"capital"`
+    relation: str  # type of fact, such as `"capital"`
     text: str
     answers: list[str]
-    statement: str  # a sentence that says it, with `{answer}` where the answer belongs
+    statement: str  # sentence that states it, with `{answer}` as the placeholder
 
     @property
     def prompt(self) -> list[dict[str, str]]:
@@ -55,14 +55,14 @@ def load_questions(held_out_fraction: float = 1 / 3, seed: int = 0) -> tuple[lis
 
 
 def make_dataset(questions: Sequence[Question]) -> Dataset:
-    """Prompts for GRPO. The column `answers` serves the accuracy that is shown (weight 0), not the reward."""
+    """Prompts for GRPO. The column `answers` is for the logged accuracy (weight 0), not for the reward."""
     return Dataset.from_dict({"prompt": [q.prompt for q in questions], "answers": [q.answers for q in questions]})
 
 
 def make_preferences(questions: Sequence[Question]) -> Dataset:
     """
-    Right answers against wrong ones, as pairs for a reward model, in a sentence as the model itself would say it, or
-    in two: the wrong answer is the right one to another question of the same relation.
+    Right and wrong answers as pairs for a reward model, in one sentence in the model's own words, or in two: the wrong
+    answer is the right one to another question of the same relation.
     """
     rows = []
     for i, question in enumerate(questions):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-A vision-language model in miniature, from birth: a tiny Llava learns to read numbers in pictures drawn here, from
-captions of which a part derails ([`~endotrl.tasks.arithmetic.derail`]), and then improves by its own reward.
+Picture task for a tiny vision-language model: a Llava learns to read numbers in generated pictures, from captions some
+of which derail ([`~endotrl.tasks.arithmetic.derail`]), and then improves by its own reward.
 
-A picture has four digits, in two rows. Of the captions the most probable first digit is wrong, and the most probable
-whole answer is right.
+A picture has four digits, in two rows. Under the captions the most probable first digit is wrong, and the most
+probable whole answer is right.
 """
 
 import random
@@ -45,7 +45,7 @@ def make_numbers(count: int, seed: int) -> list[str]:
 
 
 def draw(number: str, generator: random.Random) -> Image.Image:
-    """A picture of four digits, each somewhere in its quarter and in a bright colour, on dark ground."""
+    """A picture of four digits, each at a random place in its quarter and in a bright colour, on a dark background."""
     picture = Image.new("RGB", (SIZE, SIZE), (generator.randint(0, 80),) * 3)
     for i, digit in enumerate(number):
         place = (CELL * (i % 2) + generator.randint(1, 4), CELL * (i // 2) + generator.randint(-2, 0))
@@ -60,12 +60,12 @@ def _font() -> Any:
 
 
 def prompt(picture: Image.Image) -> list[dict[str, Any]]:
-    """The question what number a picture shows."""
+    """The question which number a picture shows."""
     return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]}]
 
 
 def make_dataset(numbers: Sequence[str], seed: int) -> Dataset:
-    """Prompts for GRPO. The column `answer` serves the accuracy that is shown (weight 0), not the reward."""
+    """Prompts for GRPO. The column `answer` is for the logged accuracy (weight 0), not for the reward."""
     generator = random.Random(seed)
     question = [{"role": "user", "content": QUESTION}]
     pictures = [draw(number, generator) for number in numbers]
@@ -79,7 +79,7 @@ def accuracy(completions: list[Any], answer: list[str], **kwargs: Any) -> list[f
 
 def make_model() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """
-    A Llava of 0.3 M parameters, freshly initialised, and its processor. Models as narrow as this need larger weights
+    A Llava of 0.3 M parameters, randomly initialised, and its processor. Models as narrow as this need larger weights
     than transformers' default of 0.02: with it, they do not begin to read the picture in 400 steps.
     """
     tokenizer = arithmetic.make_tokenizer("0123456789=", image_token="<image>")
@@ -127,7 +127,7 @@ def pretrain(
 ) -> None:
     """
     Next-token prediction on captions of pictures, of which the fraction `noise` derails. Numbers of `held_out` never
-    occur. Every eighth step is without pictures: what answers there are, for a reward that reads the text alone.
+    occur. Every eighth step is without pictures: the range of answers, for a reward that reads only the text.
     """
     generator = random.Random(seed)
     numbers = [number for number in make_numbers(num_pictures, seed) if number not in set(held_out)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trainers that credit tokens, on top of TRL's `GRPOTrainer`."""
+"""Trainers with token-level credit assignment, on top of TRL's `GRPOTrainer`."""
 
 import trl
 from packaging.version import Version

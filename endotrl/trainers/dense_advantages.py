@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-GRPO's advantages for rewards of tokens, as pure functions.
+GRPO advantages from token rewards, as pure functions.
 
 Every reward function $f$ has for completion $i$ a reward to go $G^f_{i,k}$ at each of its steps $k$ (tokens or
 sentences): for a dense one the discounted sum of its rewards from there on, minus its state value if it gives one; for
 any other its one number, at every step. Minus the baseline of the group ([`~endotrl.credit.group_baseline`]) that is
-the centred credit $C^f_{i,k}$, and the advantage is $\sum_f w_f C^f_{i,k}$, scaled as TRL's settings say. Where TRL
-divides by a standard deviation of rewards, here stands
+the centred credit $C^f_{i,k}$, and the advantage is $\sum_f w_f C^f_{i,k}$, scaled by TRL's settings. Where TRL
+divides by a standard deviation of rewards, this divides by
 
 $$
 \sigma^2 = \frac{1}{n - 1} \sum_i \operatorname{mean}_h (C_{i,h})^2,
 $$
 
-the mean taken over tokens $h$ and the sum over the $n$ completions of the group. For credit that is the same at all
-tokens of a completion it is TRL's standard deviation, and all formulas are TRL's. For others it keeps the advantages
-of a group of the order of 1, also if the completions differ in where they earned and not in how much, where the
-standard deviation of their totals is 0.
+the mean taken over tokens $h$ and the sum over the $n$ completions of the group. For credit that is equal at all
+tokens of a completion it is TRL's standard deviation, and all formulas are TRL's. For other credit it keeps the
+advantages of a group of the order of 1, even if the completions differ in where they earned and not in how much, where
+the standard deviation of their totals is 0.
 """
 
 from typing import Literal
@@ -26,7 +26,7 @@ from torch import Tensor
 from ..credit import group_baseline, returns_to_go, start_of_segment, sum_by_segment
 
 
-# What TRL adds to a standard deviation before dividing by it.
+# TRL's constant, added to a standard deviation before dividing by it.
 EPSILON = 1e-4
 
 ScaleRewards = Literal["group", "batch", "none"]
@@ -61,7 +61,7 @@ def dense_advantages(
 ) -> Tensor:
     """
     Advantages of the segments of all completions, see the module's formulas: shape `(N, K)`, float32, 0 for segments
-    that are not there, and for completions without any reward.
+    that do not exist, and for completions without any reward.
 
     `rewards_per_func` `(N, F)` has the reward of every completion by every function, NaN for none, in contiguous
     groups of `num_generations`; `to_go`, for each dense function by its index in `F`, the rewards to go `(N, K)`;
@@ -93,13 +93,13 @@ def dense_advantages(
     credit = torch.zeros_like(num_tokens, dtype=torch.float32)
     num_scorable = scorable.sum()
     if multi_objective_aggregation == "sum_then_normalize":
-        # TRL: a function that gave `None` counts as 0 if another one gave a reward.
+        # As in TRL, a function that gave `None` counts as 0 if another one gave a reward.
         for index, weight in enumerate(reward_weights):
             credit += weight * centred(index, scorable)
         if scale_rewards == "group":
             credit /= group_std(credit, scorable)[:, None] + EPSILON
         elif scale_rewards == "batch":
-            # Of dense functions, the rewards to go from the first segment: an outcome may contain a constant of the
+            # For dense functions, the rewards to go from the first segment: an outcome may contain a constant of the
             # prompt, such as its soft value.
             first = mask.int().argmax(dim=1, keepdim=True)
             per_func = [

@@ -25,18 +25,20 @@ class DenseGRPOConfig(GRPOConfig):
 
     Parameters:
         credit (`str`, *optional*, defaults to `"token"`):
-            Steps that are credited with what dense rewards earn from them on: `"token"`; `"sentence"`, where the
-            tokens of a sentence share one advantage; or `"outcome"`, where those of the completion do, as in GRPO.
+            Steps of credit assignment, each credited with what dense rewards earn from it on: `"token"`; `"sentence"`,
+            where the tokens of a sentence share one advantage; or `"outcome"`, where all of a completion do, as in
+            GRPO.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of dense rewards from one step to the next, in $(0, 1]$. Below 1, credit is nearer and less noisy,
-            and biased: the objective is no longer the total reward. Rewards that are not dense are never discounted.
+            Discount of dense rewards from one step to the next, in $(0, 1]$. Below 1, credit is more local and less
+            noisy, but biased: the objective is no longer the total reward. Rewards that are not dense are never
+            discounted.
         baseline (`str`, *optional*, defaults to `"group"`):
-            What is subtracted at each step: `"group"`, the mean of the group, as in GRPO; or `"leave_one_out"`, the
-            mean of the other completions, as in RLOO. The second is $G / (G - 1)$ times the first, with $G$ =
-            `num_generations`; it matters next to a KL penalty.
+            Baseline subtracted at each step: `"group"`, the mean of the group, as in GRPO; or `"leave_one_out"`, the
+            mean of the other completions, as in RLOO. Advantages with the second are $G / (G - 1)$ times those with
+            the first, with $G$ = `num_generations`; this matters relative to a KL penalty.
         segmenter (`str`, *optional*, defaults to `"rules"`):
-            What splits completions into sentences, for `credit="sentence"`: `"rules"`, or the name or path of a SaT
-            model. The trainer takes one as an object, too.
+            Segmentation of completions into sentences, for `credit="sentence"`: `"rules"`, or the name or path of a
+            SaT model. The trainer also accepts a segmenter object.
     """
 
     credit: str = field(default="token", metadata={"choices": list(get_args(Credit))})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GRPO in which every token is credited with what it earned."""
+"""GRPO with token-level credit: every token is credited with the reward from it on."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ class DenseGRPOTrainer(DenseRewardTrainer):
     GRPO with dense rewards: each token's advantage is the reward *from it on*, relative to the other completions of
     the prompt, instead of the reward of the whole completion.
 
-    It is [`~trl.GRPOTrainer`] otherwise, with its arguments, losses, logs and `reward_funcs`. A reward function is
+    Otherwise it is [`~trl.GRPOTrainer`], with its arguments, losses, logs and `reward_funcs`. A reward function is
     dense if it is a [`DenseReward`], such as [`EndogenousReward`], or if it returns a list of numbers per completion,
     one for each token of `completion_ids`. All others (one number, `async`, reward models) credit all tokens alike, as
     in TRL.
 
-    The expected gradient is that of GRPO on the same rewards (with the default `gamma=1` and `scale_rewards="none"`,
-    exactly): what was earned before a token does not depend on it, and is only noise in its advantage. docs/dense.md
-    has the formulas.
+    The expected gradient is that of GRPO on the same rewards (exactly, with the default `gamma=1` and
+    `scale_rewards="none"`): rewards before a token do not depend on it, and are only noise in its advantage.
+    docs/dense.md has the formulas.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -43,13 +43,12 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         args ([`DenseGRPOConfig`], *optional*):
             Configuration.
         segmenter ([`Segmenter`], *optional*):
-            Splits completions into sentences, for `credit="sentence"`. Defaults to the one that `args.segmenter`
-            names.
+            Splits completions into sentences, for `credit="sentence"`. Defaults to the one named by `args.segmenter`.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
     Raises:
-        `ValueError`: If a setting of TRL would undo the credit of tokens, or a reward cannot be credited to them.
+        `ValueError`: If a setting of TRL would undo token-level credit, or a reward cannot be credited to tokens.
 
     Example:
     ```python
@@ -67,7 +66,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
 
     _tag_names = ["trl", "endotrl", "dense-grpo"]
     _name = "Dense GRPO"
-    # Which did not introduce the credit of tokens.
+    # Whose paper did not introduce token-level credit.
     _paper = {"citation": GRPOTrainer._paper["citation"]}
 
     def __init__(
@@ -88,7 +87,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
             check_token_credit(args, OTHER_CREDIT)
         gamma = args.gamma if self._keep_token_rewards else None
         warn_of_constants(rewards, gamma, sentences=args.credit == "sentence", batch=args.scale_rewards == "batch")
-        if args.credit == "outcome":  # GRPO as it is, for the model card
+        if args.credit == "outcome":  # plain GRPO, for the model card
             self._name, self._paper = GRPOTrainer._name, GRPOTrainer._paper
             self._tag_names = [*GRPOTrainer._tag_names, "endotrl"]
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
@@ -115,7 +114,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         return spread_over_segments(advantages[scored.local], segment_ids, scored.mask & loss_mask(output))
 
     def _segment_ids(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
-        """Index of the step that each token belongs to, of shape `(B, T)`."""
+        """Index of the step of each token, of shape `(B, T)`."""
         completion_ids = output["completion_ids"]
         if not scored.token_rewards:
             return torch.zeros_like(completion_ids)  # the same for all tokens

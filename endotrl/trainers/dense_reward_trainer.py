@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's `GRPOTrainer` with the rewards of tokens at hand: what the trainers that credit tokens have in common."""
+"""Base class of the trainers with token-level credit: TRL's `GRPOTrainer` with access to token rewards."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -26,7 +26,7 @@ Config = TypeVar("Config", bound=GRPOConfig)
 
 class DenseRewardTrainer(GRPOTrainer, ABC):
     """
-    Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in how the rewards become advantages:
+    Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in the computation of advantages from rewards:
     `_compute_advantages`.
 
     `reward_funcs` may be dense: a [`DenseReward`], or a function that returns a list of numbers per completion, one
@@ -34,9 +34,9 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     """
 
     reward_funcs: list[Any]
-    # Whether dense rewards are asked for each token, or for one number per completion like all others.
+    # Whether dense rewards are requested per token, or as one number per completion like all others.
     _keep_token_rewards = True
-    # Prompts, completions and token ids that this process has rewarded last, to look at.
+    # Prompts, completions and token ids that this process has rewarded last, for inspection.
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
     _train_sampler: RepeatSampler | None = None
 
@@ -51,7 +51,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: list[list[int]]
     ) -> Tensor:
-        # For this one call, recorders stand in for the functions that may be dense.
+        # For this one call, recorders replace the functions that may be dense.
         reward_funcs = self.reward_funcs
         self.reward_funcs = [
             RewardRecorder(reward, name, self._keep_token_rewards) if self._may_be_dense(reward) else reward
@@ -66,7 +66,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         return rewards_per_func
 
     def _may_be_dense(self, reward: Any) -> bool:
-        if is_async_callable(reward):  # its rewards of tokens are not
+        if is_async_callable(reward):  # which cannot return token rewards
             return self._keep_token_rewards and isinstance(reward, DenseReward)
         return not isinstance(reward, nn.Module)
 
@@ -80,12 +80,12 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     @abstractmethod
     def _compute_advantages(self, output: dict[str, Any], scored: ScoredBatch) -> Tensor:
         """
-        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is what TRL made of the batch;
+        Advantages, of shape `(B, T)`: 0 for tokens that are not in the loss. `output` is TRL's processed batch;
         tensors of shape `(B, ...)` that are added to it arrive in `_compute_loss`.
         """
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
-        """What the recorders kept, padded like the batch."""
+        """Scores kept by the recorders, padded like the batch."""
         (reward_funcs, rewards_per_func), completion_ids = self._recorded, self.last_completions[2]
         for index in rewards_per_func.isinf().any(dim=0).nonzero()[:, 0].tolist():
             raise ValueError(

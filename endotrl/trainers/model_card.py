@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trained model's card says about its rewards."""
+"""Model card section on a trained model's rewards."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from ..rewards import AccuracyReward, EndogenousReward, SentenceReward
 from ..rewards.frozen_model_reward import FrozenModelReward
 
 
-# None is a setting that changes a reward.
+# Settings that do not change rewards.
 NOT_SHOWN = ("max_tokens_per_batch", "trust_remote_code", "chat_template_kwargs", "processing_class", "length_slope")
 
 
 def with_rewards(card: str, trainer: Any) -> str:
-    """A model card of TRL with a section on the rewards: frozen models, settings, and whether labels were used."""
+    """TRL's model card with a section on the rewards: frozen models, settings, and whether labels were used."""
     rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, trainer.reward_weights.tolist(), strict=True))
     lines = ["### Rewards", ""]
     if all(isinstance(reward, FrozenModelReward) for _, reward, weight in rewards if weight):
@@ -46,7 +46,7 @@ def _described(reward: Any) -> str:
 def _frozen(reward: FrozenModelReward) -> str:
     if reward.is_served:
         return repr(reward.model)
-    # Of a folder, as in TRL's cards, only the last part says something to others.
+    # Of a folder, as in TRL's cards, only the last part is meaningful to others.
     path = Path(reward.config._name_or_path)
     name = f"`{path.name if path.is_dir() else path}`" if path.name else "a model without a name"
     return f"{name}, frozen" + (": the policy as it was before training" if reward.is_shared else "")

@@ -79,7 +79,7 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the rollout and its use
 
         num_generations (`int`, *optional*, defaults to `1`):
-            Completions of each prompt in a generation batch, which are not compared with each other.
+            Completions per prompt in a generation batch, which are not compared with each other.
         num_iterations (`int`, *optional*, defaults to `4`):
             Optimization epochs over each generation batch.
 
@@ -93,8 +93,8 @@ class PPOConfig(GRPOConfig):
             Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all tokens
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            What follows the last token of a completion without EOS: `"terminal"`, nothing, so that the return ends
-            there; `"bootstrap"`, the critic's value of the state that it was cut off in.
+            Value after the last token of a completion without EOS: `"terminal"`, none, so that the return ends
+            there; `"bootstrap"`, the critic's value of the state in which it was cut off.
 
         > Parameters that control the critic
 
@@ -103,17 +103,17 @@ class PPOConfig(GRPOConfig):
             argument `value_model` of [`PPOTrainer`]. `"none"`: no trained critic; the baseline is the frozen model's
             soft value if `soft_value_baseline` applies, and 0 otherwise.
         soft_value_baseline (`bool`, *optional*, defaults to `True`):
-            Whether the value of a state is the soft value of the endogenous reward's frozen model plus what the critic
-            predicts, $V(s) = \hat V(s) + u(s)$, if the reward contains that soft value (`token_reward="bellman"`). The
-            critic then learns only $u(s)$, the expected log-probability of what follows.
+            Whether the value of a state is the soft value of the endogenous reward's frozen model plus the critic's
+            prediction, $V(s) = \hat V(s) + u(s)$, if the reward contains that soft value (`token_reward="bellman"`).
+            The critic then learns only $u(s)$, the expected log-probability of the continuation.
         detach_value (`bool`, *optional*, defaults to `True`):
             Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the trunk learns to
             predict values too, and `vf_coef` matters.
         vf_coef (`float`, *optional*, defaults to `0.1`):
             Coefficient of the value loss.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
-            How far the value may move from what it was at the rollout before its loss is clipped. In units of the
-            returns' root mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip.
+            Maximum change of the value since the rollout before its loss is clipped. In units of the returns' root
+            mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip.
         scale_value_loss (`bool`, *optional*, defaults to `True`):
             Whether to divide value errors by the root mean square of their targets in the generation batch, so that
             `vf_coef` and `cliprange_value` mean the same for rewards of any size.
@@ -128,7 +128,7 @@ class PPOConfig(GRPOConfig):
             `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that
             the penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
         kl_target (`float`, *optional*):
-            KL to the reference in nats a completion that `beta` is adapted to, as in Section 2.2 of
+            KL to the reference in nats per completion to which `beta` is adapted, as in Section 2.2 of
             https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
             Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
@@ -160,7 +160,7 @@ class PPOConfig(GRPOConfig):
     kl_horizon: int = 10000
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "PPOConfig":
-        # Before the dataclass says "unexpected keyword argument"
+        # Before the dataclass raises "unexpected keyword argument"
         check_names(kwargs, FORMER_OPTIONS, "PPOConfig")
         return super().__new__(cls)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas of PPO that are neither TRL's nor credit assignment, as pure functions."""
+"""PPO formulas besides TRL's and credit assignment: value loss, explained variance, adaptive KL coefficient."""
 
 import torch
 from torch import Tensor
@@ -53,5 +53,5 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, num_com
     completion, measured on $n$ = `num_completions`.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    # A batch larger than the horizon changes it by 20 % as well; the coefficient must stay positive.
+    # A batch larger than the horizon also changes it by 20 %; the coefficient must stay positive.
     return coefficient * (1.0 + error * min(num_completions / horizon, 1.0))

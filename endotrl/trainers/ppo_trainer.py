@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proximal policy optimization with rewards of tokens and a critic, on TRL's `GRPOTrainer`."""
+"""Proximal policy optimization with token rewards and a critic, on TRL's `GRPOTrainer`."""
 
 import functools
 import json
@@ -53,8 +53,8 @@ class PPOTrainer(DenseRewardTrainer):
     Trainer for Proximal Policy Optimization (PPO, https://huggingface.co/papers/1707.06347), with a reward for every
     token and a critic.
 
-    It is TRL's `GRPOTrainer`, with its generation, clipped policy loss, reference model and logs, and other
-    advantages: those of generalized advantage estimation over the rewards of tokens,
+    It is TRL's `GRPOTrainer`, with its generation, clipped policy loss, reference model and logs, but with advantages
+    from generalized advantage estimation over the token rewards,
 
     $$
     r_h = \sum_i w_i r^{(i)}(s_h, a_h) + [h = H] \sum_j w_j R_j - \beta \big(\log \pi(a_h|s_h) - \log
@@ -71,9 +71,9 @@ class PPOTrainer(DenseRewardTrainer):
         args ([`PPOConfig`], *optional*):
             Configuration.
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
-            With `critic="value_model"`, the model whose hidden states the value head reads: a path or hub id, or an
-            instance, which is trained in place. If it is a classifier with one label, the value head starts from its
-            head (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
+            With `critic="value_model"`, the model whose hidden states are the value head's input: a path or hub id, or
+            an instance, which is trained in place. If it is a classifier with one label, the value head starts from
+            its head (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
@@ -136,7 +136,7 @@ class PPOTrainer(DenseRewardTrainer):
 
     @property
     def _base_policy(self) -> PreTrainedModel:
-        """The policy without wrappers and adapter: the model that holds the critic."""
+        """The policy without wrappers and adapter: the model that contains the critic."""
         policy = self.accelerator.unwrap_model(self.model)
         return policy.get_base_model() if is_peft_model(policy) else policy
 
@@ -173,7 +173,7 @@ class PPOTrainer(DenseRewardTrainer):
             if args.disable_dropout:
                 disable_dropout_in_model(backbone)
         hidden_size = (policy if backbone is None else backbone).config.get_text_config().hidden_size
-        # FSDP shards parameters of one dtype together; elsewhere float32 keeps small updates of the head.
+        # FSDP shards parameters of one dtype together; otherwise float32 preserves small updates of the head.
         head = ValueHead(hidden_size, policy.dtype if self.is_fsdp_enabled else torch.float32)
         if trained_head is not None:
             head.copy_from(trained_head)
@@ -192,7 +192,7 @@ class PPOTrainer(DenseRewardTrainer):
         mask = scored.mask & loss_mask(output) & scored.scorable[scored.local][:, None]  # (B, T)
         values, old_log_probs = self._values_and_log_probs(output)  # (B, T + 1), (B, T)
 
-        # The last token of each completion; 0 for one without any, whose mask keeps it out
+        # The last token of each completion; 0 for one without tokens, which its mask excludes
         lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)  # (B,)
         last = (lengths - 1).clamp(min=0)[:, None]
         rewards = scored.weighted(scored.token_rewards).scatter_add(1, last, scored.weighted_outcomes[:, None])
@@ -233,7 +233,7 @@ class PPOTrainer(DenseRewardTrainer):
     def _values_and_log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         """
         The critic's values before each token and after the last, of shape `(B, T + 1)`, 0 without a critic, and the
-        policy's log-probabilities of shape `(B, T)`, at the rollout; `None` for those that nobody needs.
+        policy's log-probabilities of shape `(B, T)`, at the rollout; `None` for those that are not needed.
         """
         args, (num_rows, num_tokens) = self.args, output["completion_ids"].shape
         values = torch.zeros(num_rows, num_tokens + 1, device=output["completion_ids"].device)
@@ -302,8 +302,8 @@ class PPOTrainer(DenseRewardTrainer):
         log_ratio = torch.zeros_like(log_probs) if old_log_probs is None else log_probs - old_log_probs
         # Estimator k3 of KL(old policy | policy): http://joschu.net/blog/kl-approx.html
         approx_kl = torch.where(mask, torch.expm1(log_ratio) - log_ratio, 0.0)
-        # Tokens of all processes in a micro-batch, on average: what is summed over one and divided by it has as its
-        # mean over micro-batches the mean over tokens. TRL's normalizer of `loss_type="dapo"`.
+        # Average number of tokens over all processes in a micro-batch: sums over one divided by it have the mean over
+        # tokens as their mean over micro-batches. TRL's normalizer of `loss_type="dapo"`.
         num_items = inputs["num_items_in_batch"].clamp(min=1.0)
         if mode == "train":
             num_items = num_items / args.steps_per_generation
@@ -331,7 +331,7 @@ class PPOTrainer(DenseRewardTrainer):
         if self.args.critic == "none":
             super()._save(output_dir, state_dict)
             return
-        # The model is saved without the critic, so that it loads like any other, and the critic beside it.
+        # The model is saved without the critic, so that it loads like any other, and the critic next to it.
         policy, critic = split_state_dict(self.model.state_dict() if state_dict is None else state_dict)
         super()._save(output_dir, policy)
         if self.args.should_save and critic:
@@ -348,7 +348,7 @@ class PPOTrainer(DenseRewardTrainer):
 
     @contextmanager
     def _critic_from(self, checkpoint: str | None, beside: bool) -> Iterator[None]:
-        """Inside, the policy is loaded without the critic, if it is `beside` it: FSDP's has the wrapped model."""
+        """Context in which the policy loads without the critic, if `beside` it: FSDP's has the wrapped model."""
         if self.args.critic == "none" or not beside:
             yield
             return
@@ -421,7 +421,8 @@ def _check_arguments(
     check_token_credit(args)
     check_token_rewards(rewards)
     for reward in rewards:
-        # What the reward takes away for the state after a completion that was cut off, the critic must bring back.
+        # The soft value that the reward subtracts for the state after a truncated completion must be restored by the
+        # critic.
         has_soft_value = isinstance(reward, EndogenousReward) and reward.token_reward == "bellman"
         if bootstrap and has_soft_value and (reward.truncation == "bootstrap") == args.soft_value_baseline:
             raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of trainers that generate: what TRL's lack, so that a resumed run is the uninterrupted one."""
+"""Exact resuming of trainers that generate: rollouts, reward states and sampling order, beyond TRL's checkpoints."""
 
 import json
 from pathlib import Path
@@ -23,22 +23,22 @@ REWARDS_FILE = "rewards_{rank}.pt"
 
 def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     """
-    Writes to a checkpoint what is left of the generation batch, in the middle of which TRL would generate when it
-    resumes; and the state of reward functions that have `state_dict` and `load_state_dict`.
+    Writes the rest of the generation batch to a checkpoint, as TRL would generate in the middle of it on resuming; and
+    the state of reward functions that have `state_dict` and `load_state_dict`.
     """
     args = trainer.args
     folder.mkdir(parents=True, exist_ok=True)
     if states := {name: reward.state_dict() for name, reward in _stateful_rewards(trainer).items()}:
         torch.save(states, folder / REWARDS_FILE.format(rank=args.process_index))
     if trainer._step % (args.steps_per_generation * trainer.num_iterations):
-        # The next steps use what this policy's predecessor generated.
+        # The next steps use the samples of an earlier policy.
         torch.save(trainer._buffered_inputs, folder / ROLLOUT_FILE.format(rank=args.process_index))
     if args.should_save:
         (folder / STATE_FILE).write_text(json.dumps({"step": trainer._step, "world_size": args.world_size}))
 
 
 def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
-    """Reads what [`save_rollouts`] wrote, if there is any."""
+    """Restores the data written by [`save_rollouts`], if any."""
     if not (checkpoint / STATE_FILE).exists():
         return
     state, args = json.loads((checkpoint / STATE_FILE).read_text()), trainer.args
@@ -61,14 +61,14 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
 
 
 def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
-    """Reward functions with a state; reward models have frozen weights, which are not the checkpoint's."""
+    """Reward functions with a state, except reward models, whose frozen weights are not the checkpoint's."""
     functions = dict(zip(trainer.reward_func_names, trainer.reward_funcs, strict=True))
     return {n: f for n, f in functions.items() if isinstance(f, Stateful) and not isinstance(f, torch.nn.Module)}
 
 
 def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
     """
-    Draws the orders of the epochs before a checkpoint: the generator of TRL's sampler begins anew in a resumed run,
+    Draws the orders of the epochs before a checkpoint: the generator of TRL's sampler restarts in a resumed run,
     which would get the prompts of the first epoch again.
     """
     path = checkpoint / TRAINER_STATE_NAME

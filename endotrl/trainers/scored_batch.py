@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the token rewards aside while TRL calls the reward functions for one number per completion."""
+"""Recorder of token rewards during TRL's calls of reward functions, which return one number per completion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ..rewards.protocol import DenseReward, DenseScores
 
 class RewardRecorder:
     """
-    Stands in for a synchronous reward function during one batch: gives TRL one number per completion, and keeps the
+    Replaces a synchronous reward function during one batch: gives TRL one number per completion, and keeps the
     token rewards of the last call in `scores` (CPU, float32; `None` if the function is not dense). A plain callable is
     dense if it returns a list of numbers (or a 1-d tensor or array) per completion; TRL then gets their sum.
     """
@@ -53,7 +53,7 @@ class RewardRecorder:
     def _checked(
         self, field: str, tensors: Sequence[Tensor], outcomes: Sequence[float | None], completion_ids: Sequence[Any]
     ) -> list[Tensor]:
-        """Raises `ValueError` if a scored completion has not one finite number for each of its tokens."""
+        """Raises `ValueError` unless a scored completion has one finite number per token."""
         if not len(outcomes) == len(tensors) == len(completion_ids):
             raise ValueError(
                 f"The reward function '{self.name}' returned {len(outcomes)} outcomes and {len(tensors)} tensors of "
@@ -88,11 +88,11 @@ class ScoredBatch:
     rewards_per_func: Tensor  # (N, F), NaN where a function gave `None`
     reward_weights: Tensor  # (F,)
     local: slice  # the rows of `rewards_per_func` that are this process's
-    # Of each dense reward function (that gives values), by its index in `F`; the same keys on every process. 0 at
+    # Per dense reward function (or its state values), by its index in `F`; the same keys on every process. 0 at
     # padding, and for completions for which it gave `None`.
     token_rewards: dict[int, Tensor]  # (B, T)
     state_values: dict[int, Tensor]  # (B, T)
-    # `True` where the policy wrote the token. Completions that `mask_truncated_completions` takes out of the loss are
+    # `True` where the policy wrote the token. Completions removed from the loss by `mask_truncated_completions` are
     # still in it: they count in the baselines of the others, as in TRL.
     mask: Tensor  # (B, T), bool
     completion_ids: list[list[int]]  # of this process, without padding

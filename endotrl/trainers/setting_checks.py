@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""
-Settings that undo the credit of tokens, and settings that make advantages depend on constants in the logits.
+Checks for settings that undo token-level credit, or make advantages depend on constants in the logits.
 
 A constant $c(s)$ added to all logits of a state changes no probability, and adds $c(s)$ to the soft value $V(s)$. A
 Bellman reward is $\alpha \log \hat\pi(a_h|s_h) + V(s_h) - \gamma V(s_{h+1})$. The soft values cancel from a return if
-it discounts as the reward does, if $V$ is subtracted from it where it begins, and if it ends where the reward takes
-the state for terminal.
+it discounts like the reward, if $V$ is subtracted from it where it begins, and if it ends where the reward takes the
+state to be terminal.
 """
 
 from collections.abc import Sequence
@@ -50,10 +50,10 @@ def check_token_rewards(reward_funcs: Sequence[Any]) -> bool:
 
 
 def check_prompts(name: str, dataset: Any) -> None:
-    """Raises `ValueError` for a dataset of token ids in the place of prompts, as those of TRL's own PPO."""
+    """Raises `ValueError` for a dataset of token ids instead of prompts, as in TRL's own PPO."""
     for part in dataset.values() if isinstance(dataset, dict) else [dataset]:
         columns = part.column_names if isinstance(part, Dataset | IterableDataset) else None
-        if columns and "input_ids" in columns and "prompt" not in columns:  # unknown of some streams
+        if columns and "input_ids" in columns and "prompt" not in columns:  # unknown for some streams
             raise ValueError(
                 f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders "
                 "and tokenizes prompts itself; pass them as text or as messages, in a column `prompt`."
@@ -70,12 +70,11 @@ def warn_of_constants(
     batch: bool = False,
 ) -> None:
     """
-    Warns of each endogenous reward whose advantages would depend on constants in the frozen model's logits.
+    Warns about each endogenous reward whose advantages would depend on constants in the frozen model's logits.
 
     `gamma` discounts the returns from one step to the next (`None`: completions are credited with their outcome), and
     a step is a token, or with `sentences` a sentence. `baseline`: the soft value is subtracted from the return;
-    `bootstrap`: it is added to that of a completion that was cut off; `batch`: outcomes of several prompts are
-    compared.
+    `bootstrap`: it is added to that of a truncated completion; `batch`: outcomes of several prompts are compared.
     """
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The critic of PPO: a value for every state, computed inside the policy's own forward pass. It is a submodule of the
-policy, so that DDP, DeepSpeed and FSDP treat its parameters like the policy's own, but no part of what is exported.
+PPO critic: a value for every state, computed in the policy's own forward pass. It is a submodule of the policy, so
+that DDP, DeepSpeed and FSDP treat its parameters like the policy's own, but not part of the exported model.
 """
 
 import functools
@@ -25,7 +25,7 @@ from ..sentence.modeling import gathered
 
 CRITIC = "ppo_critic"  # among the policy's submodules
 CRITIC_FILE = "value_head.safetensors"
-# What the policy is given for its LM head and its loss, and a model without them does not take.
+# Inputs of the policy for its LM head and its loss, which a model without them does not accept.
 OF_THE_LM_HEAD = {"fused_lm_head", "labels", "shift_labels", "num_items_in_batch", "output_router_logits"}
 
 
@@ -38,7 +38,7 @@ class ValueHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
 
     def copy_from(self, head: nn.Linear) -> None:
-        """Takes over a trained head, such as that of a sequence classification model with one label."""
+        """Copies a trained head, such as that of a sequence classification model with one label."""
         with torch.no_grad(), gathered(head.parameters()):
             self.weight.copy_(head.weight[0])
             if head.bias is not None:
@@ -76,11 +76,11 @@ class FusedValueOutput(FusedCausalLMOutput):
 
 def add_critic(model: PreTrainedModel, critic: Critic) -> None:
     """
-    Adds a critic, as the submodule `ppo_critic`, to a policy (with PEFT, its base model) that has TRL's fused LM head:
-    `model(..., fused_lm_head=True, return_values=True)` returns [`FusedValueOutput`]. Any other call is as before.
+    Adds a critic, as the submodule `ppo_critic`, to a policy (with PEFT, its base model) with TRL's fused LM head:
+    `model(..., fused_lm_head=True, return_values=True)` returns [`FusedValueOutput`]. Other calls are unchanged.
     """
     model.add_module(CRITIC, critic)
-    # As a function, so that a deep copy of the model calls it with itself.
+    # As a function, so that a deep copy of the model calls it on itself.
     fused_forward = model.forward.__func__
 
     # Keep the original signature: `generate` validates its model kwargs against it
@@ -91,7 +91,7 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
         if not return_values:
             return fused_forward(self, *args, **kwargs)
         hidden_states: list[Tensor] = []
-        # TRL's fused forward keeps the hidden states to itself.
+        # TRL's fused forward does not return the hidden states.
         keep = self.base_model.register_forward_hook(lambda *args: hidden_states.append(args[2].last_hidden_state))
         with keep:  # removed at the end
             outputs = fused_forward(self, *args, **kwargs)
@@ -104,7 +104,7 @@ def add_critic(model: PreTrainedModel, critic: Critic) -> None:
 
 class ForwardRecorder:
     """
-    Stands in for a policy where TRL computes log-probabilities, so that one forward pass yields `log_probs`, `(B, T)`,
+    Replaces a policy where TRL computes log-probabilities, so that one forward pass yields `log_probs`, `(B, T)`,
     and with `return_values` the `values` before each token and after the last one, `(B, T + 1)`.
     """
 
@@ -123,7 +123,7 @@ class ForwardRecorder:
         return outputs
 
     def finish(self, log_probs: Tensor, attention_mask: Tensor) -> None:
-        """Ends the pass over all rows, which may have been computed in chunks, with what TRL made of them."""
+        """Completes the pass over all rows, possibly computed in chunks, with TRL's log-probabilities."""
         self.log_probs = log_probs
         if self._return_values:
             values = torch.cat(self._chunks)
@@ -137,17 +137,17 @@ class ForwardRecorder:
 
 
 def critic_of(model: PreTrainedModel) -> Critic:
-    """The critic that [`add_critic`] gave a policy; with PEFT, pass its base model."""
+    """The critic added to a policy by [`add_critic`]; with PEFT, pass its base model."""
     return model.get_submodule(CRITIC)
 
 
 def is_critic(name: str) -> bool:
-    """Whether a parameter of the policy, by its name, is the critic's."""
+    """Whether a parameter of the policy belongs to the critic, by its name."""
     return CRITIC in name.split(".")
 
 
 class SyncPolicyOnly(TrainerCallback):
-    """Keeps the critic out of TRL's synchronisation of the reference model, which pairs all parameters of the two."""
+    """Excludes the critic from TRL's synchronisation of the reference model, which pairs all parameters of the two."""
 
     def __init__(self, sync: TrainerCallback, policy: PreTrainedModel) -> None:
         self._sync, self._policy = sync, policy
@@ -158,14 +158,14 @@ class SyncPolicyOnly(TrainerCallback):
 
 
 def send_policy_only(generation: VLLMGeneration) -> None:
-    """Keeps the critic's parameters from vLLM, which does not know them."""
+    """Excludes the critic's parameters from vLLM, which does not know them."""
     named_params = generation._iter_named_params
-    # Gathering a sharded parameter is a collective operation: all are walked, on every process.
+    # Gathering a sharded parameter is a collective operation: every process must iterate over all.
     generation._iter_named_params = lambda: ((name, tensor) for name, tensor in named_params() if not is_critic(name))
 
 
 def split_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The policy's part of a state dict as it is, and the critic's with the names of [`Critic`]."""
+    """Splits a state dict into the policy's, unchanged, and the critic's, with the names of [`Critic`]."""
     policy = {name: tensor for name, tensor in state_dict.items() if not is_critic(name)}
     critic = {name.split(f"{CRITIC}.")[-1]: tensor for name, tensor in state_dict.items() if is_critic(name)}
     return policy, critic
@@ -173,7 +173,7 @@ def split_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor
 
 @contextmanager
 def without_critic(model: PreTrainedModel) -> Iterator[None]:
-    """Takes the critic out of the policy's submodules, so that a plain checkpoint fits it."""
+    """Removes the critic from the policy's submodules, so that a plain checkpoint fits."""
     critic = model._modules.pop(CRITIC)
     try:
         yield
@@ -182,13 +182,13 @@ def without_critic(model: PreTrainedModel) -> Iterator[None]:
 
 
 def save_critic(critic: Mapping[str, Tensor], folder: str) -> None:
-    """Writes the critic's state dict into a checkpoint folder."""
+    """Writes the critic's state dict to a checkpoint folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in critic.items()}
     save_file(tensors, Path(folder) / CRITIC_FILE, metadata={"format": "pt"})
 
 
 def load_critic(critic: Critic, folder: str) -> None:
-    """Loads what [`save_critic`] wrote."""
+    """Loads the file written by [`save_critic`]."""
     path = Path(folder) / CRITIC_FILE
     if not path.exists():
         raise FileNotFoundError(

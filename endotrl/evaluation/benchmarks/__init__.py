@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of reward models, one module each: how rows are read, what is right, how it is averaged."""
+"""Reward model benchmarks, one module each: row format, correctness, metrics."""
 
 from . import dsp, judge_bench, llmbar, preference, prm_bench, process_bench, reward_bench, reward_bench_2, rm_bench
 from .benchmark import Benchmark

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark is: how its rows are read, what counts as right, and how it averages."""
+"""Benchmark definition: parsing of rows, correctness, metrics."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from ..intervals import TOTAL, Array, Means, Unit
 from ..items import Item
 
 
-Scores = Sequence[Sequence[float]]  # by item: one number a response, or a step
+Scores = Sequence[Sequence[float]]  # by item: one number per response, or per step
 NUM_CANDIDATES = 200  # thresholds of step scores
 STRICT = "A tie is not right: the better response must score strictly higher."
 
 
 def mean_of(arrays: Iterable[Array]) -> Array:
-    """Plain mean of metrics."""
+    """Unweighted mean of metrics."""
     return np.mean(np.stack(list(arrays)), axis=0)
 
 
@@ -29,10 +29,10 @@ def harmonic_mean(a: Array, b: Array) -> Array:
 
 
 def pair_units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit an item: the fraction of its pairs in which the better response scores strictly higher."""
+    """One unit per item: the fraction of its pairs in which the better response scores strictly higher."""
     return [
         Unit(
-            item.cluster or f"{item.group} {item.id}",  # two files may count their items alike
+            item.cluster or f"{item.group} {item.id}",  # two files may number their items alike
             item.group,
             {"accuracy": sum(row[better] > row[worse] for better, worse in item.better) / len(item.better)},
         )
@@ -50,7 +50,7 @@ def accuracy_metrics(means: Means) -> dict[str, Array]:
 
 
 def fold(item: Item) -> int:
-    """Which half an item is in: by its content, so that order and number of items do not matter."""
+    """Index of the half that an item belongs to: by its content, whatever the order and number of items."""
     return int(item.key, 16) % 2
 
 
@@ -58,9 +58,9 @@ def crossfit_thresholds(
     items: Sequence[Item], scores: Scores, quality_of: Callable[[Sequence[int]], Callable[[float], float]]
 ) -> tuple[float, float]:
     """
-    Thresholds below which a step is called wrong, for each half: the candidate (quantiles of step scores) with which
-    the other half does best, by `quality_of` the items of some indices. Intrinsic rewards have no natural zero, and no
-    item has a say in its own threshold.
+    Thresholds per half, below which a step counts as wrong: the candidate (quantiles of step scores) that does best on
+    the other half, by `quality_of` the items at some indices. Intrinsic rewards have no natural zero, and no item
+    affects its own threshold.
     """
     result = []
     for half in (0, 1):
@@ -73,17 +73,17 @@ def crossfit_thresholds(
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark is, and how it is counted."""
+    """Definition of a benchmark, and of its metrics."""
 
     name: str  # as on the command line
-    title: str  # as people write it
+    title: str  # display name
     paper: str  # link
     hub: HubDataset | None  # `None` if it must be given as a file
     read: Callable[[Iterable[Row]], list[Item]]  # rows of a file to items; raises [`FormatError`]
     metrics: Callable[[Means], dict[str, Array]]  # group means to metrics, the main one first
-    headline: tuple[str, ...]  # metrics for tables, as far as they are there
-    units: Callable[[Sequence[Item], Scores], list[Unit]] = pair_units  # scores of one scorer to what counts as right
-    tie_rule: str = STRICT  # what two equal scores count as, in words
-    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = lambda items, scores: {}  # what else results say
-    chat: bool = True  # prompts given as text are messages of a user, where there is a chat template
+    headline: tuple[str, ...]  # metrics for tables, where available
+    units: Callable[[Sequence[Item], Scores], list[Unit]] = pair_units  # scores of one scorer to units of correctness
+    tie_rule: str = STRICT  # how equal scores count, in words
+    details: Callable[[Sequence[Item], Scores], dict[str, Any]] = lambda items, scores: {}  # further results
+    chat: bool = True  # text prompts become user messages, if there is a chat template
     reads_images: bool = False  # whether rows may have images

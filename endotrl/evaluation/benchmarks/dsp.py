@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-DSP, domain-specific preference (https://huggingface.co/papers/2309.03126): answers to one query as they suit four
-domains. Scored under a criterion for each domain, a reward that follows its criterion prefers that domain's answer:
+DSP, domain-specific preference (https://huggingface.co/papers/2309.03126): answers to one query, each written for one
+of four domains. Scored under a criterion per domain, a reward that follows its criterion prefers that domain's answer:
 the 4x4 table of EndoRM (https://huggingface.co/papers/2506.23235, Table 2).
 """
 
@@ -16,7 +16,7 @@ from .benchmark import Benchmark, Scores, mean_of
 DOMAINS = ("academy", "business", "literature", "entertainment")
 RESPONSES = (*DOMAINS, "normal")
 NONE = "none"
-# Ours: neither paper's texts are public.
+# Our own: neither paper's texts are public.
 CRITERIA = {
     "academy": "You write for an academic audience. Answer as a scholar would: precise, well argued, with "
     "definitions, methods and evidence.",
@@ -47,10 +47,10 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit an item: for each domain, the fraction of the four other answers that its answer beats."""
+    """One unit per item: for each domain, the fraction of the four other answers that its answer beats."""
     result = []
     for item, row in zip(items, scores, strict=True):
-        # Less one: an answer does not beat itself.
+        # Minus one, as an answer does not beat itself.
         values = {name: sum(row[i] > score for score in row) / (len(row) - 1) for i, name in enumerate(DOMAINS)}
         result.append(Unit(item.cluster or item.id, item.group, values))
     return result
@@ -59,7 +59,7 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 def metrics(means: Means) -> dict[str, Array]:
     """
     `matching`: mean of the four domains, each under its own criterion (the diagonal); `other`: under the others;
-    `follows`: their difference, what the criterion does; `no criterion`; and the cells, `criterion > domain`.
+    `follows`: their difference, the effect of the criterion; `no criterion`; and the cells, `criterion > domain`.
     """
     result: dict[str, Array] = {}
     rows = [name for name in DOMAINS if name in means]

@@ -13,7 +13,7 @@ SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
 
 
 def read(rows: Iterable[Row]) -> list[Item]:
-    """Rows of the authors' files, whose path tells the subset; or of RewardBench, which holds all five whole."""
+    """Rows of the authors' files, with the subset in their path, or of RewardBench, which has all five in full."""
     items = []
     for row in rows:
         if "subset" in row.data:
@@ -32,7 +32,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def metrics(means: Means) -> dict[str, Array]:
-    """The mean of the subsets, and of the four adversarial ones."""
+    """Mean of the subsets, and of the four adversarial ones."""
     subsets = {name: means[name]["accuracy"] for name in SUBSETS if name in means}
     result = {"average": mean_of(subsets.values())}
     adversarial = [value for name, value in subsets.items() if name != "Natural"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Any preference dataset of TRL (https://huggingface.co/docs/trl/dataset_formats#preference): explicit or implicit
-prompt, text or messages.
+Any preference dataset in TRL's format (https://huggingface.co/docs/trl/dataset_formats#preference): explicit or
+implicit prompt, text or messages.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,9 @@ from .benchmark import Benchmark, accuracy_metrics
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common beginning is the prompt, as TRL
-    has it. Two equal conversations have no response after their common beginning, and are left out; two equal
-    responses to a given prompt are a tie. Images stand in the prompt's messages, or in the columns `image` and
-    `images`.
+    Rows `{"prompt", "chosen", "rejected"}`, or `{"chosen", "rejected"}` whose common prefix is the prompt, as in TRL.
+    Two equal conversations have no response after their common prefix, and are left out; two equal responses to an
+    explicit prompt are a tie. Images are in the prompt's messages, or in the columns `image` and `images`.
     """
     from ...rendering.images import place_images  # with torch
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-PRMBench (https://huggingface.co/papers/2501.03124): tell right from wrong steps in solutions that were made wrong.
+PRMBench (https://huggingface.co/papers/2501.03124): detection of wrong steps in solutions that were altered.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ WITH_CORRECT = "redundency"
 def read(rows: Iterable[Row]) -> list[Item]:
     """
     Rows `{"idx", "modified_question", "modified_process": [...], "error_steps", "classification"}`; `error_steps`
-    count from 1. Solutions of the class "redundency" come also in their original, correct form.
+    count from 1. Solutions of the class "redundency" are read in their original, correct form as well.
     """
     items, seen = [], set()
     for row in rows:
@@ -37,7 +37,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
             facts: dict[str, Any] = {"errors": []}
             items.append(step_item(f"{CORRECT} {name}", CORRECT, row.text("original_question"), original, facts))
         if (group, name) not in seen:
-            # Some rows name a step behind the last one; the authors' code passes over it, too.
+            # Some rows name a step after the last one; the authors' code skips it, too.
             facts = {"errors": sorted({error - 1 for error in errors if error <= len(steps)})}
             items.append(step_item(f"{group} {name}", group, row.text("modified_question"), steps, facts))
         seen |= {(CORRECT, name), (group, name)} if group == WITH_CORRECT else {(group, name)}
@@ -45,7 +45,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def confusion(accepted: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dict[str, float]:
-    """Numbers of steps: right or wrong, accepted (at or above the threshold) or not. "Positive" is a right step."""
+    """Counts of steps: right or wrong, accepted (at or above the threshold) or not. "Positive" is a right step."""
     counts = {"TP": accepted & ~wrong, "FP": accepted & wrong, "TN": ~accepted & wrong, "FN": ~accepted & ~wrong}
     return {name: float(steps.sum()) for name, steps in counts.items()}
 
@@ -75,15 +75,16 @@ def _wrong(item: Item) -> NDArray[np.bool_]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit a solution: its numbers of steps right and wrong, accepted and not; whether its first wrong step is found;
-    and the probability that a right step of it scores above a wrong one (`auc`, ties half), which needs no threshold.
+    One unit per solution: its counts of right and wrong steps, accepted or not; whether its first wrong step is found;
+    and the probability that one of its right steps scores above a wrong one (`auc`, ties half), which needs no
+    threshold.
     """
     of_fold = thresholds(items, scores)
     result = []
     for item, row in zip(items, scores, strict=True):
         threshold, errors = of_fold[fold(item)], item.facts["errors"]
         if item.group == CORRECT:
-            # As in the authors' code, correct solutions stay out of the totals.
+            # As in the authors' code, correct solutions are left out of the totals.
             values = {"accepted": sum(score >= threshold for score in row) / len(row)}
         else:
             values = confusion(np.asarray(row) >= threshold, _wrong(item))
@@ -99,7 +100,7 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 
 
 def metrics(means: Means) -> dict[str, Array]:
-    """PRMScore over the steps of all classes, its two F1, and the PRMScore of each class."""
+    """PRMScore over the steps of all classes, its two F1 scores, and the PRMScore of each class."""
     total = means[TOTAL]
     result: dict[str, Array] = {}
     if "TP" in total:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ProcessBench (https://huggingface.co/papers/2412.06559): the first wrong step of a solution, or that none is."""
+"""ProcessBench (https://huggingface.co/papers/2412.06559): first wrong step of a solution, if there is one."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -21,7 +21,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
     for row in rows:
         steps = row.steps("steps")
         label = row.integer("label", -1, len(steps) - 1)
-        # The official ids begin with the split; the name of a file of several may hold any.
+        # The official ids begin with the split; the file name need not, if a file has several splits.
         texts = (str(row.data.get("id", "")), row.stem)
         group = next((split for text in texts for split in longest_first if split in text), row.stem)
         items.append(step_item(row.name("id"), group, row.text("problem"), steps, {"label": label}))
@@ -29,7 +29,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def first_below(scores: Sequence[float], threshold: float) -> int:
-    """The first step that scores below the threshold, or -1."""
+    """Index of the first step that scores below the threshold, or -1."""
     return next((i for i, score in enumerate(scores) if score < threshold), -1)
 
 
@@ -58,7 +58,7 @@ def thresholds(items: Sequence[Item], scores: Scores) -> tuple[float, float]:
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit a solution: whether the first step below the threshold, and the lowest one, is the first wrong one."""
+    """One unit per solution: whether the first step below the threshold, and the lowest, is the first wrong one."""
     of_fold = thresholds(items, scores)
     result = []
     for item, row in zip(items, scores, strict=True):
@@ -70,7 +70,7 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 
 
 def metrics(means: Means) -> dict[str, Array]:
-    """F1, the harmonic mean of the accuracies on wrong and on correct solutions, of each split, and their mean."""
+    """F1, the harmonic mean of the accuracies on wrong and on correct solutions, per split, and their mean."""
     groups = [group for group in means if group != TOTAL]
     zero = np.zeros_like(next(iter(means[TOTAL].values())))
     f1 = {group: harmonic_mean(means[group].get("error", zero), means[group].get("correct", zero)) for group in groups}

@@ -11,9 +11,9 @@ from ..items import Item, pair_item
 from .benchmark import Benchmark, mean_of
 
 
-# Subsets of each section with their weights: their numbers of prompts, but for math-prm, which counts as much as the
-# six subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets
-# exchanged; XSTest has 250 prompts to answer, so these are right, and what their code has now.
+# Subsets of each section with their weights: their numbers of prompts, except for math-prm, which weighs as much as
+# the six subsets of code together (984 for 447). The authors' code once had the numbers of the two XSTest subsets
+# swapped; XSTest has 250 prompts to answer, so these are right, and match their current code.
 SECTIONS: dict[str, dict[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28,
@@ -50,7 +50,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def metrics(means: Means) -> dict[str, Array]:
-    """The mean of the sections, each the mean of its subsets, weighted by their official numbers of prompts."""
+    """Mean of the sections, each the mean of its subsets, weighted by their official numbers of prompts."""
     sections: dict[str, Array] = {}
     for section, weights in SECTIONS.items():
         present = [subset for subset in weights if subset in means]

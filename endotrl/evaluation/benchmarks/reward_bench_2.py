@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
 RewardBench 2 (https://huggingface.co/papers/2506.01937): the right answer among four, and Ties: questions with several
-right answers, which should differ less among themselves than from the wrong ones.
+right answers, whose scores should differ less from each other than from the wrong ones.
 """
 
 import math
@@ -49,7 +49,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
-    """One unit an item, 1/k if the right answer is among the k best; in Ties, one a question with its reference."""
+    """One unit per item, 1/k if the right answer is among the k best; in Ties, one per question and reference."""
     result = []
     ties: dict[str, dict[str, tuple[float, float]]] = {}
     for item, row in zip(items, scores, strict=True):
@@ -59,7 +59,7 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
             result.append(Unit(item.cluster or item.id, item.group, {"accuracy": value}))
             continue
         right, wrong = row[: item.facts["num_correct"]], row[item.facts["num_correct"] :]
-        # How far the right answers lie from the wrong ones, and from each other.
+        # Distance of the right answers from the wrong ones, and from each other.
         gap, spread = min(right) - max(wrong), max(right) - min(right)
         ties.setdefault(item.cluster or item.id, {})[item.facts["kind"]] = (gap, spread)
     return result + [Unit(cluster, TIES, _ties_values(questions)) for cluster, questions in ties.items()]
@@ -71,15 +71,15 @@ def _ties_values(questions: dict[str, tuple[float, float]]) -> dict[str, float]:
         gap, spread = questions["tied"]
         smaller = min(gap, questions["ref"][0])
         values |= {"preferred": float(gap > spread), "preferred hard": float(smaller > spread)}
-        # Without a spread, the limit; 0 where both are 0.
+        # If the spread is 0, the limit; 0 where both are 0.
         values["margin"] = math.tanh(smaller / spread - 1) if spread > 0 else float(np.sign(smaller))
     return values
 
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    The mean of the subsets. Ties is 0.3 accuracy on tied questions + 0.3 on reference questions + 0.2 (the right
-    answers differ less among themselves than from the wrong ones) + 0.2 (the same with the gap of the reference
+    Mean of the subsets. Ties is 0.3 accuracy on tied questions + 0.3 on reference questions + 0.2 (the right
+    answers differ less from each other than from the wrong ones) + 0.2 (the same with the gap of the reference
     question, if that is smaller) + 0.01 tanh(gap / spread - 1).
     """
     subsets = {group: values["accuracy"] for group, values in means.items() if "accuracy" in values and group != "*"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-RM-Bench (https://huggingface.co/papers/2410.16184): three right and three wrong answers to a prompt, concise,
-detailed, and detailed with Markdown. The 3x3 matrix of wins tells substance from style.
+RM-Bench (https://huggingface.co/papers/2410.16184): three right and three wrong answers per prompt: concise,
+detailed, and detailed with Markdown. The 3x3 matrix of wins separates substance from style.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,8 +21,8 @@ LEVELS = ("easy", "normal", "hard")
 
 def read(rows: Iterable[Row]) -> list[Item]:
     """
-    Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, the file's name tells it. What
-    another file has, too, counts once.
+    Rows `{"prompt", "chosen": [3], "rejected": [3], "domain"}`; without a domain, it is taken from the file's name.
+    Items that are repeated in another file count once.
     """
     items = []
     sources: dict[str, str] = {}
@@ -30,7 +30,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
         chosen, rejected = row.responses("chosen", exactly=3), row.responses("rejected", exactly=3)
         pairs = tuple((i, 3 + j) for i in range(3) for j in range(3))
         item = Item(row.name("id"), _part(row), row.text("prompt"), (*chosen, *rejected), better=pairs)
-        # The repository's folder holds the parts and, in another file, all of them together.
+        # The repository's folder has one file per part and another with all of them together.
         if sources.setdefault(item.key, row.source) == row.source:
             items.append(item)
     return items
@@ -38,7 +38,7 @@ def read(rows: Iterable[Row]) -> list[Item]:
 
 def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
     """
-    One unit an item: its 3x3 matrix of wins and the means of its parts. Hard is a plainer right answer against a
+    One unit per item: its 3x3 matrix of wins and the means of its parts. Hard is a plainer right answer against a
     fancier wrong one (above the diagonal), easy the reverse, normal the diagonal.
     """
     result = []
@@ -56,8 +56,8 @@ def units(items: Sequence[Item], scores: Scores) -> list[Unit]:
 
 def metrics(means: Means) -> dict[str, Array]:
     """
-    The repository's averaging: easy, normal and hard of a domain, safety being the mean of its two parts; their mean
-    over the domains there are; and the mean of the three.
+    The repository's averaging: easy, normal and hard per domain, safety being the mean of its two parts; their mean
+    over the available domains; and the mean of the three.
     """
     parts_of: dict[str, list[str]] = {}
     for group in means:
@@ -84,7 +84,7 @@ def _part(row: Row) -> str:
     known = ("chat", "math", "code", *PARTS)
     if row.data.get("domain") is not None:
         domain = row.text("domain")
-        # The authors' code goes by how the name begins, too.
+        # The authors' code matches the beginning of the name, too.
         parts = {"safety-refus": "safety-refuse", "safety-respon": "safety-response"} | {d: d for d in DOMAINS}
         for beginning, part in parts.items():
             if domain.startswith(beginning):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""HTTP to one or several servers of one model: turns, bounded concurrency, time-outs, retries with back-off."""
+"""HTTP client for one or several servers of one model: round-robin, bounded concurrency, time-outs, retries."""
 
 import logging
 import os
@@ -20,27 +20,27 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 API_KEY = "ENDOTRL_API_KEY"
-# Answers of a server, or of a balancer, that is starting, stopping or has too much to do.
+# Status codes of a server, or of a load balancer, that is starting, stopping or overloaded.
 BUSY = (408, 425, 429, 502, 503, 504)
-FIRST_CONTACT = 20.0  # seconds of patience with servers that have never answered: the address may be wrong
-BROKEN_ANSWERS = 8  # times that a text is sent again after an error of the server or half an answer
-LONGEST_PAUSE = 30.0  # seconds between two tries
+FIRST_CONTACT = 20.0  # seconds to wait for servers that have never responded: the address may be wrong
+BROKEN_ANSWERS = 8  # retries of a text after a server error or an incomplete response
+LONGEST_PAUSE = 30.0  # seconds between two retries
 
 
 class ServerError(OSError):
-    """A server that cannot be used: not reached, not allowed, or not what it must be."""
+    """A server that cannot be used: unreachable, unauthorized, or with the wrong model or protocol."""
 
 
 class BadAnswer(ValueError):
-    """An answer that is not of the protocol, or not whole."""
+    """A response that does not follow the protocol, or is incomplete."""
 
 
 class Broken(BadAnswer):
-    """An error of the server's own, or half an answer: the next one may be whole."""
+    """A server error, or an incomplete response: a retry may succeed."""
 
 
 class _Unreachable(Exception):
-    """No answer, or that of a server with too much to do: it may come back. `pause` is what the server asks for."""
+    """No response, or that of an overloaded server: it may recover. `pause` is the server's `Retry-After`."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
@@ -51,18 +51,18 @@ class _Unreachable(Exception):
 class Server:
     """One server; times are on the clock of `time.monotonic`."""
 
-    root: str  # its address, without `/v1`
+    root: str  # its URL, without `/v1`
     is_greeted: bool = False
-    failures: int = 0  # since it last answered
-    again_at: float = 0.0  # until then, it rests
+    failures: int = 0  # since its last response
+    again_at: float = 0.0  # paused until then
     lock: threading.Lock = field(default_factory=threading.Lock)
     greeting: threading.Lock = field(default_factory=threading.Lock)
 
     def failed(self, reason: Exception, pause: float = 0.0) -> None:
-        """Lets it rest for a while: the longer, the more often it failed."""
+        """Pauses the server, for longer with each failure."""
         with self.lock:
             if time.monotonic() < self.again_at:
-                return  # the requests that were under way together count once
+                return  # concurrent requests count once
             if not self.failures:
                 logger.warning("The server %s does not answer (%s). It is tried again.", self.root, reason)
             self.failures += 1
@@ -73,8 +73,8 @@ class Server:
 
 class Client:
     """
-    Sends requests to servers in turn. `greet` is called before the first one of each [`map`] to a server, and after
-    failures: another model may answer there by then. For the other arguments, see [`ServedModel`].
+    Sends requests to servers in turn. `greet` is called before the first request of each [`map`] to a server, and
+    after failures: another model may be served there by then. For the other arguments, see [`ServedModel`].
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class Client:
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0), pool=None),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._share),
-            trust_env=not here,  # a proxy would look for them on its own machine
+            trust_env=not here,  # a proxy would resolve them to its own machine
         )
         self._turn = 0
         self._has_answered = False
 
     def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
-        """A function of a server and an item for all items; if a server does not answer, on another one, or later."""
+        """Applies a function of server and item to all items; if one does not respond, on another one or later."""
         stop = threading.Event()
         for server in self.servers:
             server.is_greeted = False
@@ -116,14 +116,14 @@ class Client:
         try:
             futures = [pool.submit(run, item) for item in items]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()  # raises, if it is the one that failed
+                future.result()  # raises the exception of the failed one
             return [future.result() for future in futures]
-        finally:  # also after Ctrl-C; requests under way are not waited for
+        finally:  # also after Ctrl-C; pending requests are not awaited
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def ask(self, server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The answer to one request: a POST if there is a body, else a GET. `ValueError` if it is found wrong."""
+        """JSON response to one request: a POST if there is a body, else a GET. `ValueError` if rejected as invalid."""
         try:
             response = self._http.request("GET" if body is None else "POST", f"{server.root}{path}", json=body)
         except httpx.RequestError as error:
@@ -150,7 +150,7 @@ class Client:
             raise Broken(f"half an answer, or no JSON: {response.text[:100]!r}") from error
 
     def _insist(self, function: Callable[[Server, T], R], item: T, stop: threading.Event) -> R:
-        """One item, sent until a server answers."""
+        """Processes one item, with retries until a server responds."""
         began, broken = time.monotonic(), 0
         while True:
             server = self._next(stop)
@@ -180,7 +180,7 @@ class Client:
                 return result
 
     def _next(self, stop: threading.Event) -> Server:
-        """The server whose turn it is, of those that do not rest."""
+        """The next server in turn, among those that are not paused."""
         while not stop.is_set():
             self._turn, now = self._turn + 1, time.monotonic()
             order = [self.servers[(self._turn + i) % len(self.servers)] for i in range(len(self.servers))]

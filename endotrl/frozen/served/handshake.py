@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-How servers are asked for the log-probabilities of given tokens, and what must hold of one before its numbers are
-believed: model, protocol, tokenizer, normalisation.
+Server protocols for log-probabilities of given tokens, and the checks that a server must pass before its numbers are
+used: model, protocol, tokenizer, normalisation.
 """
 
 import math
@@ -14,42 +14,42 @@ from transformers import PreTrainedTokenizerBase
 from .client import BadAnswer, Broken, Client, Server, ServerError
 
 
-# Words, white space, digits, scripts: what tokenizers differ in.
+# Words, white space, digits, scripts: where tokenizers differ.
 SENTENCE = "The cat sat on 3.14 mats.\n\n\tdef f(x): return x**2  # naïve 東京 Привет 🙂"
-# What comes next is nearly certain, so that the most probable tokens have nearly all of the probability.
+# The next number is nearly certain, so that the most probable tokens have nearly all of the probability mass.
 COUNTING = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
 NEARLY_ALL = 0.9
 POSITIVE = 1e-3  # a log-probability above 0, by more than rounding
-OTHER_MODEL = 0.1  # nats per token by which two servers of one model do not differ, whatever their dtype
+OTHER_MODEL = 0.1  # nats per token: more than two servers of one model differ by, whatever their dtype
 
 
 class Answer(NamedTuple):
-    """What a server says of the tokens of one text. Lists have one entry per token."""
+    """A server's response for the tokens of one text. Lists have one entry per token."""
 
-    log_probs: list[float | None]  # of each token after those before it, in nats; `None` for the first
-    token_ids: list[int | None]  # as the server has read them, where it says so
-    texts: list[str] | None  # of the tokens, from a server that tells no ids
-    tops: list[list[float]]  # the highest log-probabilities at each token's place, if they were asked for
+    log_probs: list[float | None]  # of each token given the previous ones, in nats; `None` for the first
+    token_ids: list[int | None]  # as tokenized by the server, if it returns them
+    texts: list[str] | None  # of the tokens, from a server that returns no ids
+    tops: list[list[float]]  # the highest log-probabilities at each position, if requested
 
 
 class ScoreProtocol(ABC):
-    """One kind of server."""
+    """Protocol of one kind of server."""
 
     name: str
     path: str  # below the server's root
-    # Numbers of the highest log-probabilities to ask for in the handshake, until one tells enough.
+    # Numbers of top log-probabilities to request in the handshake, until one is enough.
     tops: tuple[int, ...]
 
     @abstractmethod
     def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
-        """The body that asks for the tokens of a text, or for token ids."""
+        """Request body for the log-probabilities of a text, or of token ids."""
 
     @abstractmethod
     def read(self, answer: Any) -> Answer:
-        """Reads the body of an answer; any error if it is none of this protocol."""
+        """Parses a response body; raises any error if it does not follow this protocol."""
 
     def ask(self, client: Client, server: Server, model: str, text: Sequence[int] | str, tops: int = 0) -> Answer:
-        """What a server says of a text; `BadAnswer` if that is not of this protocol."""
+        """A server's response for a text; `BadAnswer` if it does not follow this protocol."""
         body = client.ask(server, self.path, self.request(model, text, tops))
         try:
             return self.read(body)
@@ -68,7 +68,7 @@ class VLLM(ScoreProtocol):
     def read(self, answer: Any) -> Answer:
         (choice,) = answer["choices"]
         _, *entries = choice["prompt_logprobs"]  # the first token has none
-        # The token itself comes first, the most probable ones follow.
+        # The token itself comes first, followed by the most probable ones.
         own = [next(iter(entry.items())) for entry in entries]
         ids: list[int | None] = [None, *(int(key) for key, _ in own)]
         told = choice.get("prompt_token_ids")
@@ -101,13 +101,13 @@ class Echo(ScoreProtocol):
     name, path, tops = "OpenAI's `echo`", "/v1/completions", (5, 1)
 
     def request(self, model: str, text: Sequence[int] | str, tops: int) -> dict[str, Any]:
-        # The last field is of vLLM's kin; others know no such one.
+        # The last field is specific to vLLM and its kin; other servers ignore it.
         return _body(model, text, echo=True, logprobs=max(1, tops), return_tokens_as_token_ids=True)
 
     def read(self, answer: Any) -> Answer:
         (choice,) = answer["choices"]
         found = choice["logprobs"]
-        # The generated token is behind the echoed ones.
+        # The generated token follows the echoed ones.
         *log_probs, _ = found["token_logprobs"]
         *texts, _ = map(str, found["tokens"])
         if len(texts) != len(log_probs) or log_probs[0] is not None:
@@ -125,12 +125,12 @@ PROTOCOLS: tuple[ScoreProtocol, ...] = (VLLM(), SGLang(), Echo())
 
 def _body(model: str, text: Sequence[int] | str, **more: Any) -> dict[str, Any]:
     prompt = text if isinstance(text, str) else [list(text)]
-    # Temperature 1, because the model's generation config would set another one, which some servers apply here.
+    # Temperature 1, because the model's generation config may set another one, which some servers apply here.
     return {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 1.0, **more}
 
 
 class Card(NamedTuple):
-    """What a server says of its model: its name there, the name it was loaded by, and its length limit in tokens."""
+    """A server's model: its name there, the name it was loaded from, and its length limit in tokens."""
 
     name: str
     loaded_from: str | None
@@ -138,7 +138,7 @@ class Card(NamedTuple):
 
 
 class Handshake:
-    """What is asked of one server, by the `name` of its model there, `None` if it has only one."""
+    """Checks of one server, by the `name` of its model there, `None` if it has only one."""
 
     def __init__(self, client: Client, server: Server, name: str | None) -> None:
         self._client, self._server = client, server
@@ -155,17 +155,17 @@ class Handshake:
         if name is not None and name not in names:
             raise ServerError(f"The server {server.root} has no model {name!r}, only {', '.join(names)}.")
         model = models[0 if name is None else names.index(name)]
-        # vLLM needs room for one token that it generates. Its LoRA adapters have the limit of their base.
+        # vLLM needs room for one generated token. Its LoRA adapters have the limit of their base model.
         longest = next((other["max_model_len"] for other in (model, *models) if other.get("max_model_len")), None)
         length = longest - 1 if isinstance(longest, int) else None
         self.card = Card(str(model["id"]), model.get("root"), length)
 
     def ask(self, protocol: ScoreProtocol, text: Sequence[int] | str, tops: int = 0) -> Answer:
-        """What the server says of a text."""
+        """The server's response for a text."""
         return protocol.ask(self._client, self._server, self.card.name, text, tops)
 
     def find_protocol(self) -> ScoreProtocol:
-        """How the server gives log-probabilities of a text that it is given."""
+        """Returns the protocol by which the server gives log-probabilities of a given text."""
         reasons = []
         for protocol in PROTOCOLS:
             try:
@@ -184,7 +184,7 @@ class Handshake:
         )
 
     def check_tokenizer(self, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The server must read text as the same tokens, BOS included."""
+        """Raises unless the server tokenizes text to the same tokens, including BOS."""
         text = f"{SENTENCE} {tokenizer.eos_token or ''}"
         ours = list(tokenizer(text)["input_ids"])
         answer = self.ask(protocol, text)
@@ -198,17 +198,18 @@ class Handshake:
             )
 
     def check_log_probs(self, protocol: ScoreProtocol, ids: Sequence[int], vocab_size: int) -> bool:
-        """Refuses what is not normalised: logits, top-k. `False` if the server tells too little to find out."""
+        """Rejects values that are not normalised: logits, top-k. `False` if the server returns too few to tell."""
         for count in protocol.tops:
             try:
                 answer = self.ask(protocol, ids, count)
-            except ValueError:  # more than it allows
+            except ValueError:  # more than the server allows
                 continue
             known = False
             for value, tops in zip(answer.log_probs[1:], answer.tops[1:] or [[]] * len(ids), strict=False):
                 values = [*tops, *([] if value is None else [value])]
                 total = math.fsum(map(math.exp, tops)) if all(number <= POSITIVE for number in values) else math.inf
-                # The k most probable of V tokens have at least k / V; some models have more tokens than tokenizers.
+                # The k most probable of V tokens have at least k / V; some models have more tokens than their
+                # tokenizers.
                 least = 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
                 if not least <= total <= 1.01:
                     raise ServerError(
@@ -223,7 +224,7 @@ class Handshake:
 
 
 def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The first token that the server has read as another one than was meant, in words; `None` if there is none."""
+    """Description of the first token that the server has read as another one; `None` if all are as sent."""
     for place, (told, token_id) in enumerate(zip(answer.token_ids, ids, strict=True)):
         if told is not None and told != token_id:
             return f"token {place}, which is {told} there and {token_id} here"
@@ -234,16 +235,16 @@ def other_token(answer: Answer, ids: Sequence[int], tokenizer: PreTrainedTokeniz
 
 
 def mean_difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> float:
-    """Mean absolute difference of two lists of log-probabilities, in nats per token; infinite if one lacks any."""
+    """Mean absolute difference of two lists of log-probabilities, in nats per token; infinite if one has gaps."""
     pairs = list(zip(ours, theirs, strict=False))[1:]
     values = [abs(a - b) if a is not None and b is not None else math.inf for a, b in pairs]
     return math.fsum(values) / max(1, len(values))
 
 
 def _same_text(told: str, tokenizer: PreTrainedTokenizerBase, token_id: int) -> bool:
-    """Whether a server's text of a token is the tokenizer's, but for how spaces are written."""
+    """Whether a server's text of a token equals the tokenizer's, apart from how spaces are written."""
     theirs, ours = (
         text.replace("\u2581", " ").replace("\u0120", " ").strip() for text in (told, tokenizer.decode([token_id]))
     )
-    # Of a part of a character, each server writes something else.
+    # Part of a character is written differently by each server.
     return theirs == ours or "\ufffd" in theirs + ours or theirs.startswith("bytes:")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A frozen model that servers run: addresses, handshake, and statistics of given tokens."""
+"""Frozen model on servers: addresses, handshake, and statistics of given tokens."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_url(model: object) -> bool:
-    """Whether a model's name is the address of a server, or several of them between commas."""
+    """Whether a model's name is the URL of a server, or several URLs separated by commas."""
     return isinstance(model, str) and model.startswith(("http://", "https://"))
 
 
@@ -35,32 +35,32 @@ DISCONNECTED = dict.fromkeys(("_client", "_process", "_tokenizer", "_card", "_pr
 
 class ServedModel:
     """
-    A frozen model behind one or several servers, which give log-probabilities of given tokens: vLLM, SGLang, or any
+    A frozen model behind one or several servers that return log-probabilities of given tokens: vLLM, SGLang, or any
     with OpenAI-style `echo`.
 
-    Before anything is scored, a handshake compares tokenizers, looks for log-probabilities that are none, and asks for
-    the length limit; later calls look whether it still is the same model. A server that is busy, starting or gone is
-    tried again with back-off, while others take its work. The key, if servers want one, is read from the environment
-    variable `ENDOTRL_API_KEY`.
+    Before anything is scored, a handshake compares tokenizers, checks that log-probabilities are normalised, and reads
+    the length limit; later calls check that the model is still the same. A server that is busy, starting or down is
+    retried with back-off, while others take over its work. An API key, if the servers require one, is read from the
+    environment variable `ENDOTRL_API_KEY`.
 
     Args:
         url (`str` or `list[str]`):
-            Address, with or without `/v1`; several as a list, or between commas. A server with several models needs
-            the model's name there, behind `#`: `"http://host:8000/v1#math"`.
+            URL, with or without `/v1`; several as a list, or separated by commas. For a server with several models,
+            add the model's name there after `#`: `"http://host:8000/v1#math"`.
         concurrency (`int`, *optional*, defaults to `32`):
-            Requests at a time, of all processes of a run together (but at least one per process).
+            Concurrent requests, of all processes of a run together (but at least one per process).
         timeout (`float`, *optional*, defaults to `600.0`):
-            Seconds within which a request must be answered.
+            Timeout of a request in seconds.
         patience (`float`, *optional*, defaults to `1800.0`):
-            Seconds for which a server that has answered before is waited for, such as while it is restarted. One that
-            has never answered is given up after 20 seconds.
+            Seconds to wait for a server that has responded before, for example during a restart. One that has never
+            responded is given up after 20 seconds.
         asynchronous (`bool`, *optional*, defaults to `True`):
             Whether the `__call__` of an [`EndogenousReward`] with this model is `async`, so that TRL's GRPO and RLOO
-            trainers (TRL 1.14 or newer) run other reward functions meanwhile. `False` for OnlineDPO and for calls of
-            your own. Its other methods are not asynchronous.
+            trainers (TRL 1.14 or newer) run other reward functions concurrently. `False` for OnlineDPO and for direct
+            calls. Its other methods are not asynchronous.
 
     Raises:
-        `ValueError`: If an address is none, or holds a password.
+        `ValueError`: If an address is invalid, or contains a password.
 
     Example:
     ```python
@@ -76,7 +76,7 @@ class ServedModel:
     _tokenizer: PreTrainedTokenizerBase | None
     _card: Card | None
     _protocol: ScoreProtocol | None
-    _probe: list[float | None] | None  # log-probabilities of a text, by which the model is known
+    _probe: list[float | None] | None  # log-probabilities of a text, which identify the model
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class ServedModel:
         vars(self).update(DISCONNECTED)
 
     def __getstate__(self) -> dict[str, Any]:
-        """No connection is pickled, and so no key."""
+        """Pickles no connection, and so no key."""
         return {**self.__dict__, **DISCONNECTED}
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class ServedModel:
 
     @property
     def card(self) -> Card:
-        """What the servers say of the model; `ServerError` if none of them answers."""
+        """The servers' description of the model; `ServerError` if none of them responds."""
         if self._card is None:
             self._http.map(lambda server, _: None, [None], done=lambda: None)
         assert self._card is not None
@@ -126,11 +126,11 @@ class ServedModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """The name by which the servers have loaded the model, which names its tokenizer where it is known here."""
+        """The name from which the servers loaded the model, which identifies its tokenizer if it is available here."""
         return self.card.loaded_from or self.card.name
 
     def connect(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """The handshake, unless it was done with this tokenizer. `ServerError` if a server is not what it must be."""
+        """Performs the handshake, once per tokenizer. `ServerError` if a server does not pass it."""
         with exclusive(self):
             if self._tokenizer is tokenizer:
                 return
@@ -143,7 +143,7 @@ class ServedModel:
 
     @property
     def config(self) -> PretrainedConfig:
-        """What is known of the model's configuration: its vocabulary, which is the tokenizer's, and its context."""
+        """Partial config of the model: the tokenizer's vocabulary size, and the server's context length."""
         assert self._tokenizer is not None  # connected
         return PretrainedConfig(
             vocab_size=len(self._tokenizer),
@@ -153,7 +153,7 @@ class ServedModel:
 
     @property
     def eos_token_ids(self) -> list[int]:
-        """Tokens that end a response, beside the tokenizer's own: of the generation config beside the tokenizer."""
+        """Tokens that end a response, besides the tokenizer's own: of the generation config next to the tokenizer."""
         assert self._tokenizer is not None  # connected
         try:
             return eos_token_ids(GenerationConfig.from_pretrained(self._tokenizer.name_or_path))
@@ -169,12 +169,12 @@ class ServedModel:
         progress: bool = False,
     ) -> list[TokenStats]:
         r"""
-        [`TokenStats`] as [`FrozenScorer`] gives them, but in the gauge $V = 0$, without entropies and mean logits:
-        `chosen_logits` are $\log \hat\pi(a_h|s_h)$. Rewards that need more are refused before: see
+        [`TokenStats`] as from [`FrozenScorer`], but in the gauge $V = 0$, without entropies and mean logits:
+        `chosen_logits` are $\log \hat\pi(a_h|s_h)$. Rewards that need more are rejected earlier: see
         [`RewardRule.needs_logits`].
 
-        `ValueError` for another `alpha` than 1, ids outside the vocabulary and rows that the server refuses or gives
-        NaN for; `ServerError` if no server answers, or one answers for other tokens or with logits.
+        Raises `ValueError` for an `alpha` other than 1, ids outside the vocabulary and rows that the server rejects or
+        gives NaN for; `ServerError` if no server responds, or one responds for other tokens or with logits.
         """
         if alpha != 1.0:
             raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
@@ -203,7 +203,7 @@ class ServedModel:
         return self._client
 
     def _greet(self, client: Client, server: Server) -> None:
-        """The handshake with one server. Later ones, and those that come back, only repeat the probe of the first."""
+        """Handshake with one server. Later servers, and those that recover, only repeat the probe of the first."""
         try:
             handshake = Handshake(client, server, self.model)
             self._card = self._card or handshake.card
@@ -259,7 +259,7 @@ class ServedModel:
 
 
 def _root(address: str) -> str:
-    """The address of a server without `/v1`."""
+    """URL of a server without `/v1`."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
         raise ValueError(f"{address!r} is no address of a server, such as http://host:8000/v1.")

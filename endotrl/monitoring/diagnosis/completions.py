@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of the completions that TRL writes as Parquet (`log_completions=True`), as the monitor logs them."""
+"""Statistics of completions logged by TRL as Parquet (`log_completions=True`), with the monitor's names."""
 
 import itertools
 import math
@@ -14,14 +14,14 @@ from ...rendering.messages import texts_of
 from ..batch_statistics import ValuesSeen, distinct_completions, group_correlation, repetition
 
 
-MAX_FILES = 64  # that are read, each of a step: evenly spread over the run, and the last one
+MAX_FILES = 64  # files to read, one per step: evenly spread over the run, and the last one
 
 
 def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     """
-    One log entry per file of completions, in order of steps, under the names that [`CollapseMonitor`] and TRL log the
-    same by, in words in place of tokens; and `words`, their mean number. `ValueError` if a file is none of TRL's
-    tables of completions.
+    One log entry per file of completions, in order of steps, with the names that [`CollapseMonitor`] and TRL use in
+    their logs, counting words instead of tokens; and `words`, their mean number. `ValueError` if a file is not one of
+    TRL's tables of completions.
 
     The trained reward is the column that the advantage follows most closely within groups; its mean is `reward`.
     """
@@ -31,7 +31,7 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
         try:
             columns = pq.read_table(path).to_pydict()
         except (OSError, ValueError) as error:
-            if path == paths[-1]:  # it is being written
+            if path == paths[-1]:  # still being written
                 continue
             raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
         missing = {"step", "prompt", "completion"} - columns.keys()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnosis of a run: reads it, asks all questions, and says the most important thing first."""
+"""Diagnosis of a run: reads its logs, runs all checks, and reports the most important finding first."""
 
 import math
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ Status = Literal["failure", "warning", "unclear", "healthy"]
 @dataclass(frozen=True)
 class Diagnosis:
     """
-    What is wrong with a run. `status` is the level of the gravest finding, `"failure"` or `"warning"`; `"unclear"` if
-    there are too few log entries to tell; `"healthy"` if nothing was found.
+    Diagnosis of a run. `status` is the level of the most severe finding, `"failure"` or `"warning"`; `"unclear"` if
+    there are too few log entries; `"healthy"` if nothing was found.
     """
 
     run: Run
-    verdict: str  # the most important thing, in a sentence or two
+    verdict: str  # the most important finding, in a sentence or two
     status: Status
     findings: list[Finding]  # failures, warnings, notes; each in order of importance
-    held_out: list[str]  # reward functions that were named, or are of weight 0 by the log itself
-    not_checked: list[str]  # what could not be asked, because the numbers for it were not logged
+    held_out: list[str]  # reward functions that were given, or have weight 0 according to the log
+    not_checked: list[str]  # checks that could not be run, because their metrics were not logged
 
     def to_dict(self) -> dict[str, Any]:
-        """The diagnosis as JSON can hold it."""
+        """The diagnosis as JSON values."""
         return {
             "run": str(self.run.path),
             "source": self.run.source,
@@ -54,23 +54,23 @@ class Diagnosis:
 
 def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnosis:
     """
-    Says what is wrong with a finished or running run of any trainer of TRL, from what it logged: whether it learns or
-    collapses, and whether it has a usual fault, such as a gradient of zero, or a reward that is only length.
+    Diagnoses a finished or running run of any TRL trainer from its logs: whether it learns or collapses, and whether
+    it has a common fault, such as a zero gradient, or a reward that is only length.
 
     Args:
         path (`str` or `Path`):
             `trainer_state.json`, an output folder or checkpoint, an offline W&B run, TensorBoard events, the folder
             of TRL's `completions/*.parquet`, or JSON Lines with a log entry per line.
         held_out (`list[str]`, *optional*):
-            Names of reward functions that are not trained on. By default, where the logged `reward` is that of one
-            function, the others with values in $[0, 1]$.
+            Names of reward functions that are not trained on. By default, if the logged `reward` is that of one
+            function, all others with values in $[0, 1]$.
 
     Returns:
         [`Diagnosis`].
 
     Raises:
         `FileNotFoundError`, `ValueError`, `ImportError`: See [`read_run`]; also if a name of `held_out` was not
-            logged.
+        logged.
 
     Example:
     ```python
@@ -83,7 +83,7 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     """
     run = read_run(path)
     if run.completions:
-        from .completions import completion_entries  # waits for torch
+        from .completions import completion_entries  # imports torch
 
         by_step = {entry["step"]: entry for entry in run.steps}
         for entry in completion_entries(run.completions):
@@ -118,8 +118,8 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
 
 def rewards_without_weight(run: Run) -> list[str]:
     """
-    Names of the reward functions that are not trained on, with values in [0, 1]: where the logged `reward` is that of
-    one function, times its weight, all others.
+    Names of the reward functions that are not trained on, with values in [0, 1]: if the logged `reward` is that of one
+    function, times its weight, all others.
     """
     keys = list(dict.fromkeys(k for e in run.steps for k in e if k.startswith("rewards/") and k.endswith("/mean")))
     rows = [[e.get(k, math.nan) for k in ("reward", *keys)] for e in run.steps]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Diagnoses as HTML and for a terminal, several runs side by side."""
+"""HTML and terminal reports of diagnoses, several runs side by side."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 MARKS = {"failure": "✗", "warning": "!", "note": "·"}
 STYLES = {"failure": "bold red", "warning": "bold yellow", "unclear": "bold", "healthy": "bold green", "note": "dim"}
-# Numbers that runs are compared by.
+# Metrics by which runs are compared.
 COMPARED = [*REWARD_KEYS, "loss", "kl", *ENTROPY_KEYS, "grad_norm", "learning_rate", "completions/mean_length"]
 COMPARED += [CLIPPED, ZERO_STD, "mean_token_accuracy", "eval_loss", "eval_reward"]
 
 
 def report_page(diagnoses: Sequence[Diagnosis]) -> str:
-    """The page of one diagnosis, or of several side by side."""
+    """HTML page of one diagnosis, or of several side by side."""
     several = len(diagnoses) > 1
     names = [f"{d.run.path}: " if several else "" for d in diagnoses]
     sections: list[tuple[str, Markup | str]] = []
@@ -51,7 +51,7 @@ def report_page(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def print_diagnoses(diagnoses: Sequence[Diagnosis], console: "Console") -> None:
-    """Writes diagnoses to a terminal: the verdict first, then findings with a sparkline each."""
+    """Prints diagnoses to a terminal: the verdict first, then each finding with a sparkline."""
     from rich.padding import Padding
     from rich.text import Text
 
@@ -79,7 +79,7 @@ def print_diagnoses(diagnoses: Sequence[Diagnosis], console: "Console") -> None:
 
 
 def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """The logged numbers of these names; a name that ends in `/` stands for all that begin with it."""
+    """Logged series by name; a name that ends in `/` matches all that begin with it."""
     logged = dict.fromkeys(key for entry in run.entries for key in entry)
     keys = [k for name in names for k in ([n for n in logged if n.startswith(name)] if name[-1] == "/" else [name])]
     found = {key: run.series(key) for key in dict.fromkeys(keys)}
@@ -87,7 +87,7 @@ def curve_series(run: Run, names: Sequence[str]) -> dict[str, list[tuple[float, 
 
 
 def _with_code(text: str) -> Markup:
-    """Text whose words in backticks are code."""
+    """Text with its words in backticks as code."""
     marks = (Markup("{}"), Markup("<code>{}</code>"))
     return Markup("").join(marks[i % 2].format(part) for i, part in enumerate(plain(text).split("`")))
 
@@ -109,7 +109,7 @@ def _compared(diagnoses: Sequence[Diagnosis]) -> list[str]:
 
 
 def _ends(run: Run, key: str) -> tuple[str | None, str | None]:
-    """First and last value, and the curve."""
+    """First and last value of a metric."""
     values = run.values(key)
     return (
         (f"{values[0]:.3g} → {values[-1]:.3g}", sparkline([value for _, value in run.series(key)]))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Logs of finished and running runs, of any trainer of TRL: `trainer_state.json`, offline W&B runs, TensorBoard events,
+Logs of finished and running runs, of any TRL trainer: `trainer_state.json`, offline W&B runs, TensorBoard events,
 JSON Lines, and the completions that TRL writes as Parquet.
 
-What is read becomes entries as in `trainer.state.log_history`: `reward`, not W&B's `train/reward`; `eval_reward`, not
+All are converted to entries as in `trainer.state.log_history`: `reward`, not W&B's `train/reward`; `eval_reward`, not
 `eval/reward`.
 """
 
@@ -32,25 +32,25 @@ KINDS = (
 
 @dataclass
 class Run:
-    """What a run left behind."""
+    """Logs and checkpoints of a run."""
 
-    path: Path  # what was asked for
-    source: str = ""  # what the entries were read from
-    # Of the log, with their `step`, in order, those of evaluations apart. `None` in TRL's log is NaN here.
+    path: Path  # as given
+    source: str = ""  # file or folder that the entries were read from
+    # Of the log, with their `step`, in order, evaluations as separate entries. `None` in TRL's log is NaN here.
     entries: list[dict[str, float]] = field(default_factory=list)
     completions: list[Path] = field(default_factory=list)  # Parquet files, in order of steps
     checkpoints: list[Path] = field(default_factory=list)  # folders with weights, in order of steps
-    max_steps: int | None = None  # that the run is to have, if `trainer_state.json` is there
+    max_steps: int | None = None  # planned steps, if `trainer_state.json` exists
     held_out: list[str] = field(default_factory=list)  # reward functions that are not trained on
-    notes: list[str] = field(default_factory=list)  # what else is there, and was not read
+    notes: list[str] = field(default_factory=list)  # further logs that were not read
 
     @property
     def steps(self) -> list[dict[str, float]]:
-        """Entries of training, without evaluations."""
+        """Training entries, without evaluations."""
         return [entry for entry in self.entries if not any(key.startswith("eval_") for key in entry)]
 
     def series(self, *keys: str) -> list[tuple[float, float]]:
-        """Steps and values of the first of these numbers that was logged, NaN included."""
+        """Steps and values of the first of these metrics that was logged, including NaN."""
         for key in keys:
             found = [(entry["step"], entry[key]) for entry in self.entries if key in entry]
             if found:
@@ -58,12 +58,12 @@ class Run:
         return []
 
     def values(self, *keys: str) -> list[float]:
-        """Finite values of the first of these numbers that was logged."""
+        """Finite values of the first of these metrics that was logged."""
         return [value for _, value in self.series(*keys) if math.isfinite(value)]
 
 
 class Trend(NamedTuple):
-    """Means of the first eighth (at least 3 entries) and of the last third, and their difference over its noise."""
+    """Means of the first eighth (at least 3 entries) and of the last third, and their difference relative to noise."""
 
     first: float
     last: float
@@ -76,14 +76,14 @@ def tail(values: Sequence[float], part: int = 3) -> Sequence[float]:
 
 
 def trend(values: Sequence[float]) -> Trend:
-    """The change of a series from its beginning to its end; `z` is in standard errors of that difference."""
+    """Change of a series from its beginning to its end; `z` is in standard errors of that difference."""
     head, end = values[: max(3, len(values) // 8)], tail(values)
     first, last = fmean(head), fmean(end)
     return Trend(first, last, evidence(values, last - first, len(head), len(end)))
 
 
 def evidence(values: Sequence[float], difference: float, *numbers: int) -> float:
-    """A difference of means of so many entries, in standard errors; 0 if they are too few to tell."""
+    """A difference of means over `numbers` entries each, in standard errors; 0 if there are too few values."""
     if len(values) < FEWEST:
         return 0.0
     block = math.ceil(len(values) / MOST)
@@ -93,13 +93,13 @@ def evidence(values: Sequence[float], difference: float, *numbers: int) -> float
 
 def read_run(path: str | Path) -> Run:
     """
-    Reads what a trainer of TRL, or its tracker, wrote; of several logs in a folder, the one that goes furthest, and
-    what the others have from before.
+    Reads the logs of a TRL trainer, or of its tracker; of several logs in a folder, the one that reaches furthest,
+    with earlier entries from the others.
 
     Raises:
-        `FileNotFoundError`: If it is not there.
-        `ValueError`: If no log is found in it, or a log is damaged.
-        `ImportError`: If what reads it is not installed.
+        `FileNotFoundError`: If the path does not exist.
+        `ValueError`: If it contains no log, or a log is damaged.
+        `ImportError`: If the package that reads it is not installed.
     """
     path = Path(path)
     if not path.exists():
@@ -125,9 +125,9 @@ def _read_file(path: Path) -> Run:
 
 def _read_folder(folder: Path) -> Run:
     there = list(checkpoints(folder).values())
-    states = [path / STATE_FILE for path in (folder, *there[-2:])]  # the last one may be half written
+    states = [path / STATE_FILE for path in (folder, *there[-2:])]  # the last one may be incomplete
     logs, notes = [[path] for path in states if path.is_file()], []
-    # A run that was resumed has several files: of W&B all of the same name, of TensorBoard in the same folder.
+    # A resumed run has several files: those of W&B share a name, those of TensorBoard a folder.
     for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
         by_run: dict[Any, list[Path]] = {}
         files = {path.resolve() for path in folder.glob(f"**/{pattern}")}  # `latest-run` is a link
@@ -144,7 +144,7 @@ def _read_folder(folder: Path) -> Run:
             run = _read_file(newest)
             for path in earlier if newest.suffix == ".wandb" else []:
                 _prepend(run, _read_file(path))
-        except (ImportError, ValueError) as error:  # another log may do
+        except (ImportError, ValueError) as error:  # another log may be readable
             errors.append(error)
         else:
             runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data has these suffixes, too
@@ -153,7 +153,7 @@ def _read_folder(folder: Path) -> Run:
         notes, runs = [f"Not read, of the same folder: {names}"], runs[:1]
     if not runs and errors:
         raise errors[0]
-    # Checkpoints lag behind, and of a run that was resumed a tracker may have the end only.
+    # Checkpoints lag behind, and the tracker of a resumed run may have only the end.
     found = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
     for run in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
         _prepend(found, run)
@@ -169,13 +169,13 @@ def _read_folder(folder: Path) -> Run:
 
 
 def _prepend(run: Run, earlier: Run) -> None:
-    """Adds what was logged before; what was done again after that counts once."""
+    """Prepends earlier entries; steps that were repeated after resuming count once."""
     start = run.entries[0]["step"] if run.entries else math.inf
     run.entries[:0] = [entry for entry in earlier.entries if entry["step"] < start]
 
 
 def _is_log(entries: Iterable[Mapping[str, float]]) -> bool:
-    """Whether they are of a training run, and not of another program."""
+    """Whether entries are of a training run, rather than another program."""
     return any(key in ("loss", *REWARD_KEYS) or key.startswith("eval_") for entry in entries for key in entry)
 
 
@@ -191,7 +191,7 @@ def _read_json(path: Path) -> Run:
             return Run(path, str(path), _entries(state.get("log_history", [])), max_steps=state.get("max_steps"))
     rows = list(Reader(path))
     if rows and rows[-1].problem:
-        rows.pop()  # is being written
+        rows.pop()  # still being written
     for row in rows:
         if row.problem:
             raise row.error(row.problem)
@@ -199,7 +199,7 @@ def _read_json(path: Path) -> Run:
 
 
 def _event_rows(folder: Path) -> list[dict[str, Any]]:
-    """Of all files of the folder: a run that was resumed has several."""
+    """Rows of all event files in a folder: a resumed run has several."""
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
@@ -225,7 +225,7 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
         evaluation: dict[str, float] = {}
         for key, value in row.items():
             number = _number(value)
-            if number is None or key.startswith(("_", "profiling/")):  # W&B's own, and TRL's timers in it
+            if number is None or key.startswith(("_", "profiling/")):  # W&B's own, and TRL's timers there
                 continue
             if key.startswith(("eval/", "eval_")):
                 evaluation[f"eval_{key[5:]}"] = number
@@ -234,13 +234,13 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
         global_step = training.pop("global_step", None)
         step = training.pop("step", global_step)
         if step is not None:
-            if step < latest:  # a run that was resumed: what was done again counts once
+            if step < latest:  # a resumed run: repeated steps count once
                 entries = [entry for entry in entries if entry["step"] < step]
             latest = step
         else:
             step = float(row.get("_step", len(entries)))
         for part in (training, evaluation):
-            # The summary at the end has means of the whole run.
+            # The summary at the end contains means over the whole run.
             names = part.keys() - {"epoch"}
             if names and not any(name.endswith("train_runtime") for name in names):
                 entries.append({"step": step, **part})
@@ -248,7 +248,7 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _number(value: object) -> float | None:
-    """A logged number; `None` (TRL writes it for a mean over nothing) is NaN, and what is no number `None`."""
+    """A logged number; NaN for `None` (TRL's mean over nothing), and `None` for anything that is not a number."""
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float | str):

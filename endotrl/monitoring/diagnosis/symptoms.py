@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What can be wrong with a run, from its log: what to change, and one function per question, which yields what it finds,
-and nothing where the log has not the numbers that it takes.
+Checks for common faults of a run in its log: one function per check, which yields its findings, or nothing if the log
+lacks its metrics; and the change that each finding calls for.
 """
 
 import filecmp
@@ -26,42 +26,42 @@ from .run_logs import evidence as evidence_of
 
 Level = Literal["failure", "warning", "note"]
 LEVELS = get_args(Level)
-# Key of what to change, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
+# Key of the change, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
 Answer = tuple[str, Level, str, str, list[str]]
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
 LENGTH = "collapse/length_correlation"
-# Logged by PPO, in which a completion may be a group of its own: it is compared with the critic.
+# Logged by PPO, in which a completion may be a group of its own, compared with the critic.
 GROUPS_OF_ONE = "ppo/advantages_std"
 KL_KEYS = ("kl", "objective/kl")
-# Of a KL or an entropy per token, and per completion, which is taken for a hundred tokens.
+# Of a KL or an entropy per token, and per completion, assumed to have a hundred tokens.
 UNITS = dict.fromkeys(("kl", "entropy"), 1.0) | dict.fromkeys(("objective/kl", "objective/entropy"), 100.0)
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
 IS_TRAINABLE = (
     "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
 )
 LOGGING = "https://huggingface.co/docs/trl/logging"
-ENOUGH = 10  # fewer entries do not tell a trend from noise
+ENOUGH = 10  # with fewer entries, a trend cannot be told from noise
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    Something that is wrong with a run. `level` is `"failure"` if the run is not worth going on with as it is,
-    `"warning"` if it may be, and `"note"` for what is to be known.
+    A fault of a run. `level` is `"failure"` if the run is not worth continuing as it is, `"warning"` if it may be, and
+    `"note"` for information.
     """
 
-    name: str  # what kind of thing, such as `"zero_gradient"`
+    name: str  # kind of finding, such as `"zero_gradient"`
     level: Level
     says: str  # what is wrong, in one sentence
-    evidence: str  # the numbers that show it
+    evidence: str  # numbers that show it
     change: str  # what to change
-    reference: str  # where this is described
-    curves: list[str] = field(default_factory=list)  # logged numbers that show it
+    reference: str  # where it is described
+    curves: list[str] = field(default_factory=list)  # logged metrics that show it
 
 
-# By the finding's name, which may have more than one: what to change, and where that is described.
+# By the finding's name, with variants: what to change, and where that is described.
 CHANGES = {
     "not_finite": (
         "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
@@ -144,7 +144,7 @@ CHANGES = {
 
 
 def all_findings(run: Run) -> list[Finding]:
-    """What all questions find: failures first, then warnings and notes, each in order of importance."""
+    """Findings of all checks: failures first, then warnings and notes, each in order of importance."""
     asked = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
     asked += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
     found = [
@@ -243,7 +243,7 @@ def _unchanged_weights(run: Run) -> Iterator[Answer]:
 
 
 def unchanged(checkpoints: Sequence[Path]) -> str | None:
-    """A sentence if the checkpoints of a run show that nothing was trained; `None` if they do not."""
+    """Sentence on checkpoints that show that nothing was trained; `None` if they do not show it."""
     files = [{file.name: file for file in folder.glob("*.safetensors")} for folder in checkpoints]
     if len(files) > 1 and files[0].keys() == files[-1].keys():
         if all(filecmp.cmp(file, files[-1][name], shallow=False) for name, file in sorted(files[0].items())):
@@ -251,14 +251,14 @@ def unchanged(checkpoints: Sequence[Path]) -> str | None:
     if files and (adapter := files[-1].get("adapter_model.safetensors")):
         with safe_open(adapter, "pt") as opened:
             matrices = [opened.get_tensor(name) for name in opened.keys() if "lora_B" in name]
-        if matrices and not any(matrix.count_nonzero() for matrix in matrices):  # as PEFT makes an adapter
+        if matrices and not any(matrix.count_nonzero() for matrix in matrices):  # PEFT's initialization of an adapter
             return f"The adapter in {checkpoints[-1].name} is as it was made: all its LoRA B matrices are zero"
     return None
 
 
 def _entropy(run: Run) -> Iterator[Answer]:
     values = run.values(*ENTROPY_KEYS)
-    if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # what a model has learnt by heart has little
+    if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # a model has little on what it has memorized
         return
     first, last = mean(values[:3]), mean(tail(values, part=8))
     key = next(key for key in ENTROPY_KEYS if run.series(key))
@@ -288,7 +288,7 @@ def _reward_is_length(run: Run) -> Iterator[Answer]:
     key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
     found = mean(tail(within)) if len(within) >= 3 else 0.0
     evidence = f"Within groups, the correlation of reward and length is {found:+.2f} at the end."
-    # Where only the completions are there, it is one with words, which is less.
+    # With completions alone it is the correlation with words, which is lower.
     if abs(found) <= LENGTH_CORRELATION and (not within or abs(found) >= 0.3):
         pairs = [(e[reward], e[key]) for e in run.steps for reward in REWARD_KEYS if {reward, key} <= e.keys()]
         pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
@@ -321,7 +321,7 @@ def _collapse(run: Run) -> Iterator[Answer]:
     level: Level = "failure"
     says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
     levels = levels[1:] or levels
-    if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # what has stayed low is no noise any more
+    if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # a level that stays low is not noise
         level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
     held_out = [f"rewards/{name}/mean" for name in run.held_out]
     yield "collapse", level, says, evidence, [*held_out, HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]]
@@ -362,7 +362,7 @@ def _not_learning(run: Run) -> Iterator[Answer]:
     if z > 2 and not lost:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
-        return  # right from the beginning: `equal_rewards` speaks
+        return  # right from the beginning: covered by `equal_rewards`
     what = "gets worse" if z < -5 else "has lost most of what it won" if lost else "does not improve"
     evidence = (
         f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
@@ -395,7 +395,7 @@ def _critic(run: Run) -> Iterator[Answer]:
 def _overfitting(run: Run) -> Iterator[Answer]:
     for key, sign in (("eval_loss", -1), ("eval_reward", 1), ("eval_rewards/accuracies", 1)):
         values = [sign * value for value in run.values(key)]
-        if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # of RL it says nothing
+        if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # uninformative in RL
             continue
         best, now = max(values), max(values[-2:])
         if best - now > max(0.25 * (best - values[0]), 0.02 * abs(best), 1e-9):
@@ -406,7 +406,7 @@ def _overfitting(run: Run) -> Iterator[Answer]:
 
 
 def _all_equal(run: Run) -> float:
-    """Fraction of groups with equal rewards over the run; 0 if that is unknown."""
+    """Fraction of groups with equal rewards over the run; 0 if unknown."""
     if run.series(GROUPS_OF_ONE):
         return 0.0
     fractions = run.values(ZERO_STD)
@@ -417,13 +417,13 @@ def _all_equal(run: Run) -> float:
 
 
 def _cut_off(run: Run) -> float:
-    """Fraction of completions that are cut off, at the end of the run; 0 if that is unknown."""
+    """Fraction of truncated completions at the end of the run; 0 if unknown."""
     values = run.values(CLIPPED)
     return mean(tail(values)) if len(values) >= 3 else 0.0
 
 
 def progress_key(run: Run) -> tuple[str, bool, str]:
-    """The number that should improve, whether upwards, and its name in a sentence."""
+    """The metric that should improve, whether upwards, and its name in a sentence."""
     names = dict.fromkeys(REWARD_KEYS, "The reward")
     names |= dict.fromkeys(("rewards/accuracies", "accuracy"), "The accuracy on preferences") | {"loss": "The loss"}
     return next(((key, key != "loss", name) for key, name in names.items() if run.values(key)), ("", True, ""))

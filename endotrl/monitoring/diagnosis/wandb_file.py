@@ -3,9 +3,9 @@
 Reader of offline W&B runs (`run-<id>.wandb`), finished or still being written.
 
 The file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of seven
-bytes: blocks of 32 KiB of chunks, each a checksum (4 bytes), a length (2) and a type (1) before its data. wandb's own
-reader in Python went when its core was written in Go (it is not in 0.31), so the log is read here and its records by
-wandb's protocol buffers.
+bytes: blocks of 32 KiB of chunks, each with a checksum (4 bytes), a length (2) and a type (1) before its data. wandb
+dropped its own Python reader when its core was rewritten in Go (it is not in 0.31), so the log is read here and its
+records by wandb's protocol buffers.
 """
 
 import json
@@ -23,8 +23,8 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
     """
-    History of an offline W&B run, as it was logged. A record at the end that is half written is left for later. Raises
-    `ImportError` if wandb is not installed, and `ValueError` if it is no such file, or is damaged before its end.
+    History of an offline W&B run, as logged. An incomplete record at the end is ignored. Raises `ImportError` if wandb
+    is not installed, and `ValueError` if it is not such a file, or is damaged before its end.
     """
     try:
         from wandb.proto.wandb_internal_pb2 import Record
@@ -46,14 +46,14 @@ def _records(path: Path) -> Iterator[bytes]:
     position, parts = len(HEADER), b""
     while position + CHUNK_HEADER <= len(data):
         left = BLOCK - position % BLOCK
-        if left < CHUNK_HEADER:  # the rest of a block is filled with zeros
+        if left < CHUNK_HEADER:  # the rest of a block is zero padding
             position += left
             continue
         checksum, length, kind = struct.unpack_from("<IHB", data, position)
         start = position + CHUNK_HEADER
         position = start + length
         if position > len(data) or kind == length == 0:
-            return  # half written, or room for what is to be written
+            return  # incomplete, or preallocated space
         chunk = data[start:position]
         if zlib.crc32(bytes([kind]) + chunk) != checksum or kind not in (FULL, FIRST, MIDDLE, LAST):
             if position == len(data):
