@@ -158,7 +158,7 @@ def publish(
 def about_run(
     args: argparse.Namespace, settings: Mapping[str, Any], used: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What results say of the run that made them, from the records that they are about."""
+    """Description of the run behind results, from their records."""
     return {
         "model": args.model,
         "model_version": settings["model_version"],

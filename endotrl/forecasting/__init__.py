@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RL on a reward of a frozen model ends with, from its samples. Nothing heavy is imported here."""
+"""Forecast of the outcome of RL on a frozen model's reward, from its samples. Nothing heavy is imported here."""
 
 from typing import Literal
 

@@ -86,9 +86,9 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
 
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """
-    The splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read as
-    [`Reader`] reads them, row by row; other files by `datasets`, with the types that they have. Raises `ValueError` if
-    it cannot be read as rows, for JSON with the line, and `OSError` if there is nothing of that name.
+    Splits of a dataset: of a file (split `train`), of a folder, or of the hub. JSON and JSON Lines are read by
+    [`Reader`], row by row; other files by `datasets`, with their own types. Raises `ValueError` if it cannot be read
+    as rows, for JSON with the line, and `OSError` if there is nothing of that name.
     """
     path, suffix = Path(name), table_suffix(name)
     if suffix is not None and not path.is_file():
@@ -101,7 +101,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         if streaming:
             rows = IterableDataset.from_generator(_rows, gen_kwargs={"name": name})
             return IterableDatasetDict(train=rows)
-        # The cache is known by the arguments: a file that has changed is read again.
+        # The arguments are the cache key: a file that has changed is read again.
         stat = path.stat()
         stamp = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         return DatasetDict(train=Dataset.from_generator(_whole_rows, gen_kwargs={"name": name, "stamp": stamp}))
@@ -111,7 +111,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
 
 
 def table_suffix(name: str) -> str | None:
-    """What a name says about the table in a file, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
+    """Table format by file name, as its suffix, such as `".jsonl"`; `None` for a folder, or a dataset of the hub."""
     path = Path(name)
     suffix = next((suffix for suffix in path.suffixes[::-1] if suffix not in COMPRESSED), "")
     return suffix if suffix in TABLES and not path.is_dir() else None
@@ -208,6 +208,6 @@ def _rows(name: str) -> Iterator[dict[str, Any]]:
 
 
 def _whole_rows(name: str, stamp: tuple[str, int, int]) -> Iterator[dict[str, Any]]:
-    """Rows that have all keys of the file, as those of a table."""
+    """Rows with all keys of the file, like those of a table."""
     keys = dict.fromkeys(key for row in _rows(name) for key in row)
     yield from ({key: row.get(key) for key in keys} for row in _rows(name))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forward passes as a trainer runs them: the states of that over its reference model, for the reward to read."""
+"""Forward passes as a trainer runs them, and a recorder of its reference pass, reused by the reward."""
 
 import inspect
 from collections import Counter

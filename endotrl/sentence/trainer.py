@@ -49,9 +49,9 @@ class SentenceRewardTrainer(RewardTrainer):
     $$
 
     with the margin $m$ if the dataset has one, and the terms weighted by coefficients of `args`. It is TRL's
-    [`~trl.RewardTrainer`] with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of $\max_i a_i$: near 1, the
-    attention reads one place of each response, and a lower `attention_learning_rate` helps. Text is split into
-    sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
+    [`~trl.RewardTrainer`] with a [`SentenceRewardModel`], and logs `largest_weight`, the mean over responses of
+    $\max_i a_i$: near 1, the attention reads one place of each response, and a lower `attention_learning_rate` helps.
+    Text is split into sentences once, in the cached preprocessing of the dataset, which adds a column `length` for
     `train_sampling_strategy="group_by_length"`.
 
     Args:
