@@ -2,11 +2,14 @@
 """Resumable JSON Lines logs: only complete lines count, and only runs with equal settings append to them."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+
+logger = logging.getLogger(__name__)
 
 
 def append_lines(
@@ -35,15 +38,22 @@ def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
 
 def read_log(path: Path, keys: Sequence[str], mend: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:
     """
-    The records of a log, and where each begins. What an interruption has damaged is not there, and is made again; with
-    `mend`, a last line that was only half written is cut off.
+    Records of a log, and the offset of each. Damaged lines are skipped, with a warning, so that their records are made
+    again; with `mend`, an incomplete last line is cut off.
     """
-    end = 0
+    end = damaged = 0
     with path.open("rb") as file:
         for line in file:
-            with suppress(ValueError):
-                yield end, parse_line(line, keys)
-            end += len(line) if line.endswith(b"\n") else 0
+            is_whole = line.endswith(b"\n")
+            try:
+                record = parse_line(line, keys)
+            except ValueError:
+                damaged += is_whole
+            else:
+                yield end, record
+            end += len(line) if is_whole else 0
+    if damaged:
+        logger.warning(f"{path}: damaged lines are skipped ({damaged}). Their records are made again.")
     if mend:
         os.truncate(path, end)
 

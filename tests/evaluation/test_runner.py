@@ -83,11 +83,12 @@ class TestResume:
         assert folder.scores_path.read_bytes().count(b"\n") == 6
         assert all(json.loads(line) for line in folder.scores_path.read_bytes().splitlines())
 
-    def test_what_a_damaged_line_had_is_scored_again(self, folder, placement, pair_items):
+    def test_what_a_damaged_line_had_is_scored_again(self, folder, placement, pair_items, warnings_logged):
         before = run(folder, pair_items, NAMES, placement)
         lines = folder.scores_path.read_text().splitlines()
         folder.scores_path.write_text("\n".join([lines[0], "{}", *lines[2:]]) + "\n")
         assert run(RunFolder(folder.folder), pair_items, NAMES, placement) == before
+        assert any("scores.jsonl" in message and "skipped (1)" in message for message in warnings_logged())
 
     def test_changed_items_are_scored_anew(self, folder, placement, pair_items):
         run(folder, pair_items, NAMES, placement)
