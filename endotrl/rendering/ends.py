@@ -193,6 +193,11 @@ class _Transcript:
         messages: list[Any] = [*read.prompt, *completion]
         start = len(read.prompt)
         turns = [i for i in range(start, len(messages)) if messages[i]["role"] == "assistant"]
+        if not turns:
+            raise ValueError(
+                f"The completion of messages by {[message['role'] for message in completion]} has none by 'assistant', "
+                "whose words are scored. Leave such rows out, or give the policy's messages that role."
+            )
         opened = [read.text if i == start else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
             between = self.encode(before)

@@ -2,6 +2,7 @@
 """Atomic file writes and inter-process locks."""
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -26,7 +27,11 @@ def lock(path: Path, message: str) -> BaseFileLock:
     held = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         path.open("ab").close()  # raises if the file cannot exist, which `FileLock` takes for another's lock
-        held.acquire()
+        try:
+            held.acquire()
+        except Timeout:
+            gc.collect()  # an earlier run of this process may hold it until its objects are collected
+            held.acquire()
     except Timeout as error:
         raise ValueError(message) from error
     except OSError as error:

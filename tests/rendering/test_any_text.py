@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from endotrl import EndogenousReward
@@ -63,6 +63,7 @@ def messages(roles):
 
 @settings(FUZZ, max_examples=120)
 @given(prompt=JSON | messages(["user", "assistant", "system"]), completion=JSON | messages(["assistant"]))
+@example(prompt=[{"role": "user", "content": "a"}], completion=[{"role": "tool", "content": "b"}])
 def test_any_structure_is_scored_or_explained(prompt, completion, reward):
     try:
         (value,) = reward(prompts=[prompt], completions=[completion])

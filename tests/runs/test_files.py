@@ -16,6 +16,7 @@ from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
+from endotrl.runs.files import lock_folder
 from endotrl.runs.jsonl import append_lines
 from endotrl.score_file.output_files import Output, Tally, only_run_on
 
@@ -71,6 +72,16 @@ def test_two_runs_in_one_output(tiny_model_path, tmp_path, monkeypatch, capsys):
 def test_a_folder_without_room_for_a_lock_is_no_other_run():
     with pytest.raises(OSError, match="/proc/x cannot be written: No such file or directory"), only_run_on("/proc/x"):
         pass
+
+
+def test_a_lock_that_nothing_needs_any_more_is_no_other_run(tmp_path):
+    held = lock_folder(tmp_path, "--output")
+    with pytest.raises(ValueError, match="Another run is writing to .* or choose another --output"):
+        lock_folder(tmp_path, "--output")
+    cycle = [held]
+    cycle.append(cycle)
+    del cycle, held
+    assert lock_folder(tmp_path, "--output").is_locked
 
 
 def everything_written(folder: Path) -> str:
