@@ -194,9 +194,10 @@ class _Transcript:
         start = len(read.prompt)
         turns = [i for i in range(start, len(messages)) if messages[i]["role"] == "assistant"]
         if not turns:
+            roles = [message["role"] for message in completion]
             raise ValueError(
-                f"The completion of messages by {[message['role'] for message in completion]} has none by 'assistant', "
-                "whose words are scored. Leave such rows out, or give the policy's messages that role."
+                f"The completion of messages by {roles} has none by 'assistant', whose words are scored. Leave such "
+                "rows out, or give the policy's messages that role."
             )
         opened = [read.text if i == start else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
