@@ -399,7 +399,7 @@ def page(results: list[dict[str, Any]], costs: list[dict[str, float]], settings:
         "",
         f"Forecast: {NUM_QUESTIONS} questions that no demonstration had, {ADDITION.samples} samples each, before a step is "
         f"trained. Training: TRL as it is, on the same questions, {TRAINING['per_device_train_batch_size']} answers "
-        f"a step in groups of {TRAINING['num_generations']}, reward `EndogenousReward`. The learning rate falls from "
+        f"per step in groups of {TRAINING['num_generations']}, reward `EndogenousReward`. The learning rate falls from "
         f"{TRAINING['learning_rate']:g} to 0. The largest beta starts from the base model, every other from the policy "
         "of the beta before it: the optimum does not depend on where a run begins. "
         f"Trained: {ADDITION.evaluations} sampled answers to each question.",
