@@ -123,8 +123,9 @@ points lower there.
 
 Facts were off by 6.6 and 8.8 points at beta 2 and 1 in an earlier round (twelve sentences, batches of 32 at 1e-3), at
 twice the KL divergence that was forecast. It was the study: it passed the adapter of the beta before as the policy, of
-which TRL makes the reference, and so the shared reward, too. Every run then left a model of its own for another optimum.
-Runs now start from that adapter, but have the base model as the reference.
+which TRL makes the reference, and so the shared reward, too; logged rewards and KL were then beyond the optimum, which
+cannot be. Runs now start from that adapter, but have the base model as the reference; sentences, batches and learning
+rate were changed along with it (six, 48, 5e-4).
 
 The runs are of two machines (Intel Xeon and AMD EPYC): bases of the same seed differ by what rounding makes of them."""
 KEYS = ("base", "seed", "arm", "beta", "steps", "forecast", "sampled", "trained", "history")
