@@ -15,12 +15,10 @@ import math
 import random
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from rich.markdown import Markdown
 from torch import Tensor
@@ -30,10 +28,10 @@ from transformers import AutoTokenizer
 from benchmarks.measure import describe_run, markdown_table, read_figures, write_figures
 from endotrl import SentenceRewardTrainer
 from endotrl.frozen.quickstart_model import quickstart_model_path
-from endotrl.rendering.messages import as_messages
 from endotrl.reporting import quiet_libraries
 from endotrl.sentence import SentenceRewardTrainerConfig
 
+from .sentence_layers import as_dataset
 from .sentence_states import FACTS_PAIRS, Pair, load_pairs, pair_of_dialogues
 from .sentence_statistics import BOOTSTRAP, accuracy, auc, by_sentences, percent, resample
 
@@ -122,20 +120,6 @@ def load(dataset: str, data: Path) -> dict[str, list[Pair]]:
     return {"train": pairs[:cut], "dev": pairs[cut : cut + HARMLESS["dev"]]}
 
 
-def as_dataset(pairs: Sequence[Pair]) -> Dataset:
-    """Pairs as TRL has them."""
-    return Dataset.from_list(
-        [
-            {
-                "prompt": pair.prompt,
-                "chosen": as_messages(pair.answers[0]),
-                "rejected": as_messages(pair.answers[1]),
-            }
-            for pair in pairs
-        ]
-    )
-
-
 def run(dataset: str, variant: str, seed: int, parts: dict[str, list[Pair]], path: str) -> dict[str, Any]:
     """Trains heads, and judges the development pairs; with what attention paid to each place meanwhile."""
     settings = {"attention_dim": ATTENTION_DIM, "attention_learning_rate": STEP, **TRAINING, **VARIANTS[variant]}
@@ -173,11 +157,14 @@ def run(dataset: str, variant: str, seed: int, parts: dict[str, list[Pair]], pat
     chosen, rejected = scores.chunk(2)
     counts = states - 1  # but the one before the response
     terms = judged.weights * judged.sentence_rewards
-    result = {"dataset": dataset, "variant": variant, "seed": seed, "margins": (chosen - rejected).tolist()}
+    margins = [round(margin, 4) for margin in (chosen - rejected).tolist()]  # where all weight is at one place: ties
+    result = {"dataset": dataset, "variant": variant, "seed": seed, "margins": margins}
     result["sentences"] = [list(both) for both in zip(*(part.tolist() for part in counts.chunk(2)), strict=True)]
     width = max(len(history) // WINDOWS, 1)
     windows = [history[i : i + width] for i in range(0, len(history), width)]
-    result["weights"] = [[statistics.mean(column) for column in zip(*window, strict=True)] for window in windows]
+    result["weights"] = [
+        [round(statistics.mean(column), 4) for column in zip(*window, strict=True)] for window in windows
+    ]
     if parts["dev"][0].right is not None:
         flags = [pair.right[which] for which in (0, 1) for pair in parts["dev"] if pair.right]
         rows = [row for row in zip(terms.detach(), counts.tolist(), flags, strict=True) if row[1] == len(row[2])]

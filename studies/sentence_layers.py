@@ -74,17 +74,20 @@ def train_layers(model: SentenceRewardModel, path: str, pairs: Sequence[Pair], s
     return _train(model, path, pairs, freeze_layers=frozen, center_sentences_coefficient=centering, seed=seed)
 
 
+def as_dataset(pairs: Sequence[Pair]) -> Dataset:
+    """Pairs in TRL's format."""
+    return Dataset.from_list(
+        [{"prompt": p.prompt, **dict(zip(WHICH, map(as_messages, p.answers), strict=True))} for p in pairs]
+    )
+
+
 def _train(model: SentenceRewardModel | str, path: str, pairs: Sequence[Pair], **settings: Any) -> SentenceReward:
-    rows = [
-        {"prompt": pair.prompt, **{which: as_messages(text) for which, text in zip(WHICH, pair.answers, strict=True)}}
-        for pair in pairs
-    ]
     tokenizer = AutoTokenizer.from_pretrained(path)
     with tempfile.TemporaryDirectory() as folder:
         args = SentenceRewardTrainerConfig(
             folder, use_cpu=True, save_strategy="no", report_to=[], disable_tqdm=True, **{**TRAINING, **settings}
         )
-        trainer = SentenceRewardTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = SentenceRewardTrainer(model, args, train_dataset=as_dataset(pairs), processing_class=tokenizer)
         trainer.train()
     trained: Any = trainer.model
     trained.backbone.to(torch.bfloat16)
