@@ -93,8 +93,8 @@ marker is frozen, too. Attention learns at `learning_rate` / $\\sqrt d$, or at t
 
 At the full rate, most runs on facts end with all weight at one place of every response, and some at the one before the
 response, where both answers of a pair are equal and no gradient is left. A quarter of it, which is the trainer's default
-for that reason, mends this; equal weights at first and no markers help further, and own values as much without any
-attention. On harmless answers, nothing is ahead of the response-level model beyond noise."""
+for that reason, mends this, but for random weights without markers on harmless answers; equal weights at first and no
+markers help further on facts, and own values as much without any attention. On harmless answers, nothing is ahead of the response-level model beyond noise."""
 MOMENTS = (0, WINDOWS // 4, WINDOWS // 2, -1)
 
 
