@@ -33,7 +33,7 @@ from endotrl.sentence import SentenceRewardTrainerConfig
 
 from .sentence_layers import as_dataset
 from .sentence_states import FACTS_PAIRS, Pair, load_pairs, pair_of_dialogues
-from .sentence_statistics import BOOTSTRAP, accuracy, auc, by_sentences, percent, resample
+from .sentence_statistics import BOOTSTRAP, auc, by_sentences, percent, resample, right_by_pair, with_interval
 
 
 SEEDS = 5
@@ -183,7 +183,7 @@ def summarize(results: list[dict[str, Any]], dataset: str) -> dict[str, dict[str
     """Accuracy and AUC of every variant, and the paired difference from the response-level model."""
     some = [r for r in results if r["dataset"] == dataset]
     right = {
-        name: torch.tensor([[accuracy([m]) for m in r["margins"]] for r in some if r["variant"] == name]).mean(dim=0)
+        name: right_by_pair([r["margins"] for r in some if r["variant"] == name])
         for name in VARIANTS
         if any(r["variant"] == name for r in some)
     }
@@ -213,8 +213,7 @@ def section(figures: dict[str, Any]) -> str:
                 row += ["–", "–"]
                 continue
             found = summary[variant]
-            ends = " to ".join(percent(end, "+") for end in found["interval"])
-            row += [percent(found["accuracy"]), f"{percent(found['difference'], '+')} ({ends})"]
+            row += [percent(found["accuracy"]), with_interval(found["difference"], found["interval"], "+")]
             row += [f"{found['auc']:.2f}"] if name == "facts" else []
         rows.append(row)
     weights = []

@@ -13,8 +13,8 @@ from endotrl.evaluation.plots import as_png, pyplot
 
 from . import sentence_ablation
 from .sentence_layers import CENTERING, TRAINING
-from .sentence_states import DEPTHS, MAX_TOKENS
-from .sentence_statistics import BOOTSTRAP, accuracy, auc, by_sentences, percent, resample
+from .sentence_states import DEPTHS, MAX_TOKENS, SOLUTIONS
+from .sentence_statistics import BOOTSTRAP, auc, by_sentences, percent, resample, right_by_pair, with_interval
 
 
 LABELS = {
@@ -66,7 +66,7 @@ HOW = f"""\
   were written afterwards, of other kinds (currencies, authors, chemical symbols, rivers, and others); arms, layers,
   penalties and training pairs are those of the facts. They were run twice: before states were whitened, own values had
   67.1% and an AUC of 0.66, response-level 60.4% and 0.51.
-- **Steps** are lines, of solutions of up to {MAX_TOKENS["prmbench"]} tokens, told apart within the wrong solutions
+- **Steps** are lines, of solutions of up to {MAX_TOKENS[True]} tokens, told apart within the wrong solutions
   only. ProcessBench has one solution per problem: a pair is a right solution and a wrong one of another problem, and
   steps after the first wrong one count neither as right nor as wrong. (Its `gsm8k.json` goes into `DIR/processbench`.)
 - **Trained layers** are the five below the head (9 to 13 of own values, 12 to 16 of the response-level model), trained
@@ -88,17 +88,13 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
     cells = figures["cells"][dataset]
     arms = [arm for arm in LABELS if any(cell["arm"] == arm for cell in cells)]
     count = len(cells[0]["pairs"])
-    right = {
-        arm: torch.tensor([[accuracy([m]) for m in c["margins"]] for c in cells if c["arm"] == arm]) for arm in arms
-    }
+    right = {arm: right_by_pair([cell["margins"] for cell in cells if cell["arm"] == arm]) for arm in arms}
     summary: dict[str, dict[str, Any]] = {}
     for arm in arms:
-        mean, rival = right[arm].mean(dim=0), right[rival_of(arm)].mean(dim=0)
-        by_seed = right[arm].mean(dim=1).tolist()
+        mean, rival = right[arm], right[rival_of(arm)]
         summary[arm] = {
             "accuracy": mean.mean().item(),
             "interval": resample(count, lambda i, m=mean: m[i].mean().item(), BOOTSTRAP),
-            "std": statistics.stdev(by_seed) if len(by_seed) > 1 else 0.0,
         }
         if arm != "response":
             difference = mean - rival
@@ -108,7 +104,7 @@ def summarize(figures: dict[str, Any], dataset: str) -> dict[str, dict[str, Any]
             )
     if dataset in figures["endogenous"]:
         # Of solutions only those with a wrong step, so that their other steps are what it is told from.
-        answers = (1,) if dataset in MAX_TOKENS else (0, 1)
+        answers = (1,) if dataset in SOLUTIONS else (0, 1)
         truth = figures["endogenous"][dataset]["right"]
         tables = {arm: [cell["worth"] for cell in cells if cell["arm"] == arm] for arm in arms}
         tables["endogenous"] = [figures["endogenous"][dataset]["worth"]]
@@ -144,10 +140,9 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
     for arm, figures in summary.items():
         row = [LABELS[arm], "–", "–", "–"]
         if "accuracy" in figures:
-            row[1] = f"{percent(figures['accuracy'])} ({' to '.join(map(percent, figures['interval']))})"
+            row[1] = with_interval(figures["accuracy"], figures["interval"])
         if "difference" in figures:
-            ends = " to ".join(percent(end, "+") for end in figures["difference_interval"])
-            row[2] = f"{percent(figures['difference'], '+')} ({ends})"
+            row[2] = with_interval(figures["difference"], figures["difference_interval"], "+")
         if "auc" in figures:
             row[3] = f"{figures['auc']:.2f} ({figures['auc_interval'][0]:.2f} to {figures['auc_interval'][1]:.2f})"
         rows.append(row)
@@ -156,8 +151,7 @@ def table_rows(summary: dict[str, dict[str, Any]]) -> list[list[str]]:
 
 def difference_text(figures: dict[str, Any]) -> str:
     """Points next to the response-level model, with their interval."""
-    ends = " to ".join(percent(end, "+") for end in figures["difference_interval"])
-    return f"{percent(figures['difference'], '+')} points ({ends})"
+    return with_interval(figures["difference"], figures["difference_interval"], "+") + " points"
 
 
 def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -193,7 +187,7 @@ def verdict(summaries: dict[str, dict[str, dict[str, Any]]]) -> str:
                 f"**{TITLES[dataset]}.** Ahead of the response-level model beyond noise: {'; '.join(ahead) or 'none'}. "
                 f"Behind: {'; '.join(behind) or 'none'}."
             )
-    for dataset in MAX_TOKENS:
+    for dataset in SOLUTIONS:
         if dataset in summaries:
             arms = summaries[dataset]
             found = ", ".join(f"{name} {arms[arm]['auc']:.2f}" for arm, name in STEPS.items())

@@ -245,12 +245,17 @@ def training_pairs(rows: list[dict[str, Any]], seed: int) -> list[int]:
     return random.Random(seed).sample(training, len(training) * 9 // 10)
 
 
+def _short(value: float) -> float:
+    """Three significant digits, as margins of a strong penalty are small."""
+    return float(f"{value:.3g}")
+
+
 def cell(arm: str, seed: int, judged: dict[int, tuple[float, list[list[float]]]], with_worth: bool) -> dict[str, Any]:
     """What is kept of margins and worth of sentences, by pair."""
     kept: dict[str, Any] = {"arm": arm, "seed": seed, "pairs": sorted(judged)}
-    kept["margins"] = [round(judged[i][0], 6) for i in kept["pairs"]]
+    kept["margins"] = [_short(judged[i][0]) for i in kept["pairs"]]
     if with_worth:
-        kept["worth"] = [[[round(v, 4) for v in row] for row in judged[i][1]] for i in kept["pairs"]]
+        kept["worth"] = [[[_short(v) for v in row] for row in judged[i][1]] for i in kept["pairs"]]
     return kept
 
 

@@ -28,7 +28,8 @@ from endotrl.tasks import facts
 
 
 DEPTHS = (13, 16, 19, 22)  # layers of 30
-MAX_TOKENS = {"prmbench": 768, "processbench": 768}  # of prompt and answer; of others, 256
+SOLUTIONS = ("prmbench", "processbench")  # whose sentences are lines, the steps
+MAX_TOKENS = {True: 768, False: 256}  # of prompt and answer, of solutions or not
 PAIRS_PER_FILE = 50
 PREFERENCES = 1600  # pairs of `helpful`, and all of `webgpt`
 DATASETS = ("facts", "fresh", "helpful", "webgpt", "prmbench", "processbench")
@@ -208,7 +209,7 @@ class States:
         known and that are no training pairs, `endogenous`, the rewards of sentences.
         """
         pairs = self.pairs(dataset)[:limit]
-        encode = SentenceEncoder(self.tokenizer, self._config(), lines if dataset in MAX_TOKENS else RuleSegmenter())
+        encode = SentenceEncoder(self.tokenizer, self._config(), lines if dataset in SOLUTIONS else RuleSegmenter())
         rows: list[dict[str, Any]] = []
         for start in tqdm(range(0, len(pairs), PAIRS_PER_FILE), desc=f"Frozen states, {dataset}", unit=" files"):
             path = self.folder / f"{dataset}-{start:05d}.pt"
@@ -229,7 +230,7 @@ class States:
         prompts = [prompt for pair in pairs for prompt in pair.prompts]
         completions = [[{"role": "assistant", "content": text}] for pair in pairs for text in pair.answers]
         encoded = encode(prompts, completions)
-        longest = MAX_TOKENS.get(dataset, 256)
+        longest = MAX_TOKENS[dataset in SOLUTIONS]
         fits = [all(len(row.input_ids) <= longest for row in encoded[2 * i : 2 * i + 2]) for i in range(len(pairs))]
         wanted = [i for i in range(2 * len(pairs)) if fits[i // 2]]
         states: dict[int, Tensor] = {}
@@ -247,7 +248,7 @@ class States:
         judged = [i for i in wanted if pairs[i // 2].right is not None and pairs[i // 2].part != "train"]
         if judged:
             reward = SentencePooledReward(
-                self._endogenous, self.tokenizer, lines if dataset in MAX_TOKENS else RuleSegmenter()
+                self._endogenous, self.tokenizer, lines if dataset in SOLUTIONS else RuleSegmenter()
             )
             scores = reward.outcome_and_token_rewards(
                 [prompts[i] for i in judged],

@@ -18,6 +18,11 @@ def accuracy(margins: Sequence[float]) -> float:
     return sum((m > 0) + 0.5 * (m == 0) for m in margins) / len(margins)
 
 
+def right_by_pair(seeds: Sequence[Sequence[float]]) -> Tensor:
+    """Share of seeds that put each pair in the right order, `(P,)`, from the margins of every seed."""
+    return torch.tensor([[accuracy([margin]) for margin in margins] for margins in seeds]).mean(dim=0)
+
+
 def auc(worth: Tensor, right: Tensor) -> float:
     """Chance that a right sentence is worth more than a wrong one."""
     good, bad = worth[right], worth[~right].sort().values
@@ -37,16 +42,18 @@ def percent(value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.1f}"
 
 
+def with_interval(value: float, ends: Sequence[float], sign: str = "") -> str:
+    """A share and its interval, in percent."""
+    return f"{percent(value, sign)} ({' to '.join(percent(end, sign) for end in ends)})"
+
+
 def by_sentences(margins: dict[str, list[list[float]]], counts: list[list[int]], base: str) -> list[list[str]]:
     """
     Rows of a table: pairs by the number of sentences of their longer answer, accuracy of the arm `base`, and by how much
     others differ from it. `margins` has one list per seed.
     """
     longest = torch.tensor([max(both) for both in counts])
-    right = {
-        arm: torch.tensor([[accuracy([m]) for m in seed] for seed in seeds]).mean(dim=0)
-        for arm, seeds in margins.items()
-    }
+    right = {arm: right_by_pair(seeds) for arm, seeds in margins.items()}
     rows = []
     for low, high in BINS:
         chosen = right[base][(longest >= low) & (longest <= high)]
@@ -57,6 +64,6 @@ def by_sentences(margins: dict[str, list[list[float]]], counts: list[list[int]],
             if arm != base:
                 difference = (right[arm] - right[base])[(longest >= low) & (longest <= high)]
                 ends = resample(len(difference), lambda i, d=difference: d[i].mean().item(), BOOTSTRAP)
-                row.append(f"{percent(difference.mean().item(), '+')} ({' to '.join(percent(e, '+') for e in ends)})")
+                row.append(with_interval(difference.mean().item(), ends, "+"))
         rows.append(row)
     return rows
