@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(placement, ServedModel):
         names = served_names(names, args.scorers is not None, steps)
         if args.alpha != 1.0:
-            raise ValueError("A server gives log-probabilities at temperature 1: leave out --alpha.")
+            raise ValueError("A server returns log-probabilities at temperature 1 only. Remove --alpha.")
     check_names(names, args.trust_remote_code)
     tokenizer = load_tokenizer(args.tokenizer or placement.config._name_or_path, args.trust_remote_code)
     processor = load_processor(items, names, placement, args)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         }
         examples = examples_of(results, items)
         sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
-    about = f"How well rewards tell better from worse. {counted(len(items), 'item')}. {benchmark.paper}"
+    about = f"How well rewards tell better responses from worse ones. {counted(len(items), 'item')}. {benchmark.paper}"
     publish(args, folder, settings, used, results, names, examples, about, sections)
 
 
@@ -144,14 +144,14 @@ def publish(
     items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
     console.print(terminal_table(headers, rows, f"{results['title']}, {items}, {results['model']}"))
     notes = [LENGTH_NOTE.partition(" length-controlled")[0]] if "bias" in headers else []
-    notes += [f"In {table.name} too: {', '.join(left_out)}."] if left_out else []
+    notes += [f"Further columns in {table.name}: {', '.join(left_out)}."] if left_out else []
     notes += [few_items(results).strip(), *(f"- {statement}" for statement in results["statements"])]
     if len(results["differences"]) > 3:
-        notes.append("Of many comparisons, one in twenty looks like a difference by chance alone.")
+        notes.append("About one in twenty comparisons shows a difference by chance alone.")
     for note in filter(None, notes):
         console.print(note, markup=False)
     if results.get("cut"):
-        say(f"Cut at the limit of tokens: {counted(results['cut'], 'response')}.")
+        say(f"Truncated at the token limit: {counted(results['cut'], 'response')}.")
     console.print("\n".join(map(str, paths.values())), markup=False, soft_wrap=True)
 
 
@@ -188,12 +188,11 @@ def load_processor(
     first = next((item for item in items if item.images), None)
     if first is None:
         return None
-    blind = [name for name in base_names(names) if needs_model(name)]
-    if blind:
-        raise ValueError(f"Item {first.id} has images, and {blind[0]} reads only text. Leave it out of --scorers.")
+    if blind := [name for name in base_names(names) if needs_model(name)]:
+        raise ValueError(f"Item {first.id} has images, but {blind[0]} reads only text. Remove it from --scorers.")
     if isinstance(placement, ServedModel) or not reads_images(placement.config):
-        reason = "is sent token ids only" if isinstance(placement, ServedModel) else "reads only text"
-        raise ValueError(f"Item {first.id} has images, and --model {args.model} {reason}. Name one that reads images.")
+        reason = "gets only token ids" if isinstance(placement, ServedModel) else "reads only text"
+        raise ValueError(f"Item {first.id} has images, but --model {args.model} {reason}. Use a local vision model.")
     return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
 
 
@@ -202,15 +201,19 @@ def check_processes(args: argparse.Namespace) -> None:
     if processes().num_processes == 1:
         return
     if args.data == STREAM:
-        raise ValueError("Standard input belongs to one process. With several, name a file.")
+        raise ValueError("Only one process can read standard input. Pass a file as --data.")
     if getattr(args, "backend", None) == "vllm":
-        raise ValueError("vLLM spreads over devices by itself, by tensor_parallel_size: start one process.")
+        raise ValueError(
+            "--backend vllm needs a single process. To use several devices, set tensor_parallel_size in --vllm-kwargs."
+        )
 
 
 def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
     """Raises `ValueError` for conversations if the tokenizer has no chat template."""
     if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{args.data} has conversations, and the tokenizer of {args.model} has no chat template.")
+        raise ValueError(
+            f"{args.data} has conversations, but the tokenizer of {args.model} has no chat template. Use a chat model."
+        )
 
 
 def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
@@ -219,12 +222,12 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
     and its prompts. Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
     """
     if is_url(args.model):
-        raise ValueError(f"--model {args.model} is to answer, which no model on a server does here. Name a path.")
+        raise ValueError(f"--model {args.model} is on a server, but answers need a local model. Pass a path or id.")
     placement, settings = open_model(args, args.output)
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     if chat and tokenizer.chat_template is None:
-        raise ValueError(f"--chat was given, but the tokenizer of {args.model} has no chat template.")
+        raise ValueError(f"--chat needs a chat template, but the tokenizer of {args.model} has none. Remove --chat.")
     engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
     return engine, {**settings, "chat": chat, "instruction": args.instruction}
 

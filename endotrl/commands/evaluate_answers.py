@@ -48,7 +48,7 @@ class AnswerRun:
         require_math_verify()
         self.args, self.seeds = args, [str(seed) for seed in args.seeds]
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"--seeds {' '.join(self.seeds)} has a seed twice, whose answers are the same ones.")
+            raise ValueError(f"--seeds must differ, got {' '.join(self.seeds)}: equal seeds give the same answers.")
         self.questions = read_questions(args.data, args.question, args.answer, args.limit, labelled=True)
         self.engine, settings = open_answering_model(args)
         self.settings = {**settings, "grader": VERSION, **{name: getattr(args, name) for name in SAMPLING}}
@@ -105,7 +105,7 @@ class AnswerRun:
         ]
         cut = float(np.mean([not end for q, seed in sampled for end in self.answers[q.key, seed]["finished"]]))
         if cut > MANY_CUT:
-            results["verdict"] += f" {cut:.0%} of the samples were cut off at {self.args.max_new_tokens} tokens."
+            results["verdict"] += f" {cut:.0%} of the samples were truncated at {self.args.max_new_tokens} tokens."
         about = f"{counted(len(self.questions), 'question')} of {self.args.data}."
         settings = {**self.settings, "seeds": self.args.seeds}
         results = {"num_items": len(self.questions), "num_distinct": len(keys), "length": {}, **results}
@@ -134,8 +134,8 @@ def run_generation(args: argparse.Namespace) -> None:
     results: dict[str, Any] = {"benchmark": "generation", "title": "Answers", "headline": headline}
     results |= summarize({"answers": units}, plain_means, GREEDY)
     results["tie_rule"] = (
-        "An answer is right if `endotrl.grading` says so, with math-verify. pass@k is the unbiased estimate from "
-        f"{counted(args.samples, 'sample')}, the mean of {counted(len(args.seeds), 'seed')}."
+        "Answers are graded by `endotrl.grading` with math-verify. pass@k is the unbiased estimate from "
+        f"{counted(args.samples, 'sample')}, averaged over {counted(len(args.seeds), 'seed')}."
     )
     results["pass@1 by seed"] = {
         seed: float(np.mean([np.mean(run.answers[question.key, seed]["right"]) for question in run.questions]))
@@ -185,13 +185,13 @@ def run_best_of_n(args: argparse.Namespace) -> None:
     results: dict[str, Any] = {"benchmark": "best-of-n", "title": f"Best of {args.samples}", "headline": ["accuracy"]}
     results |= summarize(units, plain_means)
     results["tie_rule"] = (
-        "All choose among the same samples. Of samples with equal scores one is drawn: accuracy is its expectation. "
-        "Random is the mean of all samples, best possible whether one is right."
+        "All scorers choose among the same samples. Ties are broken at random: accuracy is the expected value. Random "
+        "is the mean of all samples; best possible is whether any sample is right."
     )
     hopeful = {unit.cluster for unit in units[CEILING] if unit.values["accuracy"]}
     if hopeless := sum(question.key not in hopeful for question in run.questions):
         none = f"{counted(hopeless, 'question')} of {len(run.questions)}"
-        results["verdict"] += f" No sample is right for {none}: there, every choice is wrong."
+        results["verdict"] += f" No sample is right for {none}, so every choice is wrong there."
     results["choices"] = [
         {"key": key, "seed": seed, "right": run.answers[key, seed]["right"], "scores": found}
         for (key, seed), found in scores.items()
@@ -218,11 +218,11 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
                 for prompt, (i, names) in zip(asked, by_sample.items(), strict=True)
             ]
     if not rows:
-        text = "Whatever chooses, the same questions get a right answer: on no question do the choices differ in that."
+        text = "All scorers get the same questions right: for no question do their choices differ in correctness."
         return "What each scorer chose", Markup("<p>{}</p>").format(text)
     caption = (
-        f"Questions in which choosing made a difference, {min(differing, SHOWN_CHOICES)} of {differing}; all are in "
-        "examples.html. ✓ is right, ✗ wrong."
+        f"Questions for which the choices differ in correctness ({min(differing, SHOWN_CHOICES)} of {differing}; all "
+        "are in examples.html). ✓ right, ✗ wrong."
     )
     return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
 

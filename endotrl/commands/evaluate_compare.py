@@ -21,10 +21,10 @@ MARKS = {"better": " ▲", "worse": " ▼", "noise": "  ", "too few": "  "}
 def run(args: argparse.Namespace) -> None:
     """Reads runs and prints their paired differences to the first."""
     if not 2 <= len(args.runs) <= len(LETTERS):
-        raise ValueError(f"{counted(len(args.runs), 'run')} cannot be compared: name 2 to {len(LETTERS)}.")
+        raise ValueError(f"Pass 2 to {len(LETTERS)} runs to compare, got {len(args.runs)}.")
     files = [results_file(path).resolve() for path in args.runs]
     if same := next((path for i, path in enumerate(args.runs) if files[i] in files[:i]), None):
-        raise ValueError(f"{same} is a run that is named twice. Name runs that differ.")
+        raise ValueError(f"{same} is given twice. Pass different runs.")
     with working("Intervals"):
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
@@ -38,11 +38,11 @@ def run(args: argparse.Namespace) -> None:
     short = ([*short[0][2:], "metric, scorer"], [[*row[2:], f"{row[1]}, {row[0]}"] for row in short[1]])
     console.print(terminal_table(*short, title, fold=True))
     if len(runs) > 2:
-        console.print("▲ better than A, ▼ worse, beyond noise (95%).")
+        console.print("▲ better than A, ▼ worse than A, beyond noise (95%).")
     for name, path, results in zip(letters, args.runs, runs, strict=True):
         console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
     if found["left_out"]:
-        console.print(f"Left out, as not all runs have them: {counted(found['left_out'], 'item')}.")
+        console.print(f"Left out because not all runs have them: {counted(found['left_out'], 'item')}.")
     if args.markdown:
         models = "; ".join(f"{name}: {results['model']}" for name, results in zip(letters, runs, strict=True))
         blocks = [markdown_text(f"**{found['verdict']}** {title}. {models}. Paired bootstrap, 95%.")]
@@ -88,5 +88,5 @@ def read_results(path: str) -> dict[str, Any]:
         results = json.loads(file.read_text(encoding="utf-8"))
         _ = results["units"], results["metrics"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no run of endotrl eval: {file} has no results ({error}).") from error
+        raise ValueError(f"{path} is not a run of `endotrl eval`: {file} has no results ({error}).") from error
     return results

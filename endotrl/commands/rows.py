@@ -16,16 +16,7 @@ from ..data.formats import ROW_FORMAT, images_of, message_text
 from ..data.sources import STREAM, Reader
 from ..frozen.names import load_config, load_tokenizer
 from ..frozen.served import ServedModel, is_url
-from ..reporting import (
-    HeatMapRow,
-    counted,
-    heat_maps,
-    number,
-    page,
-    say,
-    settings_table,
-    terminal_table,
-)
+from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.scored import heat_map_row
@@ -59,12 +50,12 @@ def run_score(args: argparse.Namespace) -> int:
     output = args.output or default_output(args.file, ".scores.jsonl")
     if args.html is not None:
         if not Path(args.html).parent.is_dir():
-            raise ValueError(f"The folder of the page, {Path(args.html).parent}, does not exist. Make it first.")
+            raise ValueError(f"The folder of --html {args.html} does not exist. Create it first.")
         if Path(args.html).resolve() in (Path(args.file).resolve(), Path(output).resolve()):
-            raise ValueError(f"--html {args.html} is also the input or the output. Choose another name.")
+            raise ValueError(f"--html {args.html} is also the input or the output file. Choose another name.")
     if state.is_main_process:
         with only_run_on(output):
-            pass  # raises if another run holds it, before the checkpoint is loaded, which is slow
+            pass  # raises if another run holds it, before the model is loaded
     with redirect_stdout(sys.stderr):  # as in `main`
         reward, settings, by_sentence = make_reward(args, f"{output}.meta.json", f"{output}.shards/settings.json")
     report = score_file(
@@ -82,14 +73,14 @@ def run_score(args: argparse.Namespace) -> int:
         residual=residual,
     )
     if state.is_main_process and not report.tally.rows:  # rows of standard input cannot be counted beforehand
-        raise ValueError(f"The input has no rows. A row is a line such as {ROW_FORMAT}.")
+        raise ValueError(f"The input has no rows. It must have lines such as {ROW_FORMAT}.")
     if state.is_main_process and args.html is not None:
         html = _heat_map_page(args, report, reward, output)
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
-            saved = "" if output == STREAM else f" The rows are scored, and in {output}."
-            raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
+            saved = "" if output == STREAM else f" The scores are in {output}."
+            raise OSError(f"--html {args.html} cannot be written: {error.strerror}.{saved}") from error
     if state.is_main_process and not args.quiet:
         _show_report(report, output, args.html, by_sentence)
     return EXIT_FOUND if report.tally.errors else EXIT_OK
@@ -130,7 +121,7 @@ def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Ca
         if shown <= SHOWN_ERRORS:
             say(f"line {line}: {as_options(error, args)}")
         elif shown == SHOWN_ERRORS + 1:
-            say("More rows are bad." if where is None else f"More rows are bad: {where} names them all.")
+            say("There are more invalid rows" + ("." if where is None else f"; {where} lists all of them."))
 
     return on_error
 
@@ -147,9 +138,12 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
     changed = {name for name, value in values.items() if value != SETTINGS[name].default}
     if by_sentence and (given := [*(["form"] if args.form else []), *sorted(changed)]):
         name = given[0].replace("_", "-")
-        raise ValueError(f"--{name} is a setting of the endogenous reward, not of sentence models. Leave it out.")
+        raise ValueError(f"--{name} applies to the endogenous reward, not to sentence reward models. Remove it.")
     if args.correction == "length":
-        raise ValueError("--correction length compares completions of a batch in training; rows are scored alone.")
+        raise ValueError(
+            "--correction length compares the completions of a training batch, but rows are scored one by one. "
+            "Remove it."
+        )
     if not by_sentence:
         settings = {name: v for name, v in values.items() if name in changed or name not in LATER} | settings
     reward: Any = (SentenceReward if by_sentence else EndogenousReward)(
@@ -172,15 +166,15 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
 
 def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence: bool) -> None:
     console = Console(stderr=output == STREAM, highlight=False)
-    per_token = [] if by_sentence else ["reward_per_token"]
+    numbers = {"reward": "reward", "num_tokens": "tokens", "reward_per_token": "per token"}
+    if by_sentence:
+        del numbers["reward_per_token"]
     cells: list[list[object]] = []
     for row, record in report.tally.head:
         error = record.get("error") or record.get("reason")
-        numbers = [record.get(key) for key in ("reward", "num_tokens", *per_token)]
-        cells.append([row.line, *numbers, f"({error})" if error else message_text(row.completion)])
-    headers = ["line", "reward", "tokens", *(["per token"] if per_token else []), "completion"]
+        cells.append([row.line, *map(record.get, numbers), f"({error})" if error else message_text(row.completion)])
     console.print()
-    console.print(terminal_table(headers, cells, "First rows"))
+    console.print(terminal_table(["line", *numbers.values(), "completion"], cells, "First rows"))
     for line in _summary_lines(report, output, "" if by_sentence else " nats"):
         console.print(line, markup=False, soft_wrap=False)
     for what, path in (("Rewards", output), ("Heat map", html)):
@@ -193,8 +187,7 @@ def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
     speed = f"{counted(tally.tokens, 'token')} in {report.seconds:,.1f} s ({report.tokens_per_second:,.0f} tokens/s)"
     lines = [f"{counted(tally.rows - tally.errors, 'row')} scored, {speed}."]
     if kept := report.resumed_rows:
-        was = "was" if kept == 1 else "were"
-        lines.append(f"{counted(kept, 'row')} {was} done by earlier runs, {tally.rows - kept:,} by this one.")
+        lines.append(f"Earlier runs processed {counted(kept, 'row')}, this run {tally.rows - kept:,}.")
     if tally.mean_reward is not None:
         words = f"Mean reward {number(tally.mean_reward)}{unit}"
         if (correlation := tally.length_correlation) is not None:
@@ -205,11 +198,11 @@ def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
     for domain, slopes in report.slopes.items():
         kinds = zip(slopes, RESIDUALS["style_residual"], strict=False)
         found = ", ".join(f"{number(slope)} × {kind}" for slope, kind in kinds)
-        lines.append(f"Taken out among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
+        lines.append(f"Subtracted among the responses to a prompt{f' ({domain})' if domain else ''}: {found}.")
     if tally.skipped:
-        lines.append(f"{counted(tally.skipped, 'row')} got no reward (null, with the reason).")
+        lines.append(f"{counted(tally.skipped, 'row')} got no reward (null; see the reason in the row).")
     if tally.errors:
-        where = "" if output == STREAM else f"; {output}.errors.jsonl says why"
+        where = "" if output == STREAM else f"; see {output}.errors.jsonl"
         lines.append(f"{counted(tally.errors, 'row')} could not be scored{where}.")
     return lines
 
@@ -223,16 +216,16 @@ def _heat_map_page(args: argparse.Namespace, report: ScoreReport, reward: Reward
             [heat_map_row(reward, e.stats, e.row.prompt, _name(e), images=images_of(e.row.extra)) for e in examples]
         )
         lead = (
-            f"The endogenous reward of {args.model}, in nats, for {first}. Colour is what a token "
-            "contributes: the numbers of a row sum to its reward."
+            f"The endogenous reward of {args.model}, in nats, for {first}. Colours show the contributions of "
+            "tokens, which sum to the reward of a row."
         )
     else:
         kind, unit, settings = "Sentence", "", {"segmenter": reward.config.segmenter}
         rows = [_sentence_row(example) for example in examples]
         maps = heat_maps(rows, "contribution of a sentence", "score", "sentence", decimals=SENTENCE_DECIMALS)
         lead = (
-            f"The sentence reward model {args.model}, for {first}. A sentence's contribution is its "
-            "weight times its reward; with the prompt's, which the first sentence has in its own, they sum to the "
+            f"The scores of the sentence reward model {args.model} for {first}. The contribution of a sentence is its "
+            "weight times its reward (for the first sentence, plus the contribution of the prompt). They sum to the "
             "score."
         )
     return page(
@@ -267,16 +260,16 @@ def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | Non
     rows = counted(counts.rows, "pair" if choice.kind == "pairs" else "row")
     lines = [f"{rows} from {counted(counts.prompts, 'prompt')} with {counted(counts.responses, 'response')}."]
     if choice.kind == "pairs":
-        lines.append(f"The chosen response is better by {number(counts.margins / counts.rows)}{unit} on average.")
+        lines.append(f"On average, the chosen response is better by {number(counts.margins / counts.rows)}{unit}.")
         pairs = counts.longer.total()
         for sign, word in ((1, "longer"), (-1, "shorter")):
             share = counts.longer[sign] / pairs if pairs else 0.0
             if share >= ONE_SIDED and pairs >= 20:
-                hint = "" if residual else "; --form style_residual:bellman.discounted=0.93 takes that out"
+                hint = "" if residual else "; --form style_residual:bellman.discounted=0.93 corrects for it"
                 lines.append(f"It is {word} than the rejected one in {share:.0%} of the pairs{hint}.")
         if labels := counts.labels.total():
             lines.append(f"{counts.labels['chosen'] / labels:.0%} of the pairs agree with the labels of the input.")
     lines.append(counts.why_not())
     console.print("\n".join(filter(None, lines)), markup=False)
     if output != STREAM:
-        console.print(f"Written: {output} (scores for other choices: {output}.scores)", markup=False, soft_wrap=True)
+        console.print(f"Wrote {output} (scores for other choices: {output}.scores)", markup=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 
@@ -31,52 +32,58 @@ class Responses:
 
 def responses_of(row: Mapping[str, Any]) -> Responses:
     """Parses a row with responses in any of TRL's formats. Raises `ValueError` with the reason if it has none."""
-    row = dict(row)
+    extra = dict(row)
+
+    def take(key: str) -> Any:
+        if key not in extra:
+            here = f'The key "{key}" is missing. The row has only {sorted(row)}.'
+            raise ValueError(f"{here} Use {ROW_FORMAT} or another of TRL's formats.")
+        return extra.pop(key)
+
     names: list[str | int | None] = [None]
+    ids: Any = [None]
     if "completion" in row or not row.keys() & {"completions", "chosen", "rejected", "messages"}:
-        for key in ("prompt", "completion"):
-            if key not in row:
-                raise ValueError(f'The key "{key}" is missing. A row is {ROW_FORMAT}, or of another format of TRL.')
-        prompt, completions, ids = row.pop("prompt"), [row.pop("completion")], [row.pop("completion_ids", None)]
+        prompt, completions, ids = take("prompt"), [take("completion")], [extra.pop("completion_ids", None)]
     elif "completions" in row:
-        prompt, completions = _get(row, "prompt"), row.pop("completions")
+        prompt, completions = take("prompt"), take("completions")
         if "labels" in row or not isinstance(completions, list) or not completions:
             raise ValueError("The completions must be a list of one or more whole responses, not the steps of one.")
-        ids, names = row.pop("completion_ids", None) or [None] * len(completions), [*range(len(completions))]
+        ids, names = extra.pop("completion_ids", None) or [None] * len(completions), [*range(len(completions))]
         if not isinstance(ids, list) or len(ids) != len(completions):
-            raise ValueError("The completion_ids must be one list of token ids for each of the completions, in order.")
-    elif "chosen" in row or "rejected" in row:
-        completions, names = [_get(row, "chosen"), _get(row, "rejected")], ["chosen", "rejected"]
+            raise ValueError("The completion_ids must be one list of token ids per completion, in the same order.")
+    elif row.keys() & {"chosen", "rejected"}:
+        names, completions, prompt = ["chosen", "rejected"], [take("chosen"), take("rejected")], row.get("prompt")
         for name, completion in zip(names, completions, strict=True):
             _check(str(name), completion)
         if isinstance(completions[0], str) != isinstance(completions[1], str):
-            raise ValueError("The chosen and the rejected must both be texts, or both be lists of messages.")
-        prompt, *completions = (
-            [row.pop("prompt"), *completions] if row.get("prompt") is not None else split_prompt(*completions)
-        )
-        row.pop("prompt", None)
+            raise ValueError("The chosen and the rejected response must both be text, or both be lists of messages.")
+        if prompt is None:
+            prompt, *completions = split_prompt(*completions)
+        extra.pop("prompt", None)
         ids = [None, None]
     else:
-        messages = row.pop("messages")
+        messages = take("messages")
         _check("messages", messages)
         if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
-            raise ValueError("The messages must end with one of the assistant, which is scored, and begin before it.")
-        prompt, completions, ids = messages[:-1], [messages[-1:]], [None]
+            raise ValueError(
+                "The messages must end with an assistant message, which is scored, after at least one other message."
+            )
+        prompt, completions = messages[:-1], [messages[-1:]]
     _check("prompt", prompt)
     for name, completion, token_ids in zip(names, completions, ids, strict=True):
         _check("completion" if name is None else name if isinstance(name, str) else f"completion {name}", completion)
         if isinstance(prompt, str) and not isinstance(completion, str):
-            raise ValueError("The prompt is text, but the completion is messages. Give both alike.")
+            raise ValueError("The prompt is text, but the completion is a list of messages. Use one format for both.")
         _check_ids(token_ids)
-    return Responses(prompt, completions, ids, names, row)
+    return Responses(prompt, completions, ids, names, extra)
 
 
 def images_of(row: Mapping[str, Any]) -> list[Any] | None:
     """Images of a row, from `images` (a list) or `image` (one), or `None`. `ValueError` if `images` is not a list."""
     images, image = row.get("images"), row.get("image")
     if images is not None and not isinstance(images, list):
-        raise ValueError(f"`images` is a {type(images).__name__}, but must be a list of images; one is `image`.")
-    return images if images is not None else None if image is None else [image]
+        raise ValueError(f"`images` must be a list, got {type(images).__name__}. Pass a single image as `image`.")
+    return [image] if images is None and image is not None else images
 
 
 def about_this_row(message: str) -> str:
@@ -90,15 +97,13 @@ def split_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
     each. Text is split before a space that both share, so that it belongs to the responses. Raises `ValueError` if
     there is no common prefix, or nothing follows it.
     """
-    length = 0
-    while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
-        length += 1
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
     if isinstance(chosen, str) and length and chosen[length - 1] == " ":
         length -= 1
     if length == 0:
-        raise ValueError('There is no "prompt", and "chosen" and "rejected" have no common beginning to take for it.')
+        raise ValueError('There is no "prompt", and "chosen" and "rejected" share no beginning that could be one.')
     if not isinstance(chosen, str) and min(len(chosen), len(rejected)) == length:
-        raise ValueError('One of "chosen" and "rejected" has no message after their common beginning.')
+        raise ValueError('"chosen" or "rejected" has no message after the beginning that they share.')
     return chosen[:length], chosen[length:], rejected[length:]
 
 
@@ -127,26 +132,18 @@ def _part_text(part: Any) -> str:
 def check_text(key: str, value: object) -> str | None:
     """Reason why a prompt or completion, called `key`, is neither text nor messages; `None` if it is one of them."""
     if isinstance(value, str):
-        return (
-            "The prompt is empty, so that the first token has no context." if key == "prompt" and value == "" else None
-        )
+        return "The prompt is empty, so the first token has no context." if key == "prompt" and value == "" else None
     if not isinstance(value, list):
-        return f"The {key} must be text or a list of messages, but it is of type {type(value).__name__}."
+        return f"The {key} must be text or a list of messages, got {type(value).__name__}."
     if not value:
-        return f"The {key} is an empty list of messages. It needs at least one."
+        return f"The {key} is an empty list, but it must have at least one message."
     for i, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            return f'Message {i} of the {key} must be an object {{"role": ..., "content": ...}} with a role as text.'
+            return f'Message {i} of the {key} must be an object {{"role": ..., "content": ...}}, and the role text.'
         content = message.get("content")
         if not isinstance(content, str | list) and not (content is None and message.get("tool_calls")):
-            return f"Message {i} of the {key} has no content that is text or a list of parts."
+            return f"The content of message {i} of the {key} must be text or a list of parts."
     return None
-
-
-def _get(row: dict[str, Any], key: str) -> Any:
-    if key not in row:
-        raise ValueError(f'The key "{key}" is missing. There are {sorted(row)}.')
-    return row.pop(key)
 
 
 def _check(key: str, value: object) -> None:
@@ -159,8 +156,8 @@ def _check_ids(ids: object) -> None:
     if ids is None:  # `null` in a table: the row has none
         return
     if not isinstance(ids, list):
-        raise ValueError(f"The completion_ids must be a list of token ids, but they are of type {type(ids).__name__}.")
+        raise ValueError(f"The completion_ids must be a list of token ids, got {type(ids).__name__}.")
     for i, token_id in enumerate(ids, start=1):
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
-            entry = json.dumps(token_id)[:40]
-            raise ValueError(f"Entry {i} of the completion_ids is {entry}, but a token id is a whole number from 0.")
+        if type(token_id) is not int or token_id < 0:
+            got = json.dumps(token_id)[:40]
+            raise ValueError(f"Entry {i} of the completion_ids must be a token id, a whole number from 0, got {got}.")

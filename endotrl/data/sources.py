@@ -61,17 +61,17 @@ class Row:
     def get(self, key: str) -> Any:
         """Value of a required key."""
         if key not in self.data:
-            raise self.error(f"the key {json.dumps(key)} is missing. There are {sorted(self.data)}.")
+            raise self.error(f"the key {json.dumps(key)} is missing. The row has only {sorted(self.data)}.")
         return self.data[key]
 
     def text(self, key: str) -> str:
         """Text that is not empty."""
         value = self.get(key)
-        return self._checked(key, isinstance(value, str) and value.strip(), "a text that is not empty")
+        return self._checked(key, isinstance(value, str) and value.strip(), "text that is not empty")
 
     def response(self, key: str) -> str:
         """A response; some benchmarks have empty ones."""
-        return self._checked(key, isinstance(self.get(key), str), "a text")
+        return self._checked(key, isinstance(self.get(key), str), "text")
 
     def responses(self, key: str, exactly: int | None = None) -> list[str]:
         """List of responses."""
@@ -82,10 +82,8 @@ class Row:
 
     def steps(self, key: str) -> list[str]:
         """List of steps; a few of PRMBench's are empty, but never all of a solution."""
-        value = self.responses(key)
-        if not any(step.strip() for step in value):
-            raise self.error(f"{json.dumps(key)} has only empty steps: there is nothing to score.")
-        return value
+        has_text = any(step.strip() for step in self.responses(key))
+        return self._checked(key, has_text, "a list of steps, at least one of which is not empty")
 
     def one_of(self, key: str, choices: Sequence[Any]) -> Any:
         """Value out of `choices`."""
@@ -100,15 +98,13 @@ class Row:
 
     def _checked(self, key: str, fits: object, rule: str) -> Any:
         if not fits:
-            raise self.error(f"{json.dumps(key)} must be {rule}, but is {_brief(self.data[key])}.")
+            raise self.error(f"{json.dumps(key)} must be {rule}, got {_brief(self.data[key])}.")
         return self.data[key]
 
     def name(self, *keys: str) -> str:
         """The first of these keys that the row has, as text; otherwise its place."""
-        for key in keys:
-            if self.data.get(key) is not None:
-                return str(self.data[key])
-        return f"{self.stem} {self.place}"
+        known = (str(self.data[key]) for key in keys if self.data.get(key) is not None)
+        return next(known, f"{self.stem} {self.place}")
 
 
 class Reader:
@@ -134,9 +130,9 @@ class Reader:
                 self.lines += 1
                 self.digest.update(raw + b"\n")
                 problem = None
+                if data is None and not raw.strip():
+                    continue
                 if data is None:
-                    if not raw.strip():
-                        continue
                     data, problem = parse_json(raw, first=place == "line 1")
                 problem = problem or why_no_row(data)
                 yield Row({} if problem else data, source, place, stem, self.lines, problem)
@@ -145,25 +141,25 @@ class Reader:
         """Number of rows, at most `limit`, for a progress bar; `None` for a stream."""
         if self.path == STREAM:
             return limit
-        return sum(1 for _ in islice((None for raw, _, _ in self._all() if raw.strip()), limit))
+        return sum(1 for _ in islice(filter(bytes.strip, self._all()), limit))
 
     def prefix_digest(self, lines: int) -> str:
         """Digest of the first `lines` lines."""
         digest = hashlib.sha256()
-        for raw, _, _ in islice(self._all(), lines):
+        for raw in islice(self._all(), lines):
             digest.update(raw + b"\n")
         return digest.hexdigest()
 
-    def _all(self) -> Iterator[_Entry]:
-        return chain.from_iterable(map(_entries, self._parts))
+    def _all(self) -> Iterator[bytes]:
+        return (raw for part in self._parts for raw, _, _ in _entries(part))
 
 
 def text_only(rows: Iterable[Row]) -> Iterator[Row]:
     """Yields the rows. Raises `FormatError` at one with images, which the caller's reader would ignore."""
     for row in rows:
-        seen = next((key for key in ("image", "images") if row.data.get(key)), None)
-        if seen is not None:
-            raise row.error(f'the row has "{seen}", and this reads only text. Leave such rows out.')
+        for key in ("image", "images"):
+            if row.data.get(key):
+                raise row.error(f'the row has "{key}", but this command reads only text. Remove rows with images.')
         yield row
 
 
@@ -174,14 +170,14 @@ def read_rows(data: str | None, hub: HubDataset | None = None, name: str = "") -
     """
     source = data or hub
     if source is None:
-        raise ValueError(f"{name} is not on the hub: give its file or folder with --data.")
+        raise ValueError(f"{name} is not on the Hugging Face hub. Pass its file or folder as --data.")
     row = None
     for row in Reader(source, "test"):
         if row.problem is not None:
             raise row.error(row.problem)
         yield row
     if row is None:
-        raise FormatError(f"{source}: there is no row in the file.")
+        raise FormatError(f"{source}: the file has no rows.")
 
 
 def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
@@ -189,7 +185,7 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
     try:
         return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
     except RecursionError:
-        return None, "The JSON is nested too deeply."
+        return None, "The JSON is too deeply nested."
     except UnicodeDecodeError as error:
         return None, f"Not UTF-8 text: {error}. Save the file as UTF-8."
     except ValueError as error:
@@ -199,11 +195,11 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
 def why_no_row(data: Any) -> str | None:
     """Reason why a value is not a row, or `None`."""
     if not isinstance(data, dict):
-        return f"A row must be a JSON object, but is {_brief(data)}."
+        return f"A row must be a JSON object, got {_brief(data)}."
     try:
         json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        return "The text has half of a surrogate pair (\\ud800 to \\udfff), which is not valid Unicode."
+        return "The text has half of a surrogate pair (\\ud800 to \\udfff) and is therefore not valid Unicode."
     return None
 
 
@@ -214,7 +210,7 @@ def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]
     data, path = str(data), Path(data)
     if path.is_file() and path.suffix in (".csv", ".tsv", ".xlsx"):
         raise ValueError(
-            f"{data}: {path.suffix} files are not read, but {', '.join(SUFFIXES)} are. To convert it, for example: "
+            f"{data}: the file must end with {', '.join(SUFFIXES)}. Convert it, for example with "
             '`pandas.read_csv(FILE).to_json("rows.jsonl", orient="records", lines=True)`.'
         )
     if data == STREAM or path.is_file():
@@ -222,11 +218,11 @@ def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]
     if path.is_dir():
         files = sorted(filter(_is_data, path.iterdir())) or sorted(filter(_is_data, path.rglob("*")))
         if not files:
-            raise ValueError(f"{data}: the folder has no file that ends with {', '.join(SUFFIXES)}.")
+            raise ValueError(f"{data}: the folder has no files that end with {', '.join(SUFFIXES)}.")
         return [*files]
     if (found := _HUB_ID.fullmatch(data)) and not data.endswith(SUFFIXES):
         return [HubDataset(found["name"], (found["split"] or split,), found["config"])]
-    raise FileNotFoundError(f"{data}: there is no such file or folder, and it is not the name of a hub dataset.")
+    raise FileNotFoundError(f"{data}: there is no such file or folder, and this is not a valid name of a hub dataset.")
 
 
 def _names(part: Path | HubDataset) -> tuple[str, str]:
@@ -262,7 +258,7 @@ def _entries(part: Path | HubDataset) -> Iterator[_Entry]:
             with gzip.open(part) if part.name.endswith(".gz") else part.open("rb") as file:
                 yield from _text_entries(cast(IO[bytes], file), source)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise FormatError(f"{source}: cannot be read as gzip: {error}. Is its ending right?") from error
+            raise FormatError(f"{source}: cannot be read as gzip: {error}. Check the file's suffix.") from error
 
 
 def _text_entries(file: IO[bytes], source: str) -> Iterator[_Entry]:
@@ -302,8 +298,8 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
         rows = load_dataset(hub.name, hub.config, split=split)
     except Exception as error:  # the library raises many types; each ends the command with one message
         raise ValueError(
-            f"The dataset {hub.name} (split {split}) is no file or folder here, and cannot be loaded from the Hugging "
-            f"Face hub: {error}. Without network, give a local file or folder (--data)."
+            f"{hub.name} (split {split}) is not a local file or folder, and cannot be loaded from the Hugging Face "
+            f"hub: {error}. Without a network, pass a local file or folder as --data."
         ) from error
     for number, row in enumerate(rows, start=1):
         yield _table_entry(number, row)

@@ -71,7 +71,7 @@ class Engine:
             rows = [cut_completion(row, self.max_response_tokens) for row in rows]
         for item, row in zip(owners, rows, strict=True):
             if not row.action_positions:
-                raise ValueError(f"A response of item {item.id!r} is empty, and nothing ends it: no token to score.")
+                raise ValueError(f"A response of item {item.id!r} is empty and has no end token, so it has no score.")
         all_stats = self._scorer(rows, alpha=self.alpha, entropy=True, mean_logits=True)
         scored = [ScoredResponse(stats, cut=row.cut) for stats, row in zip(all_stats, rows, strict=True)]
         if alone:
@@ -104,7 +104,7 @@ class Engine:
         text, offsets = decode_with_offsets(self.tokenizer, scored.stats.token_ids.tolist())
         spans = step_spans(item.steps, text, whole=not scored.cut)
         if spans is None:
-            raise ValueError(f"Steps of item {item.id!r} are not in its decoded tokens: the tokenizer changes text.")
+            raise ValueError(f"Item {item.id!r} has steps that its decoded tokens lack: the tokenizer changes text.")
         step_of_token = [
             next((i for i, (start, end) in enumerate(spans) if start <= max(first, last - 1) < end), -1)
             for first, last in offsets

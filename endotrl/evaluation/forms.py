@@ -58,11 +58,12 @@ class Form:
             meant = did_you_mean(name, [*others, *(f"{token}.{kind}" for token in tokens for kind in AGGREGATES)])
             kinds = ", ".join(f"{a}=NUMBER" if a in EXAMPLES else a for a in AGGREGATES)
             raise ValueError(
-                f"There is no scorer {name!r}{meant}. A form is TOKEN.AGGREGATE with TOKEN one of {', '.join(tokens)} "
-                f"and AGGREGATE one of {kinds}; others are residual:FORM, style_residual:FORM, {', '.join(others)}."
+                f"There is no scorer {name!r}{meant}. Use a form TOKEN.AGGREGATE, where TOKEN is one of "
+                f"{', '.join(tokens)} and AGGREGATE one of {kinds}; or residual:FORM, style_residual:FORM, "
+                f"{', '.join(others)}."
             )
         if aggregate == "discounted":
-            raise ValueError(f"The scorer {name!r} needs a number, such as {token}.discounted=0.95.")
+            raise ValueError(f"The scorer {name!r} needs a number: {token}.discounted=0.95, for example.")
         try:
             known, number = parse_aggregate(aggregate)
         except ValueError as error:
@@ -78,7 +79,7 @@ class Form:
     def needs_logits(self, steps: bool) -> str | None:
         """Reason why a server's log-probabilities are not enough for it, or for step scores; `None` if they are."""
         if self.token == "bellman" and steps:
-            return "the soft values V of Bellman rewards cancel in the sum over whole responses only"
+            return "the soft values V of Bellman rewards cancel only in sums over whole responses"
         return self.rule.needs_logits
 
     def token_rewards(self, response: ScoredResponse) -> Tensor:

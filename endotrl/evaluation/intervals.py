@@ -100,7 +100,7 @@ def differences(
 ) -> dict[str, Estimate]:
     """Metrics of B minus those of A on the same units, with paired intervals: from the same resamples."""
     if [(u.cluster, u.group) for u in units_a] != [(u.cluster, u.group) for u in units_b]:
-        raise ValueError("A paired difference needs the same units in the same order, and these differ.")
+        raise ValueError("Paired differences need the same units in the same order, but these differ.")
     first, second = point_values(units_a, metrics_of), point_values(units_b, metrics_of)
     resampled_a, resampled_b = metrics_of(group_means(units_a, weights)), metrics_of(group_means(units_b, weights))
     return {

@@ -92,7 +92,7 @@ class Judge(ModelScorer):
         words = [space + word for word in _WORDS[name]]
         self._words = [engine.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
         if len(set(self._words)) < len(self._words):
-            raise ValueError(f"{name} needs a tokenizer that begins {', '.join(_WORDS[name])} with different tokens.")
+            raise ValueError(f"{name} needs a tokenizer with different first tokens for {', '.join(_WORDS[name])}.")
 
     def _score_items(self, items: Sequence[Item], progress: bool) -> list[float]:
         # Responses shown per question: one, or two in this order.
@@ -149,7 +149,7 @@ class SentenceModel(ModelScorer):
             [self._engine.prompt(item) for item, _ in owners], [response for _, response in owners], progress=progress
         )
         if number := sum(row.cut for row in rows):
-            logger.warning("%d responses to %s are longer than the model's context, and were cut.", number, self.name)
+            logger.warning("%d responses to %s are longer than the model's context and were cut.", number, self.name)
         return [row.score for row in rows]
 
 
@@ -214,5 +214,5 @@ def reward_model_class(path: str, trust_remote_code: bool = False) -> type[Rewar
     if isinstance(config, SentenceRewardConfig):
         return SentenceModel
     if config.num_labels != 1:
-        raise ValueError(f"{path} has {config.num_labels} outputs, but a reward model has one, its score.")
+        raise ValueError(f"A reward model must have one output, but {path} has {config.num_labels}.")
     return RewardModel

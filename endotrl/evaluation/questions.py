@@ -49,7 +49,7 @@ def read_questions(
     for row in rows:
         name = question or _first_key(row, QUESTION_KEYS)
         if name is None:
-            raise row.error(f"there is no question: no {', '.join(QUESTION_KEYS)}. Name its key with --question.")
+            raise row.error(f"there is no question: no key {', '.join(QUESTION_KEYS)}. Pass its key as --question.")
         prompt = row.get(name)
         if labelled:
             match prompt:
@@ -66,13 +66,13 @@ def read_questions(
         key = answer or _first_key(row, [key for key in ANSWER_KEYS if key != name])
         right = None if key is None else row.get(key)
         if isinstance(right, float) and not math.isfinite(right):
-            raise row.error(f"{json.dumps(key)} is {right}, which is no answer.")
+            raise row.error(f"{json.dumps(key)} must be text or a finite number, got {right}.")
         if labelled and key is None:
-            raise row.error(f"there is no answer: no {', '.join(ANSWER_KEYS)}. Name its key with --answer.")
+            raise row.error(f"there is no answer: no key {', '.join(ANSWER_KEYS)}. Pass its key as --answer.")
         if right in ("", []) or (labelled and not (right := final_answer(right))):
             raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):
-            raise row.error(f"the answer is missing here, or in {questions[0].id}: label all questions, or none.")
+            raise row.error(f"either this question or {questions[0].id} has no answer. Label all questions, or none.")
         questions.append(Question(row.name("id", "idx", "ID"), prompt, right))
         if len(questions) == limit:
             break

@@ -202,7 +202,7 @@ def compare(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = runs[0]
     for run in runs[1:]:
         if run["benchmark"] != first["benchmark"]:
-            raise ValueError(f"The runs are of different benchmarks: {first['benchmark']} and {run['benchmark']}.")
+            raise ValueError(f"The runs have different benchmarks: {first['benchmark']} and {run['benchmark']}.")
     names = [name for name in first["metrics"] if all(name in run["metrics"] for run in runs)]
     if not names:
         raise ValueError(f"The runs have no scorer in common: {'; and '.join(', '.join(r['metrics']) for r in runs)}.")

@@ -75,7 +75,7 @@ class RunFolder:
     def hold(self) -> None:
         """Creates the folder, and locks it against other runs until this object is deleted."""
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"--output {self.folder} is a file, but a run needs a folder. Choose another one.")
+            raise ValueError(f"--output {self.folder} must be a folder, but it is a file. Choose another path.")
         self._lock = lock_folder(self.folder, "--output")
 
     def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
@@ -85,8 +85,8 @@ class RunFolder:
                 return
             if self.scores_path.exists() or self.answers_path.exists():
                 raise ValueError(
-                    f"{self.folder} holds scores, and no settings.json tells what made them. Choose another --output, "
-                    "or start anew with --overwrite."
+                    f"{self.folder} contains scores, but no settings.json to say how they were made. Choose another "
+                    "--output, or start over with --overwrite."
                 )
         self.folder.mkdir(parents=True, exist_ok=True)
         for pattern in ("scores*.jsonl", "answers*.jsonl", "results.json"):

@@ -52,8 +52,8 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
         whole_only = base_name(name) != name or needs_model(name)
         if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
             raise ValueError(
-                f"{name!r} does not score steps. Forms that do are TOKEN.AGGREGATE with one of "
-                f"{', '.join(STEP_AGGREGATES)}; also {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
+                f"{name!r} cannot score steps. Use TOKEN.AGGREGATE, where AGGREGATE is one of "
+                f"{', '.join(STEP_AGGREGATES)}; or {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
             )
     return result
 
@@ -109,7 +109,7 @@ def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
         form = None if needs_model(base_name(name)) else make_form(base_name(name))
         reason = form.needs_logits(steps) if isinstance(form, Form) else None
         if given and reason is not None:
-            raise ValueError(f"{name!r} cannot be had from a server, which gives log-probabilities only: {reason}.")
+            raise ValueError(f"{name!r} needs a local model, as a server returns only log-probabilities: {reason}.")
         kept += [] if reason else [name]
     return kept
 

@@ -31,11 +31,11 @@ class Choice:
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, ("pairs", "best", "top", "ranked"))
         if not 0.0 <= self.margin < math.inf:
-            raise ValueError(f"`margin` is {self.margin}, but it must be a number of at least 0.")
+            raise ValueError(f"`margin` must be a finite number of at least 0, got {self.margin}.")
         if self.num_pairs < 1:
-            raise ValueError(f"`num_pairs` is {self.num_pairs}, but it must be at least 1.")
+            raise ValueError(f"`num_pairs` must be at least 1, got {self.num_pairs}.")
         if not 0.0 < self.fraction <= 1.0:
-            raise ValueError(f"`fraction` is {self.fraction}, but it must be greater than 0 and at most 1.")
+            raise ValueError(f"`fraction` must be greater than 0 and at most 1, got {self.fraction}.")
 
     def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
         """
@@ -48,18 +48,17 @@ class Choice:
         counts.unfinished += len(group) - len(kept)
         # The order of two equal responses is noise.
         kept = [one for i, one in enumerate(kept) if one[0].completion not in [row.completion for row, _ in kept[:i]]]
-        kept.sort(key=lambda one: -one[1]["reward"])
+        kept.sort(key=_reward, reverse=True)
         if self.kind == "pairs":
             return self._pairs(kept, counts)
         if self.kind == "ranked" and kept:
-            completions = [_alike(row) for row, _ in kept]
-            scores = [record["reward"] for _, record in kept]
+            completions, scores = [_alike(row) for row, _ in kept], list(map(_reward, kept))
             return [{"prompt": kept[0][0].prompt, "completions": completions, **_common(kept), "scores": scores}]
         # Rounded up, but robust to the rounding of the product: 0.55 * 20 is more than 11.
         count = 1 if self.kind == "best" else max(1, math.ceil(self.fraction * len(kept) - 1e-9))
         return [
-            {"prompt": row.prompt, "completion": _alike(row), **row.extra, "score": record["reward"]}
-            for row, record in kept[:count]
+            {"prompt": one[0].prompt, "completion": _alike(one[0]), **one[0].extra, "score": _reward(one)}
+            for one in kept[:count]
         ]
 
     def _pairs(self, kept: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
@@ -67,13 +66,12 @@ class Choice:
         if len(kept) < 2:
             counts.alone += 1
         for better, worse in zip(kept[: min(self.num_pairs, len(kept) // 2)], reversed(kept), strict=False):
-            if better[1]["reward"] - worse[1]["reward"] <= self.margin:
+            if _reward(better) - _reward(worse) <= self.margin:
                 counts.close += not rows
                 break
             counts.add_pair(better, worse)
             pair = {"prompt": better[0].prompt, "chosen": _alike(better[0]), "rejected": _alike(worse[0])}
-            scores = {"score_chosen": better[1]["reward"], "score_rejected": worse[1]["reward"]}
-            rows.append({**pair, **_common(kept), **scores})
+            rows.append({**pair, **_common(kept), "score_chosen": _reward(better), "score_rejected": _reward(worse)})
         return rows
 
 
@@ -100,20 +98,23 @@ class Counts:
             (self.bad, "response", "without a reward"),
             (self.unfinished, "response", "cut off"),
             (self.alone, "prompt", "with fewer than two different responses"),
-            (self.close, "prompt", "whose responses do not differ by more than the margin"),
+            (self.close, "prompt", "whose rewards do not differ by more than the margin"),
         ]
         found = "; ".join(f"{counted(count, noun)} {what}" for count, noun, what in reasons if count)
         return f"Left out: {found}." if found else ""
 
     def add_pair(self, better: Scored, worse: Scored) -> None:
         """Counts a pair."""
-        self.margins += better[1]["reward"] - worse[1]["reward"]
+        self.margins += _reward(better) - _reward(worse)
         if "num_tokens" in better[1]:
             difference = better[1]["num_tokens"] - worse[1]["num_tokens"]
             self.longer[(difference > 0) - (difference < 0)] += 1
-        label = better[0].response
-        if isinstance(label, str):
+        if isinstance(label := better[0].response, str):
             self.labels[label] += 1
+
+
+def _reward(one: Scored) -> float:
+    return one[1]["reward"]
 
 
 def _common(group: Sequence[Scored]) -> dict[str, Any]:

@@ -65,11 +65,11 @@ def rank(
     ```
     """
     if isinstance(prompts, str) or any(isinstance(responses, str) for responses in candidates):
-        raise TypeError("`rank` takes a list of prompts, and for each of them a list of candidates, but got a text.")
+        raise TypeError("`prompts` must be a list, and `candidates` a list of responses for each of them, got text.")
     for name, given in {"candidates": candidates, "completion_ids": completion_ids}.items():
         if given is not None and len(given) != len(prompts):
             count = counted(len(prompts), "prompt")
-            raise ValueError(f"Give `{name}` one entry per prompt: it has {len(given)}, for {count}.")
+            raise ValueError(f"`{name}` must have one entry per prompt, got {len(given)} for {count}.")
     data: list[dict[str, Any]] = [
         {"prompt": prompt, "completions": list(responses)}
         for prompt, responses in zip(prompts, candidates, strict=True)
@@ -168,7 +168,7 @@ def score_dataset(reward: "AnyReward", dataset: Dataset, *, residual: str | None
     """
     new = {"reward", "num_tokens", "finished", "score_chosen", "score_rejected", "scores"}
     if taken := new & set(dataset.column_names):
-        raise ValueError(f"The dataset has columns {sorted(taken)} already. Remove or rename them first.")
+        raise ValueError(f"The dataset already has columns {sorted(taken)}. Remove or rename them.")
     columns: dict[str, list[Any]] = defaultdict(list)
     for row, record in scored_rows(reward, dataset, residual):
         if isinstance(row.response, str):
@@ -194,8 +194,8 @@ def scored_rows(
     """
     if isinstance(reward, EndogenousReward) and isinstance(reward.correction, LengthControl):
         raise ValueError(
-            'The reward\'s `correction="length"` compares the completions of one batch. Use `residual="residual"`, '
-            "which compares those of each prompt."
+            'The reward\'s `correction="length"` compares the completions of a batch. Use `residual="residual"` to '
+            "compare the completions of each prompt."
         )
     if residual is None:
         return _scored(reward, data)
@@ -239,5 +239,5 @@ def _chosen(
     counts = Counts()
     rows = [row for group in by_prompt(scored_rows(reward, dataset, residual)) for row in choice.rows(group, counts)]
     if not rows:
-        raise ValueError(f"Of {counted(counts.prompts, 'prompt')}, none gives a row. {counts.why_not()}".strip())
+        raise ValueError(f"None of {counted(counts.prompts, 'prompt')} gives a row. {counts.why_not()}".strip())
     return Dataset.from_list(rows)

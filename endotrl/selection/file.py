@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import Any
 
 from ..data.sources import STREAM
 from ..runs.files import replacing
@@ -43,7 +43,7 @@ def choose_from_file(
     state, counts = processes(), Counts()
     streams = STREAM in (str(input_path), str(output_path))
     if streams and state.num_processes > 1:
-        raise ValueError("Standard input and output belong to one process. With several, name a file for each.")
+        raise ValueError("Only one process can use standard input and output. Pass files for both.")
     with ExitStack() as stack:
         if state.is_main_process:
             stack.enter_context(only_run_on(output_path, input_path))
@@ -51,15 +51,15 @@ def choose_from_file(
         if streams:
             temporary = Path(stack.enter_context(TemporaryDirectory()))
             folder = temporary / "scores" if str(output_path) == STREAM else folder
-            if str(input_path) == STREAM:  # read twice
-                with (temporary / "input").open("wb") as copy:
+            if str(input_path) == STREAM:
+                input_path = temporary / "input"  # it is read twice
+                with input_path.open("wb") as copy:
                     shutil.copyfileobj(sys.stdin.buffer, copy)
-                input_path = temporary / "input"
         output = Path(output_path)
         if output.exists() and not folder.exists() and not overwrite:
             raise ValueError(
-                f"{output} exists, and no {folder.name} tells what made it. Choose another output, or overwrite this "
-                "one (--overwrite)."
+                f"{output} exists, but there is no {folder.name} to say how it was made. Choose another output, or "
+                "pass --overwrite."
             )
         scores = ShardedScores(reward, input_path, folder, block_size, limit, tokens=False)
         scores.fill(settings, overwrite, progress)
@@ -78,12 +78,9 @@ def choose_from_file(
                 yield row, record
 
         rows = (row for group in by_prompt(scored()) for row in choice.rows(group, counts))
-        first = next(rows, None)
-        if first is None:
-            raise ValueError(f"There is nothing to write. {counts.why_not()}".strip())
-        to_stream = str(output_path) == STREAM
-        written = nullcontext[IO[bytes]](sys.stdout.buffer) if to_stream else replacing(output)
-        with written as file:
+        if (first := next(rows, None)) is None:
+            raise ValueError(f"No rows to write. {counts.why_not()}".strip())
+        with nullcontext(sys.stdout.buffer) if str(output) == STREAM else replacing(output) as file:
             for row in chain([first], rows):
                 file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 counts.rows += 1

@@ -48,35 +48,35 @@ MISTAKES = {
     # What the commands say
     "score rows.jsonl --model no/such-model": "The frozen model 'no/such-model' cannot be loaded",
     "score no.jsonl --model MODEL": "no.jsonl: there is no such file or folder",
-    "score t.csv --model MODEL": "t.csv: .csv files are not read, but .json, .jsonl,",
-    "score - --model MODEL": "The input has no rows. A row is a line such as {",
+    "score t.csv --model MODEL": "t.csv: the file must end with .json, .jsonl,",
+    "score - --model MODEL": "The input has no rows. It must have lines such as {",
     f"{SCORE} --alpha 0": "--alpha is 0.0, but the temperature",
     f"{SCORE} --device cuda:99": "--device cuda:99 cannot be used",
     f"{SCORE} --output /proc/x": "/proc/x cannot be written",
     f"{SCORE} --output no/out.jsonl": "The folder of the output, no, does not exist",
-    f"{SCORE} --html no/page.html": "The folder of the page, no, does not exist",
+    f"{SCORE} --html no/page.html": "The folder of --html no/page.html does not exist",
     f"{SCORE} --html rows.jsonl": "is also the input or the output",
     f"{SCORE} --output rows.jsonl": "would be written over the input",
-    "score rows.jsonl --model SENTENCES --token-reward log_prob": "--token-reward is a setting of the endogenous",
-    f"{PAIRS} --margin -1": "--margin is -1.0",
-    f"{PAIRS} --fraction 0": "--fraction is 0.0",
+    "score rows.jsonl --model SENTENCES --token-reward log_prob": "--token-reward applies to the endogenous reward",
+    f"{PAIRS} --margin -1": "--margin must be a finite number of at least 0, got -1.0",
+    f"{PAIRS} --fraction 0": "--fraction must be greater than 0 and at most 1, got 0.0",
     f"{PAIRS} --form gain.sum": "--form gain.sum needs a second pass",
     f"{PAIRS} --form length": "There is no scorer 'length'",
     f"{PAIRS} --form bellman.sum --aggregate mean": "--form bellman.sum and --aggregate were given",
     f"{PAIRS} --output groups.jsonl": "would be written over the input",
-    f"{PAIRS} --output other.jsonl": "other.jsonl exists, and no other.jsonl.scores tells what made it",
+    f"{PAIRS} --output other.jsonl": "other.jsonl exists, but there is no other.jsonl.scores",
     f"{EVAL} --scorers loss.sum": "There is no scorer 'loss.sum'",
     f"{EVAL} --data none.json": "there is no such file or folder",
     f"{EVAL} --device cuda:77": "--device cuda:77 cannot be used",
     f"{EVAL} --scorers reward_model:no-such-model": "'no-such-model' cannot be loaded",
-    f"{EVAL} --scorers reward_model:MODEL": "has 2 outputs, but a reward model has one",
-    "eval generation --data nan.jsonl --model MODEL --seeds 1 1": "--seeds 1 1 has a seed twice",
+    f"{EVAL} --scorers reward_model:MODEL": "A reward model must have one output, but ",
+    "eval generation --data nan.jsonl --model MODEL --seeds 1 1": "--seeds must differ, got 1 1",
     "eval generation --data long.jsonl --model MODEL --max-new-tokens 6 --instruction= --quiet": (
         "the model's context has 256. Lower --max-new-tokens."
     ),
-    "eval compare rows.jsonl none": "is no run of endotrl eval",
-    "eval compare a b ./a": "./a is a run that is named twice",
-    "forecast --data nan.jsonl --model MODEL": 'nan.jsonl, line 1: "answer" is nan, which is no answer',
+    "eval compare rows.jsonl none": "is not a run of `endotrl eval`",
+    "eval compare a b ./a": "./a is given twice",
+    "forecast --data nan.jsonl --model MODEL": 'nan.jsonl, line 1: "answer" must be text or a finite number, got nan',
     f"{FORECAST} --temperatures 0.5": "1 among them",
     f"{FORECAST} --samples 2": "samples cannot serve the temperatures",
     f"{FORECAST} --max-new-tokens 600": "the model's context has 256",
@@ -119,7 +119,7 @@ def test_one_message(words, reason, tiny_model_path, sentence_model_path, tmp_pa
 def test_nothing_to_write(tiny_model_path, tmp_path, capsys):
     write(tmp_path / "groups.jsonl", FILES["groups.jsonl"])
     assert main([*shlex.split(PAIRS.replace("MODEL", tiny_model_path)), "--margin", "1e9"]) == 2
-    said = "There is nothing to write. Left out: 30 prompts whose responses do not differ"
+    said = "No rows to write. Left out: 30 prompts whose rewards do not differ"
     assert said in capsys.readouterr().err
 
 

@@ -248,7 +248,7 @@ class TestCompare:
         out = capsys.readouterr().out
         verdict = "B is better than A; B is highest (accuracy of length: A 0.000, B 1.000, C 0.000)."
         assert " ".join(out.split()).startswith(verdict)
-        assert "Left out, as not all runs have them: 2 items." in out
+        assert "Left out because not all runs have them: 2 items." in out
         lines = list(map(str.strip, out.splitlines()))
         row = next(line for line in lines if line.endswith("accuracy, length"))
         assert row.split() == ["0.000", "1.000", "▲", "0.000", "accuracy,", "length"]

@@ -74,7 +74,7 @@ class TestParser:
         shown = " ".join(" ".join(lines).split())
         assert not re.search(r"\(default: (\)|\[|None|False|default\))", shown)
         if words == "forecast":
-            assert "(default: 1.0 0.7 0.5)" in shown and "seed of the sampling (default: 0)" in shown
+            assert "(default: 1.0 0.7 0.5)" in shown and "sampling seed (default: 0)" in shown
 
     def test_version(self, capsys):
         with pytest.raises(SystemExit) as stop:
@@ -162,7 +162,7 @@ class TestScore:
         assert score("--quiet", file=bad) == 1
         captured = capsys.readouterr()
         assert captured.err.count("line ") == 20 and captured.out == ""
-        assert "More rows are bad" in captured.err and "bad.scores.jsonl.errors.jsonl names them all" in captured.err
+        assert "more invalid rows; bad.scores.jsonl.errors.jsonl lists all of them" in captured.err
 
     def test_from_and_to_standard_streams(self, tiny_model_path, source):
         options = ["--model", tiny_model_path, "--device", "cpu"]
@@ -185,7 +185,7 @@ class TestScore:
         assert score("--block-size", "1") == 2
         assert "not enough memory for batches of 8192 tokens" in capsys.readouterr().err
         assert score("--block-size", "1", "--max-tokens-per-batch", "64") == 0
-        assert "1 row was done by earlier runs, 3 by this one" in capsys.readouterr().out
+        assert "Earlier runs processed 1 row, this run 3." in capsys.readouterr().out
 
     @pytest.mark.slow
     def test_interruption_by_signal_and_kill(self, score, tiny_model_path, tmp_path):

@@ -28,21 +28,27 @@ from ..evaluation.rows import (
 
 
 class TestReading:
-    def test_formats_are_the_same(self, tmp_path):
-        rows = [{"a": 1, "b": "é\u2028x"}, {"a": 2, "b": ""}]
-        write(tmp_path / "one.json", rows)
-        write(tmp_path / "two.jsonl", rows)
-        (tmp_path / "three.jsonl.gz").write_bytes(gzip.compress((tmp_path / "two.jsonl").read_bytes()))
-        Dataset.from_list(rows).to_parquet(str(tmp_path / "four.parquet"))
-        for name in ("one.json", "two.jsonl", "three.jsonl.gz", "four.parquet"):
-            assert [row.data for row in read_rows(str(tmp_path / name), None, "x")] == rows, name
-        assert len(list(read_rows(str(tmp_path), None, "x"))) == 8
+    def test_every_kind_of_file_is_the_same_input(self, tmp_path):
+        rows = [{"a": i, "b": "é\u2028x"} for i in range(5)]
+        write(tmp_path / "f.json", rows)
+        write(tmp_path / "f.jsonl", rows)
+        (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress((tmp_path / "f.jsonl").read_bytes()))
+        Dataset.from_list(rows).to_parquet(str(tmp_path / "f.parquet"))
+        digests = set()
+        for name in ("f.json", "f.jsonl", "f.jsonl.gz", "f.parquet"):
+            reader = Reader(tmp_path / name)
+            assert [row.data for row in islice(reader, 3)] == rows[:3], name
+            assert reader.lines == 3 and reader.digest.hexdigest() == Reader(tmp_path / name).prefix_digest(3)
+            assert reader.count() == 5
+            digests.add(reader.digest.hexdigest())
+        assert len(digests) == 1
+        assert len(list(read_rows(str(tmp_path)))) == 20
 
     def test_place_of_a_row(self, tmp_path):
         (tmp_path / "f.json").write_text('[\n {"a": 1},\n\n {"a":\n 2}]')
-        assert [row.place for row in read_rows(str(tmp_path / "f.json"), None, "x")] == ["row 1", "row 2"]
+        assert [row.place for row in read_rows(str(tmp_path / "f.json"))] == ["row 1", "row 2"]
         (tmp_path / "f.jsonl").write_text('\n{"a": 1}\n')
-        assert [row.place for row in read_rows(str(tmp_path / "f.jsonl"), None, "x")] == ["line 2"]
+        assert [row.place for row in read_rows(str(tmp_path / "f.jsonl"))] == ["line 2"]
 
 
 class TestErrors:
@@ -50,12 +56,10 @@ class TestErrors:
         ("text", "message"),
         [
             ("{\n", r"f.jsonl, line 1: not valid JSON"),
-            ('{"a": 1}\n[1]', r"f.jsonl, line 2: a row must be a JSON object, but is \[1\]"),
-            ("", r"f.jsonl: there is no row in the file"),
+            ('{"a": 1}\n[1]', r"f.jsonl, line 2: a row must be a JSON object, got \[1\]"),
+            ("", r"f.jsonl: the file has no rows"),
             ("[\n{},\n{]", r"f.jsonl: not valid JSON: .*line 3 "),
-            ("[{},\n", r"f.jsonl: not valid JSON: .*line 2 "),
             ("[{}\n{}]", r"f.jsonl: not valid JSON: Expecting ',' delimiter: line 2 "),
-            ("[{},\n]", r"f.jsonl: not valid JSON: .*line [12] "),
             ("[{}]\n[{}]", r"f.jsonl: not valid JSON: Extra data: line 2 "),
             ('{"a": 1}\n{"a": "\\ud83d"}', r"f.jsonl, line 2: the text has half of a surrogate pair"),
         ],
@@ -63,50 +67,41 @@ class TestErrors:
     def test_damaged_files(self, tmp_path, text, message):
         (tmp_path / "f.jsonl").write_text(text)
         with pytest.raises(FormatError, match=message):
-            list(read_rows(str(tmp_path / "f.jsonl"), None, "x"))
+            list(read_rows(str(tmp_path / "f.jsonl")))
 
     @pytest.mark.parametrize(
         ("benchmark", "row", "message"),
         [
             ("preference", {"chosen": "a"}, r'line 2: the key "rejected" is missing'),
             ("preference", {**PAIR_ROW, "chosen": 3}, r"line 2: the chosen must be text or a list of messages"),
-            ("preference", {"chosen": "a", "rejected": "b"}, r"have no common beginning"),
-            (
-                "rm-bench",
-                {**RM_BENCH_ROW, "chosen": ["a"]},
-                r'line 2: "chosen" must be a list of 3 texts, but is \["a"\]',
-            ),
+            ("preference", {"chosen": "a", "rejected": "b"}, "share no beginning"),
+            ("rm-bench", {**RM_BENCH_ROW, "chosen": ["a"]}, r'"chosen" must be a list of 3 texts, got \["a"\]'),
             ("reward-bench", {**PAIR_ROW, "subset": "x"}, r'line 2: "subset" must be one of'),
-            (
-                "rm-bench",
-                {**RM_BENCH_ROW, "domain": "Chat"},
-                r'line 2: "domain" must begin with one of chat, math, code',
-            ),
+            ("rm-bench", {**RM_BENCH_ROW, "domain": "Chat"}, r'"domain" must begin with one of chat, math, code'),
         ],
     )
     def test_rows_name_file_line_and_rule(self, tmp_path, benchmark, row, message):
-        good = {
-            "preference": PAIR_ROW,
-            "rm-bench": RM_BENCH_ROW,
-            "reward-bench": {**PAIR_ROW, "subset": "donotanswer"},
-        }
+        pair = {**PAIR_ROW, "subset": "donotanswer"}
+        good = {"preference": PAIR_ROW, "rm-bench": RM_BENCH_ROW, "reward-bench": pair}
         path = write(tmp_path / "chat.jsonl", [good[benchmark], row])
         with pytest.raises(FormatError, match=message) as error:
             items_of(benchmark, path)
         assert str(error.value).startswith(path)
 
-    def test_damaged_parquet(self, tmp_path):
+    def test_truncated_files(self, tmp_path):
         Dataset.from_list([PAIR_ROW]).to_parquet(str(tmp_path / "f.parquet"))
-        (tmp_path / "f.parquet").write_bytes((tmp_path / "f.parquet").read_bytes()[:100])
-        with pytest.raises(FormatError, match="f.parquet: cannot be read as Parquet"):
-            list(read_rows(str(tmp_path / "f.parquet"), None, "x"))
+        (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 10_000))
+        for name, kind in (("f.parquet", "Parquet"), ("f.jsonl.gz", "gzip")):
+            (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-20])
+            with pytest.raises(FormatError, match=f"{name}: cannot be read as {kind}"):
+                list(Reader(tmp_path / name))
 
     def test_nothing_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="there is no such file or folder"):
-            list(read_rows(str(tmp_path / "none"), None, "x"))
-        with pytest.raises(ValueError, match="the folder has no file that ends with"):
-            list(read_rows(str(tmp_path), None, "x"))
-        with pytest.raises(ValueError, match="not on the hub: give its file or folder with --data"):
+            list(read_rows(str(tmp_path / "none")))
+        with pytest.raises(ValueError, match="the folder has no files that end with"):
+            list(read_rows(str(tmp_path)))
+        with pytest.raises(ValueError, match="dsp is not on the Hugging Face hub. Pass its file or folder as --data"):
             list(read_rows(None, None, "dsp"))
 
     def test_hub_out_of_reach(self):
@@ -172,15 +167,14 @@ class TestHub:
         }[name]  # fmt: skip
 
     def test_any_preference_dataset(self, tmp_path):
-        self.upload(
-            tmp_path, "some/pairs", {"test": [PAIR_ROW], "train": [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}]}
-        )
+        splits = {"test": [PAIR_ROW], "train": [PAIR_ROW, {**PAIR_ROW, "prompt": "Say no"}]}
+        self.upload(tmp_path, "some/pairs", splits)
         assert len(items_of("preference", "some/pairs:train")) == 2
         assert len(items_of("preference", "some/pairs:test")) == 1
         self.upload(tmp_path, "some/others", {"train": [{"chosen": "a"}]})
         with pytest.raises(FormatError, match=r'some/others \(train\), row 1: the key "rejected" is missing'):
             items_of("preference", "some/others:train")
-        with pytest.raises(ValueError, match=r"some/none \(split test\) is no file or folder here"):
+        with pytest.raises(ValueError, match=r"some/none \(split test\) is not a local file or folder"):
             items_of("preference", "some/none")
 
 
@@ -201,10 +195,8 @@ class TestFolders:
         rows = [{**RM_BENCH_ROW, "id": i, "prompt": str(i)} for i in range(3)]
         write(tmp_path / "chat_filtered.json", rows[:2])
         write(tmp_path / "math_filtered.json", rows[2:])
-        write(
-            tmp_path / "total_dataset.json",
-            [{**row, "domain": "chat" if i < 2 else "math"} for i, row in enumerate(rows)],
-        )
+        total = [{**row, "domain": "chat" if i < 2 else "math"} for i, row in enumerate(rows)]
+        write(tmp_path / "total_dataset.json", total)
         assert [(item.group, item.id) for item in items_of("rm-bench", str(tmp_path))] == [
             ("chat", "0"), ("chat", "1"), ("math", "2"),
         ]  # fmt: skip
@@ -237,38 +229,11 @@ class TestStreams:
         tracemalloc.stop()
         assert peak < 5e6
 
-    def test_an_error_in_an_array_is_found_where_it_is(self, tmp_path):
-        path = tmp_path / "f.json"
-        path.write_text("[" + ",\n".join(['{"a": 1}'] * 50 + ['{"a" 1}'] + ['{"a": 1}'] * 5000) + "]")
-        with pytest.raises(FormatError, match="not valid JSON: Expecting ':' delimiter: line 51 "):
-            list(Reader(path))
-
     def test_standard_input(self, monkeypatch):
         for data in (b'{"a": 1}\n\n{"a": 2}', b'[{"a": 1}, {"a": 2}]'):
             monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
             reader = Reader("-")
             assert reader.count(7) == 7 and [row.data["a"] for row in reader] == [1, 2]
-
-    def test_a_damaged_gz(self, tmp_path):
-        path = tmp_path / "f.jsonl.gz"
-        path.write_bytes(gzip.compress(b'{"a": 1}\n' * 10_000)[:-20])
-        with pytest.raises(FormatError, match="f.jsonl.gz: cannot be read as gzip"):
-            list(Reader(path))
-
-    def test_an_input_is_known_again_whatever_it_is(self, tmp_path):
-        rows = [{"a": i} for i in range(5)]
-        write(tmp_path / "f.jsonl", rows)
-        write(tmp_path / "f.json", rows)
-        Dataset.from_list(rows).to_parquet(str(tmp_path / "f.parquet"))
-        (tmp_path / "f.jsonl.gz").write_bytes(gzip.compress((tmp_path / "f.jsonl").read_bytes()))
-        digests = set()
-        for name in ("f.jsonl", "f.json", "f.parquet", "f.jsonl.gz"):
-            reader = Reader(tmp_path / name)
-            list(islice(reader, 3))
-            assert reader.lines == 3 and reader.digest.hexdigest() == Reader(tmp_path / name).prefix_digest(3)
-            assert reader.count() == 5
-            digests.add(reader.digest.hexdigest())
-        assert len(digests) == 1
 
     def test_tables_hold_more_than_json(self, tmp_path):
         row = {
@@ -311,11 +276,14 @@ class TestFormats:
             ({"prompt": "p", "completions": ["step"], "labels": [True]}, "not the steps of one"),
             ({"prompt": "p", "completions": []}, "must be a list of one or more whole responses"),
             ({"prompt": "p", "completions": ["a"], "completion_ids": [[1], [2]]}, "one list of token ids for each"),
-            ({"prompt": "p", "completions": ["a"], "completion_ids": [[-1]]}, "Entry 1 of the completion_ids is -1"),
+            (
+                {"prompt": "p", "completions": ["a"], "completion_ids": [[-1]]},
+                "Entry 1 .* whole number from 0, got -1",
+            ),
             ({"prompt": "p", "completions": [3]}, "The completion 0 must be text or a list of messages"),
             ({"prompt": "p", "chosen": "a"}, 'The key "rejected" is missing'),
-            ({"chosen": "a", "rejected": "b"}, "no common beginning"),
-            ({"messages": [USER]}, "must end with one of the assistant"),
+            ({"chosen": "a", "rejected": "b"}, "share no beginning"),
+            ({"messages": [USER]}, "must end with an assistant message"),
             ({"prompt": "p", "chosen": [ANSWER], "rejected": [ANSWER]}, "The prompt is text, but the completion is"),
         ],
     )

@@ -181,7 +181,7 @@ class TestSteps:
     def test_only_what_scores_steps(self):
         assert "bellman.sum" in expand_names(["single-pass"], steps=True)
         for name in ("bellman.discounted=0.95", "residual:bellman.sum", "judge_pairwise", "reward_model:x"):
-            with pytest.raises(ValueError, match="does not score steps"):
+            with pytest.raises(ValueError, match="cannot score steps"):
                 expand_names([name], steps=True)
 
 
@@ -197,7 +197,7 @@ class TestNames:
         [
             ("bellman", "There is no scorer 'bellman'"),
             ("loss.sum", "There is no scorer 'loss.sum'"),
-            ("bellman.discounted", "needs a number, such as bellman.discounted=0.95"),
+            ("bellman.discounted", "needs a number: bellman.discounted=0.95"),
             ("bellman.sum=2", "needs no number: sum"),
             ("bellman.discounted=1.5", "must be greater than 0 and at most 1"),
             ("log_prob.power=x", "'x' is not a number"),

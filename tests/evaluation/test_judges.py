@@ -135,7 +135,7 @@ class TestRewardModel:
     def test_more_outputs_than_one(self, engine, tiny_model_path, tmp_path):
         LlamaForSequenceClassification.from_pretrained(tiny_model_path, num_labels=3).save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(tiny_model_path).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="has 3 outputs, but a reward model has one"):
+        with pytest.raises(ValueError, match="must have one output, but .* has 3"):
             make_scorer(f"reward_model:{tmp_path}", engine, device="cpu")
 
     def test_a_checkpoint_without_its_head(self, engine, tiny_model_path, reward_model_path, tmp_path):

@@ -65,7 +65,7 @@ def test_sentences_in_the_output_and_on_the_page(score: Any, sentence_model_path
 def test_goes_on_and_leaves_sentences_out(score: Any, tmp_path: Path) -> None:
     score("--limit", "2", "--block-size", "2")
     code, printed = score("--block-size", "2")
-    assert "2 rows were done by earlier runs" in " ".join(printed.out.split())
+    assert "Earlier runs processed 2 rows" in " ".join(printed.out.split())
     assert len((tmp_path / "rows.scores.jsonl").read_text().splitlines()) == 5
     score("--overwrite", "--no-tokens")
     assert "sentence_scores" not in (tmp_path / "rows.scores.jsonl").read_text()

@@ -42,7 +42,7 @@ def test_neighbours(key):
 def test_keys():
     assert images_of({"image": "a"}) == ["a"] and images_of({"images": ["a"], "image": "b"}) == ["a"]
     assert images_of(json.loads("{}")) is None
-    with pytest.raises(ValueError, match="`images` is a str, but must be a list"):
+    with pytest.raises(ValueError, match="`images` must be a list, got str"):
         images_of({"images": "a"})
 
 
