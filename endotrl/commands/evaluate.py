@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         items = load_items(benchmark, args.data, args.limit)
     steps = items[0].steps is not None
     names = expand_names(args.scorers or DEFAULT, steps)
-    placement, settings = open_model(args, args.output)
+    placement, settings = open_model(args, f"{args.output}/settings.json")
     chat = benchmark.chat if args.chat is None else args.chat
     if isinstance(placement, ServedModel):
         names = served_names(names, args.scorers is not None, steps)
@@ -72,24 +72,16 @@ def run(args: argparse.Namespace) -> None:
     if tokenizer.chat_template is None and processor is None:
         chat = False
         check_template(args, tokenizer, [item.prompt for item in items])
-    settings = {
-        "benchmark": benchmark.name,
-        **settings,
-        "alpha": args.alpha,
-        "chat": chat,
-        "max_response_tokens": args.max_response_tokens,
-    }
+    reading = {"alpha": args.alpha, "chat": chat, "max_response_tokens": args.max_response_tokens}
+    settings = {"benchmark": benchmark.name, **settings, **reading}
     folder = open_folder(args.output, settings, args.overwrite)
     started = now()
-
     make_engine = partial(
         Engine,
         placement,
         processor or tokenizer,
-        chat=chat,
+        **reading,
         separator="\n\n" if benchmark.chat else "",
-        alpha=args.alpha,
-        max_response_tokens=args.max_response_tokens,
         max_tokens_per_batch=args.max_tokens_per_batch,
     )
     scorer = partial(make_scorer, **{name: getattr(args, name) for name in LOADING})
@@ -126,16 +118,16 @@ def publish(
     """Writes `results.json`, `results.md`, `report.html`, `examples.html`, W&B on request; prints the results."""
     tokens = sum(sum(record["tokens"]) for record in used)
     results = {**about_run(args, settings, used), "tokens": tokens, **results}
-    paths = {name: folder.folder / name for name in ("report.html", "examples.html", "results.md", "results.json")}
-    report, examples_path, table, path = paths.values()
+    names = ("report.html", "examples.html", "results.md", "results.json")
+    paths = report, browser, table, path = [folder.folder / name for name in names]
     with working("Pages", not args.quiet):
         write_json(path, results)
         replace_text(table, markdown_page(results))
         replace_text(report, report_page(results, sections, about))
         title = f"Examples of {results['title']}: {results['model']}"
-        replace_text(examples_path, examples_page(title, scorers, examples, results["verdict"]))
+        replace_text(browser, examples_page(title, scorers, examples, results["verdict"]))
         if args.wandb is not None:
-            log_evaluation(args.wandb, results, full_rows(results), [report, examples_path])
+            log_evaluation(args.wandb, results, full_rows(results), [report, browser])
     if args.quiet:
         return
     console = Console(highlight=False)
@@ -152,7 +144,7 @@ def publish(
         console.print(note, markup=False)
     if results.get("cut"):
         say(f"Truncated at the token limit: {counted(results['cut'], 'response')}.")
-    console.print("\n".join(map(str, paths.values())), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
 
 
 def about_run(
@@ -223,7 +215,7 @@ def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, An
     """
     if is_url(args.model):
         raise ValueError(f"--model {args.model} is on a server, but answers need a local model. Pass a path or id.")
-    placement, settings = open_model(args, args.output)
+    placement, settings = open_model(args, f"{args.output}/settings.json")
     tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
     chat = tokenizer.chat_template is not None if args.chat is None else args.chat
     if chat and tokenizer.chat_template is None:
@@ -240,13 +232,13 @@ def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManage
     return vllm_engine(engine.placement.config._name_or_path, **settings)
 
 
-def open_model(args: argparse.Namespace, output: str | None = None) -> tuple[Placement | ServedModel, dict[str, Any]]:
+def open_model(args: argparse.Namespace, *recorded: str) -> tuple[Placement | ServedModel, dict[str, Any]]:
     """
     Places the frozen model without loading it (a served model is connected to); returns it with the settings that
-    identify it. The dtype of an earlier run in the folder `output`, if there is one, is kept.
+    identify it. The dtype of an earlier run, in `recorded` settings, is kept.
     """
     name = resolve_model(args.model)
-    choose_dtype(args, *([] if output is None else [f"{output}/settings.json"]))
+    choose_dtype(args, *recorded)
     placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
     assert placement is not None
     if isinstance(placement, ServedModel):

@@ -201,31 +201,25 @@ def run_best_of_n(args: argparse.Namespace) -> None:
 
 def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
     """Table of each scorer's choices, for questions in which they differ in correctness."""
-    rows: list[list[object]] = []
-    differing = 0
+    title, rows, differing = "What each scorer chose", [], 0
     for question in run.questions:
         row, found = run.answers[question.key, run.seeds[0]], scores[question.key, run.seeds[0]]
-        by_sample: dict[int, list[str]] = {}
+        chosen_by: dict[int, list[str]] = {}
         for name, values in found.items():
-            by_sample.setdefault(list(values).index(max(values)), []).append(name)
-        if len({row["right"][i] for i in by_sample}) == 1:
+            chosen_by.setdefault(list(values).index(max(values)), []).append(name)
+        if len({row["right"][i] for i in chosen_by}) == 1:
             continue
         differing += 1
-        if differing <= SHOWN_CHOICES:
-            asked = [str(question.prompt), *[""] * (len(by_sample) - 1)]
-            rows += [
-                [prompt, ", ".join(names), _marked(row, i), question.answer]
-                for prompt, (i, names) in zip(asked, by_sample.items(), strict=True)
-            ]
+        asked = str(question.prompt)
+        for i, names in chosen_by.items() if differing <= SHOWN_CHOICES else ():
+            answer = f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
+            rows.append([asked, ", ".join(names), answer, question.answer])
+            asked = ""
     if not rows:
         text = "All scorers get the same questions right: for no question do their choices differ in correctness."
-        return "What each scorer chose", Markup("<p>{}</p>").format(text)
+        return title, Markup("<p>{}</p>").format(text)
     caption = (
         f"Questions for which the choices differ in correctness ({min(differing, SHOWN_CHOICES)} of {differing}; all "
         "are in examples.html). ✓ right, ✗ wrong."
     )
-    return "What each scorer chose", table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)
-
-
-def _marked(row: Mapping[str, Any], i: int) -> str:
-    return f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
+    return title, table(["question", "chosen by", "answer", "right answer"], rows, caption=caption)

@@ -72,16 +72,18 @@ def run_score(args: argparse.Namespace) -> int:
         on_error=errors_on_terminal(args, "the output" if output == STREAM else f"{output}.errors.jsonl"),
         residual=residual,
     )
-    if state.is_main_process and not report.tally.rows:  # rows of standard input cannot be counted beforehand
+    if not state.is_main_process:
+        return EXIT_OK
+    if not report.tally.rows:  # rows of standard input cannot be counted beforehand
         raise ValueError(f"The input has no rows. It must have lines such as {ROW_FORMAT}.")
-    if state.is_main_process and args.html is not None:
+    if args.html is not None:
         html = _heat_map_page(args, report, reward, output)
         try:
             Path(args.html).write_text(html, encoding="utf-8")
         except OSError as error:
             saved = "" if output == STREAM else f" The scores are in {output}."
-            raise OSError(f"--html {args.html} cannot be written: {error.strerror}.{saved}") from error
-    if state.is_main_process and not args.quiet:
+            raise OSError(f"The page {args.html} cannot be written: {error.strerror}.{saved}") from error
+    if not args.quiet:
         _show_report(report, output, args.html, by_sentence)
     return EXIT_FOUND if report.tally.errors else EXIT_OK
 

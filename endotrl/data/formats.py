@@ -136,7 +136,7 @@ def check_text(key: str, value: object) -> str | None:
     if not isinstance(value, list):
         return f"The {key} must be text or a list of messages, got {type(value).__name__}."
     if not value:
-        return f"The {key} is an empty list, but it must have at least one message."
+        return f"The {key} is an empty list of messages, but it must have at least one."
     for i, message in enumerate(value, start=1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             return f'Message {i} of the {key} must be an object {{"role": ..., "content": ...}}, and the role text.'

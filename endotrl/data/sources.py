@@ -185,7 +185,7 @@ def parse_json(raw: bytes, first: bool = False) -> tuple[Any, str | None]:
     try:
         return json.loads(raw.decode("utf-8-sig" if first else "utf-8")), None
     except RecursionError:
-        return None, "The JSON is too deeply nested."
+        return None, "The JSON is nested too deeply."
     except UnicodeDecodeError as error:
         return None, f"Not UTF-8 text: {error}. Save the file as UTF-8."
     except ValueError as error:

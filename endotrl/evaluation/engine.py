@@ -29,11 +29,6 @@ class ScoredResponse:
     step_of_token: Tensor | None = None  # (H,), the step that each token belongs to; -1 for the end of the response
     cut: bool = False  # at the token limit
 
-    @property
-    def num_tokens(self) -> int:
-        """`H`."""
-        return len(self.stats.token_ids)
-
 
 class Engine:
     """Scoring of items with a frozen model."""
@@ -58,9 +53,8 @@ class Engine:
 
     def score(self, items: Sequence[Item], alone: bool = False) -> list[list[ScoredResponse]]:
         """
-        Scores all responses of items, either all or none with `response_ids`; with `alone`, also without their
-        prompts. Raises `ValueError` if a response has no token, or steps cannot be located in the tokens of a
-        solution.
+        Scores all responses of items, of which either all or none have `response_ids`; with `alone`, also without
+        their prompts. Raises `ValueError` if a response has no token, or steps cannot be located in the tokens.
         """
         owners = [item for item in items for _ in item.responses]
         responses = [response for item in items for response in item.responses]

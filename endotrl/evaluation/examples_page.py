@@ -60,18 +60,16 @@ def examples_of(results: Mapping[str, Any], items: Sequence[Item]) -> list[Examp
         scores = [example["scores"][name] for name in results["metrics"]]
         if item.steps is None:
             good = {better for better, _ in item.better}
-            labels = ["better" if i in good else "worse" for i in range(len(item.responses))]
-            pieces = [(message_text(text), label) for text, label in zip(item.responses, labels, strict=True)]
+            pieces = [(message_text(r), "better" if i in good else "worse") for i, r in enumerate(item.responses)]
             pairs: Sequence[tuple[int, int]] = item.better
         else:
-            label = item.facts.get("label")
-            wrong = {label} if label is not None else set(item.facts.get("errors", ()))
+            wrong = {item.facts["label"]} if "label" in item.facts else set(item.facts["errors"])
             pieces = [(text, "wrong step" if i in wrong else "step") for i, text in enumerate(item.steps)]
             first = min((i for i in wrong if i >= 0), default=None)
             pairs = () if first is None else [(i, first) for i in range(len(item.steps)) if i != first]
         unknown = (None, (0, len(pieces) - 1))
-        shown = thumbnails(item.prompt, item.images) if item.images and len(found) < WITH_IMAGES else []
         told = [min(((row[a] - row[b], (a, b)) for a, b in pairs), default=unknown) for row in scores]
+        shown = thumbnails(item.prompt, item.images) if item.images and len(found) < WITH_IMAGES else []
         found.append(
             Example(
                 item.id,

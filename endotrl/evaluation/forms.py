@@ -7,8 +7,8 @@ A form is named `token.aggregate`, or `token.aggregate=number`: the token reward
 the token reward `gain`, $\log \hat\pi(a_h|x, a_{<h}) - \log \hat\pi(a_h|a_{<h})$, the prompt's effect on a token.
 
 A response that was cut off counts as ended there, V = 0, so that `bellman.sum` is the log-probability of what is left.
-Of the `bellman` forms only `sum`, `mean` and `power` are free of the arbitrary constants in V; the other token rewards
-have none.
+Among the `bellman` forms, only `sum`, `mean` and `power` do not depend on the arbitrary constants in V; other token
+rewards never do.
 """
 
 import random
@@ -90,10 +90,19 @@ class Form:
         return self.rule.token_rewards(response.stats)
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
-        """One number per response, or per step."""
-        if item.steps is not None:
-            return self._step_scores(responses[0], len(item.steps))
-        return [self.contributions(response).total for response in responses]
+        """
+        One number per response, or per step. Summed over a step, `bellman` rewards are its log-probability plus V at
+        its start minus V at its end. A step without a token of its own (empty, or cut off) gets the score of the step
+        before it.
+        """
+        if item.steps is None:
+            return [self.contributions(response).total for response in responses]
+        values, reduce = self.token_rewards(responses[0]).double(), STEP_AGGREGATES[self.aggregate]
+        scores: list[float] = []
+        for _, tokens in scored_parts(item, responses):
+            own = values[tokens]
+            scores.append(reduce(own).item() if len(own) else scores[-1] if scores else 0.0)
+        return scores
 
     def contributions(self, response: ScoredResponse) -> Contributions:
         """Contribution of each token to the score."""
@@ -104,18 +113,6 @@ class Form:
         assert contributions is not None  # every response has a token
         return contributions
 
-    def _step_scores(self, response: ScoredResponse, num_steps: int) -> list[float]:
-        """
-        Scores per step. Summed over a step, `bellman` rewards are its log-probability plus V at its start minus V at
-        its end. A step without a token of its own (empty, or cut off) gets the score of the step before it.
-        """
-        values, reduce = self.token_rewards(response).double(), STEP_AGGREGATES[self.aggregate]
-        scores: list[float] = []
-        for step in range(num_steps):
-            own = values[response.step_of_token == step]
-            scores.append(reduce(own).item() if len(own) else scores[-1] if scores else 0.0)
-        return scores
-
 
 class RelativePerplexity:
     """Relative perplexity, the reward of SAR: see [`relative_perplexity`]."""
@@ -125,11 +122,8 @@ class RelativePerplexity:
 
     def score(self, item: Item, responses: Sequence[ScoredResponse]) -> list[float]:
         """One number per response, or per step; 0 for a step without tokens."""
-        parts: list[tuple[ScoredResponse, Any]] = [(response, slice(None)) for response in responses]
-        if (steps := responses[0].step_of_token) is not None:
-            parts = [(responses[0], steps == step) for step in range(item.num_scores)]
         scores = []
-        for response, tokens in parts:
+        for response, tokens in scored_parts(item, responses):
             assert response.log_probs_alone is not None
             log_probs, alone = response.stats.log_probs[tokens], response.log_probs_alone[tokens]
             scores.append(relative_perplexity(log_probs, alone) if len(log_probs) else 0.0)
@@ -159,6 +153,11 @@ class Control:
 
 def token_counts(item: Item, responses: Sequence[ScoredResponse]) -> list[int]:
     """Number of tokens per response, or per step."""
+    return [len(response.stats.token_ids[tokens]) for response, tokens in scored_parts(item, responses)]
+
+
+def scored_parts(item: Item, responses: Sequence[ScoredResponse]) -> list[tuple[ScoredResponse, Any]]:
+    """What gets a score: each response with an index of all its tokens, or the only one with those of each step."""
     if (steps := responses[0].step_of_token) is None:
-        return [response.num_tokens for response in responses]
-    return [int((steps == step).sum()) for step in range(item.num_scores)]
+        return [(response, slice(None)) for response in responses]
+    return [(responses[0], steps == step) for step in range(item.num_scores)]

@@ -34,15 +34,15 @@ class Sample:
 def loaded_placement(engine: Engine) -> Placement:
     """Placement of the generating model's weights. Raises `ValueError` if it is on a server."""
     if isinstance(engine.placement, ServedModel):
-        raise ValueError(f"Answers need a local model, got {engine.placement!r}.")
+        raise ValueError(f"Answers need a local model, got {engine.placement!r}. Pass a path or hub id.")
     return engine.placement
 
 
 @contextmanager
 def generating(engine: Engine, rows: Sequence[Sequence[int]]) -> Iterator[tuple[PreTrainedModel, Tensor, Tensor]]:
     """
-    Inside, the model's own settings of generation, such as a repetition penalty, do not hold, but for where it ends.
-    Token ids and mask of the rows, `(B, T)`, are padded on the left, and where the model is.
+    The loaded model, with token ids and mask of the rows, `(B, T)`, padded on the left, on its device. Inside the
+    context, the model's own generation settings, such as a repetition penalty, are disabled, except its end tokens.
     """
     ends = sorted(engine.renderer.eos_token_ids)
     pad = ends[0] if ends else 0
@@ -58,15 +58,14 @@ def generating(engine: Engine, rows: Sequence[Sequence[int]]) -> Iterator[tuple[
 
 
 def seed_of(*parts: Any) -> int:
-    """Seed from `parts`, of 32 bits: torch's CPU generator ignores all higher bits."""
+    """32-bit seed from `parts`: torch's CPU generator ignores higher bits."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:4])
 
 
 class Sampler:
     """
-    Generation with transformers, prompts padded on the left; or with `vllm` ([`vllm_engine`]; `make test-vllm` runs it
-    on a CPU), so that the weights of the `engine` are not loaded. A temperature of 0 is greedy; there is no top-k, and
-    the model's own generation settings, such as a repetition penalty, are disabled.
+    Generation with transformers, or with `vllm` ([`vllm_engine`]), which does not load the weights of the `engine`. A
+    temperature of 0 is greedy. There is no top-k, and the model's own generation settings are disabled.
     """
 
     def __init__(
@@ -89,17 +88,15 @@ class Sampler:
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Prompt], num_samples: int, seed: int = 0) -> list[list[Sample]]:
         """Answers per prompt. The same seed gives the same answers to the same prompts in the same order."""
-        engine = self._engine
-        rows = prompt_rows(engine, prompts, self._max_new_tokens)
+        rows = prompt_rows(self._engine, prompts, self._max_new_tokens)
         if self._vllm is not None:
-            return self._generate_by_vllm(rows, num_samples, seed)
+            return self._generate_by_vllm(self._vllm(), rows, num_samples, seed)
         longest = max(map(len, rows)) + self._max_new_tokens
-        per_batch = max(1, engine.max_tokens_per_batch // (num_samples * longest))
+        per_batch = max(1, self._engine.max_tokens_per_batch // (num_samples * longest))
         results: list[list[Sample]] = []
         for start in range(0, len(rows), per_batch):
-            batch = rows[start : start + per_batch]
             torch.manual_seed(seed_of(seed, start))
-            results += self._generate(batch, num_samples)
+            results += self._generate(rows[start : start + per_batch], num_samples)
         return results
 
     def _generate(self, rows: Sequence[Sequence[int]], num_samples: int) -> list[list[Sample]]:
@@ -117,9 +114,9 @@ class Sampler:
         samples = [sample_of(self._engine, row) for row in output]
         return [samples[i * num_samples : (i + 1) * num_samples] for i in range(len(rows))]
 
-    def _generate_by_vllm(self, rows: Sequence[Sequence[int]], num_samples: int, seed: int) -> list[list[Sample]]:
-        assert self._vllm is not None
-        llm = self._vllm()
+    def _generate_by_vllm(
+        self, llm: Any, rows: Sequence[Sequence[int]], num_samples: int, seed: int
+    ) -> list[list[Sample]]:
         from vllm import SamplingParams
 
         settings = [
@@ -138,13 +135,13 @@ class Sampler:
 
 
 def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
-    """Token ids of prompts. Raises `ValueError` if one of them and its answer do not fit the model's context."""
+    """Token ids of prompts. Raises `ValueError` if a prompt and its answer do not fit into the model's context."""
     rows = engine.renderer.prompt_ids(prompts)
     longest, limit = max(map(len, rows)) + max_new_tokens, engine.renderer.max_length
     if limit is not None and longest > limit:
         raise ValueError(
             f"The longest prompt and its answer need {longest} tokens, but the model's context has {limit}. Lower "
-            "--max-new-tokens."
+            "`max_new_tokens`."
         )
     return rows
 
@@ -152,9 +149,9 @@ def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) 
 @contextmanager
 def vllm_engine(model: str, **kwargs: Any) -> Iterator[Callable[[], Any]]:
     """
-    Yields a function that returns the run's only vLLM engine, which starts on first use, and ends with the context,
-    when it releases its memory. `kwargs` are further arguments of [`~vllm.LLM`], such as `gpu_memory_utilization`.
-    Raises `ImportError` if vLLM is not installed.
+    Yields a function that returns the run's only vLLM engine, which starts on first use and ends with the context.
+    `kwargs` are further arguments of [`~vllm.LLM`], such as `gpu_memory_utilization`. Raises `ImportError` if vLLM is
+    not installed.
     """
 
     @cache
@@ -190,12 +187,12 @@ def accuracy_of_choice(scores: Sequence[float], right: Sequence[float]) -> float
 
 
 def majority_scores(groups: Sequence[int]) -> list[float]:
-    """Number of samples with the same answer as each, by [`same_answer`]: a score by which the majority wins."""
+    """For each sample, the number of samples with the same answer ([`same_answer`])."""
     return [float(list(groups).count(group)) for group in groups]
 
 
 def sample_of(engine: Engine, token_ids: Sequence[int]) -> Sample:
-    """The sample with the padding after its end token removed."""
+    """The sample without the padding after its end token."""
     ends = set(engine.renderer.eos_token_ids)
     kept = tuple(until_first(token_ids, ends))
     return Sample(engine.tokenizer.decode(kept, skip_special_tokens=True), kept, bool(kept) and kept[-1] in ends)

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ..data.sources import Row, read_rows, text_only
@@ -44,12 +45,12 @@ def read_questions(
     Reads questions from files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question.
     Raises `ValueError` if there are none, a row has none, or only some rows have answers.
     """
-    rows = text_only(read_rows(data, None, "The data set") if isinstance(data, str) else _rows(data))
+    rows = text_only(read_rows(data) if isinstance(data, str) else map(_row, data, count(1)))
     questions: list[Question] = []
     for row in rows:
         name = question or _first_key(row, QUESTION_KEYS)
         if name is None:
-            raise row.error(f"there is no question: no key {', '.join(QUESTION_KEYS)}. Pass its key as --question.")
+            raise row.error(f"the question is not in {', '.join(QUESTION_KEYS)}. Pass its key as `question`.")
         prompt = row.get(name)
         if labelled:
             match prompt:
@@ -68,7 +69,7 @@ def read_questions(
         if isinstance(right, float) and not math.isfinite(right):
             raise row.error(f"{json.dumps(key)} must be text or a finite number, got {right}.")
         if labelled and key is None:
-            raise row.error(f"there is no answer: no key {', '.join(ANSWER_KEYS)}. Pass its key as --answer.")
+            raise row.error(f"the answer is not in {', '.join(ANSWER_KEYS)}. Pass its key as `answer`.")
         if right in ("", []) or (labelled and not (right := final_answer(right))):
             raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):
@@ -77,7 +78,7 @@ def read_questions(
         if len(questions) == limit:
             break
     if not questions:
-        raise ValueError("There are no questions.")
+        raise ValueError("The data has no questions.")
     return questions
 
 
@@ -85,6 +86,6 @@ def _first_key(row: Row, keys: Iterable[str]) -> str | None:
     return next((key for key in keys if row.data.get(key) is not None), None)
 
 
-def _rows(data: Iterable[Any]) -> Iterable[Row]:
-    for number, row in enumerate(data, start=1):
-        yield Row(dict(row) if isinstance(row, Mapping) else {"prompt": row}, "questions", f"row {number}", "question")
+def _row(given: Any, number: int) -> Row:
+    data = dict(given) if isinstance(given, Mapping) else {"prompt": given}
+    return Row(data, "questions", f"row {number}", "question")

@@ -140,7 +140,7 @@ def _verdict(
     best = (scorers or order)[0]
     value = f"{main} {number(found[best].value)}"
     if num_clusters < MIN_CLUSTERS:
-        return f"No verdict from {counted(num_clusters, 'distinct item')}; {best} has {value}."
+        return f"No verdict from only {counted(num_clusters, 'distinct item')}; {best} has {value}."
     words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
     which = f"{best} is the best of {len(scorers or order)}"  # the best of many is lucky, too
     if not scorers or not controls:
@@ -169,7 +169,7 @@ def _statements(first: str, gaps: Mapping[str, Estimate], num_clusters: int) -> 
     ]
     noise = [name for name, gap in gaps.items() if is_noise(gap)]
     which = ", ".join(noise) if len(noise) <= 4 else f"the {len(noise)} {'others' if told else 'other scorers'}"
-    return [*told, *([f"No difference to {first} beyond noise: {which}."] if noise else [])]
+    return [*told, *([f"No difference from {first} beyond noise: {which}."] if noise else [])]
 
 
 def ranked(values: Mapping[str, float | None]) -> list[str]:
@@ -251,27 +251,28 @@ def _comparison_verdict(rows: Sequence[Mapping[str, Any]], main: str, num_cluste
     best = values.index(max(values))
     known = ", ".join(f"{letter} {number(value)}" for letter, value in zip(LETTERS, values, strict=False))
     if num_clusters < MIN_CLUSTERS:
-        return f"No verdict from {counted(num_clusters, 'distinct item')} ({what}: {known})."
+        return f"No verdict from only {counted(num_clusters, 'distinct item')} ({what}: {known})."
     gaps = zip(LETTERS[1:], row["differences"], strict=False)
     changes = [f"{letter} is {gap['verdict']}" for letter, gap in gaps if gap["verdict"] != "noise"]
     if not changes:
-        return f"No difference to A beyond noise ({what}: {known})."
+        return f"No difference from A beyond noise ({what}: {known})."
     highest = f"; {LETTERS[best]} is highest" if len(values) > 2 else ""
     return f"{', '.join(changes)} than A{highest} ({what}: {known})."
 
 
 def _common_units(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Mapping[str, Any]]]:
     """Units common to all runs, in one order. Among duplicate ids, the n-th of one run matches the n-th of another."""
-    places: list[dict[tuple[str, str, int], Mapping[str, Any]]] = []
+    by_name = []
     for units in runs:
-        count: Counter[tuple[str, str]] = Counter()
-        places.append({})
+        seen: Counter[tuple[str, str]] = Counter()
+        named: dict[tuple[tuple[str, str], int], Mapping[str, Any]] = {}
         for unit in units:
             name = unit["cluster"], unit["group"]
-            count[name] += 1
-            places[-1][*name, count[name]] = unit
-    common = [place for place in places[0] if all(place in others for others in places)]
-    return [[found[place] for place in common] for found in places]
+            seen[name] += 1
+            named[name, seen[name]] = unit
+        by_name.append(named)
+    common = [name for name in by_name[0] if all(name in named for named in by_name)]
+    return [[named[name] for name in common] for named in by_name]
 
 
 def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:

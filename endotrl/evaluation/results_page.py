@@ -33,12 +33,11 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
     """HTML report of a run: verdict, table and plot, differences, further `sections`, settings."""
     note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
     found = table(*full_rows(results), caption=note)
-    if len(results["metrics"]) > 1:
-        if find_spec("matplotlib"):
-            found += figure(plot_metric(results), f"{results['main_metric']}; in grey, what a scorer must beat.")
+    if len(results["metrics"]) > 1 and find_spec("matplotlib"):
+        found += figure(plot_metric(results), f"{results['main_metric']}; baselines in grey.")
     if results["statements"]:
         lines = Markup("").join(Markup("<li>{}</li>").format(line) for line in results["statements"])
-        folded = Markup("<details><summary>Differences to {}</summary><ul>{}</ul></details>")
+        folded = Markup("<details><summary>Differences from {}</summary><ul>{}</ul></details>")
         found += folded.format(next(iter(results["metrics"])), lines)
     lead = Markup(
         '<p class="verdict">{}</p><p>{} <a href="examples.html">Browse all examples</a>: filter, sort, compare.</p>'
@@ -61,12 +60,11 @@ def benchmark_sections(
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
     """Sections of a benchmark: its own tables, length, calibration, and tokens of the first scorer's worst errors."""
-    paired = bool(results["length"])
     sections = {
         "Substance and style": _rm_bench(results) if results["benchmark"] == "rm-bench" else "",
         "Criterion by domain": _dsp(results) if results["benchmark"] == "dsp" else "",
-        "Length": _length(results) if paired else "",
-        "Calibration": _calibration(results) if paired else "",
+        "Length": _length(results) if results["length"] else "",
+        "Calibration": _calibration(results) if results["length"] else "",
         "Most wrong": _most_wrong(results, items, examples, stats, tokenizer),
     }
     return [(title, section) for title, section in sections.items() if section]
@@ -80,18 +78,15 @@ def _matrix(
 
 
 def _rm_bench(results: Mapping[str, Any]) -> Markup:
-    about = Markup(
-        "<p>Easy: the better response is in the fancier style; hard: in the plainer one. A reward that looks at "
-        "substance has them equal.</p>"
-    )
+    about = "Easy: the better response has the fancier style; hard: the plainer one. Substance alone scores equally."
     first = next(iter(results["metrics"]))
-    caption = f"Wins of {first}, by the style of the better and of the worse response."
+    caption = f"Wins of {first} by style of the better (row) and the worse (column) response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
-    return about + wins
+    return Markup("<p>{}</p>{}").format(about, wins)
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:
-    caption = "{}: accuracy in a domain (column) under the criterion of another (row).".format
+    caption = "{}: accuracy in each domain (column) under each criterion (row).".format
     return Markup("").join(
         _matrix(results, scorer, "criterion", (NONE, *DOMAINS), DOMAINS, caption(scorer))
         for scorer in best_first(results)[:4]
@@ -106,7 +101,7 @@ def _length(results: Mapping[str, Any]) -> Markup:
     caption = (
         f"Accuracy where the better response is longer ({longer}), of similar length "
         f"({counts['num_similar_length']}, within a factor of 1.2) and shorter ({counts['num_better_is_shorter']}). "
-        "Bias is the first minus the third, length-controlled their mean: length alone gets 0.5."
+        "Bias is the first minus the third; length-controlled is their mean, 0.5 for length alone."
     )
     return table(["scorer", *[key.replace("_", " ") for key in keys]], rows, caption=caption)
 
@@ -118,7 +113,7 @@ def _calibration(results: Mapping[str, Any]) -> Markup:
         for name, bins in _ordered(results, "calibration")
     ]
     headers = ["scorer", *[f"fifth {i + 1}" for i in range(count)]]
-    return table(headers, rows, caption="Accuracy of pairs by margin, from the least to the most decided.")
+    return table(headers, rows, caption="Accuracy of pairs by increasing margin.")
 
 
 def _ordered(results: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
@@ -134,11 +129,8 @@ def _most_wrong(
 ) -> Markup:
     """Token contributions in the first scorer's worst errors: pairs, or solutions with a wrong step."""
     scorer, steps = next(iter(results["metrics"])), items[0].steps is not None
-    found = [
-        (margin, i)
-        for i, (item, example) in enumerate(zip(items, examples, strict=True))
-        if (margin := example.margin[0]) is not None and -math.inf < margin < 0
-    ]
+    margins = [(example.margin[0], i) for i, example in enumerate(examples)]
+    found = [(margin, i) for margin, i in margins if margin is not None and -math.inf < margin < 0]
     form = _shown_form(scorer, steps)
     rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
@@ -160,13 +152,13 @@ def _most_wrong(
             rows.append(_heat_map_row(responses[which], form, tokenizer, **shown))
     if not rows:
         return Markup("")
-    what = f"Solutions in which {scorer} finds another step worse than the first wrong one."
-    if not steps:
-        what = f"The pairs that {scorer} gets most wrong: first the better response, then the one that it prefers."
+    what = f"Pairs that {scorer} gets most wrong: the better response, then the one that it prefers."
+    if steps:
+        what = f"Solutions in which {scorer} scores another step below the first wrong one."
     values = [value for row in rows for value in row.contributions]
     # Never negative, and much alike: the difference to the mean is informative.
     center = math.fsum(values) / max(1, len(values)) if form.token == "self_certainty" else 0.0
-    return Markup("<p>{} Colour is what a token contributes to {}, for the first {} tokens.</p>{}").format(
+    return Markup("<p>{} Colours show token contributions to {}, for the first {} tokens.</p>{}").format(
         what, form.name, SHOWN_TOKENS, heat_maps(rows, f"contribution to {form.name}", form.name, center=center)
     )
 
@@ -177,8 +169,9 @@ def _shown_form(scorer: str, steps: bool) -> Form:
     tokens. For steps, the sum: that of Bellman rewards is the log-probability plus a difference of V.
     """
     base = base_name(scorer)
-    own = None if needs_model(base) else make_form(base)
-    form = own if isinstance(own, Form) else Form.parse("log_prob.sum")
+    form = None if needs_model(base) else make_form(base)
+    if not isinstance(form, Form):
+        return Form.parse("log_prob.sum")
     return Form.parse(f"{'log_prob' if form.token == 'bellman' else form.token}.sum") if steps else form
 
 
@@ -193,7 +186,7 @@ def _heat_map_row(
     rest = {
         f"{len(tokens) - count:,} not shown": math.fsum(tokens[count:]),
         "V of the prompt": contributions.prompt,
-        "V of the state behind": contributions.cut_off,
+        "V of the state where it was cut off": contributions.cut_off,
     }
     columns = columns_of(stats, form.token_rewards(response))
     return HeatMapRow(

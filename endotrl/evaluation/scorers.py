@@ -101,14 +101,14 @@ def check_names(names: Sequence[str], trust_remote_code: bool = False) -> None:
 
 def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     """
-    Scorers that a model on a server supports, which gives log-probabilities only. Others raise `ValueError` if the
+    The scorers that need only log-probabilities, which is all that a server returns. Others raise `ValueError` if the
     user named them (`given`), and are left out otherwise.
     """
     kept = []
     for name in names:
         form = None if needs_model(base_name(name)) else make_form(base_name(name))
         reason = form.needs_logits(steps) if isinstance(form, Form) else None
-        if given and reason is not None:
+        if given and reason:
             raise ValueError(f"{name!r} needs a local model, as a server returns only log-probabilities: {reason}.")
         kept += [] if reason else [name]
     return kept

@@ -91,9 +91,8 @@ def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], li
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown table; numbers right-aligned."""
     sides = ["---" if any(isinstance(row[i], str) for row in rows) else "---:" for i in range(len(headers))]
-    cells = [list(map(_cell, headers)), *(list(map(_cell, row)) for row in rows)]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    return "\n".join([lines[0], f"|{'|'.join(sides)}|", *lines[1:]])
+    first, *lines = [f"| {' | '.join(map(_cell, row))} |" for row in (headers, *rows)]
+    return "\n".join([first, f"|{'|'.join(sides)}|", *lines])
 
 
 def markdown_page(results: Mapping[str, Any]) -> str:

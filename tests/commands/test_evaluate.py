@@ -117,7 +117,7 @@ class TestBenchmark:
         out = capsys.readouterr().out
         assert max(map(len, out.splitlines()[:16])) <= 80
         first, *lines = filter(None, map(str.strip, out.splitlines()))
-        assert first.startswith("No verdict from 3 distinct items;") and "No verdict" not in "".join(lines)
+        assert first.startswith("No verdict from only 3 distinct items;") and "No verdict" not in "".join(lines)
         values = [estimate["average"]["value"] for estimate in results["metrics"].values()]
         shown = [line.split()[1] for line in lines if line.split()[0] in names]
         assert shown == [f"{value:.3f}" for value in sorted(values, reverse=True)]
@@ -146,7 +146,7 @@ class TestBenchmark:
     def test_shown_tokens_sum_to_the_score(self, evaluate, rm_bench, tmp_path, scorer, shown):
         results = evaluate("rm-bench", rm_bench, "--scorers", scorer, "random")
         page = html.unescape((tmp_path / "out" / "report.html").read_text()).replace("−", "-")
-        assert f"what a token contributes to {shown}," in page
+        assert f"token contributions to {shown}," in page
         blocks = page.split('class="heat"')[1:]
         assert blocks
         scores = [score for example in results["examples"] for score in example["scores"][scorer]]
@@ -212,7 +212,7 @@ class TestBenchmark:
             [row["prompt"] for row in rows for _ in "ab"], answers
         )
         assert scores == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
-        assert results["verdict"].startswith("No verdict from 5 distinct items") and results["statements"] == []
+        assert results["verdict"].startswith("No verdict from only 5 distinct items") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
         assert all(f">{name}</td>" in page for name in names)
 

@@ -271,11 +271,13 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("row", "reason"),
         [
-            ({"prompt": "p"}, 'The key "completion" is missing'),
             ({"text": "p"}, 'The key "prompt" is missing'),
             ({"prompt": "p", "completions": ["step"], "labels": [True]}, "not the steps of one"),
             ({"prompt": "p", "completions": []}, "must be a list of one or more whole responses"),
-            ({"prompt": "p", "completions": ["a"], "completion_ids": [[1], [2]]}, "one list of token ids for each"),
+            (
+                {"prompt": "p", "completions": ["a"], "completion_ids": [[1], [2]]},
+                "one list of token ids per completion",
+            ),
             (
                 {"prompt": "p", "completions": ["a"], "completion_ids": [[-1]]},
                 "Entry 1 .* whole number from 0, got -1",

@@ -11,26 +11,19 @@ from endotrl.grading import is_right
 from .rows import real_file, write
 
 
-class TestPassAtK:
-    @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 4), (5, 3, 5)])
-    def test_all_subsets(self, n, c, k):
-        right = [i < c for i in range(n)]
-        subsets = list(itertools.combinations(right, k))
-        assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-    def test_too_few_samples(self):
-        with pytest.raises(ValueError, match="must be from 1 to the number of samples, 4, got 5"):
-            pass_at_k(4, 1, 5)
+@pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 4), (5, 3, 5)])
+def test_pass_at_k_over_all_subsets(n, c, k):
+    subsets = list(itertools.combinations([i < c for i in range(n)], k))
+    assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+    with pytest.raises(ValueError, match=f"must be from 1 to the number of samples, {n}, got {n + 1}"):
+        pass_at_k(n, c, n + 1)
 
 
-class TestChoice:
-    def test_ties_are_drawn(self):
-        assert accuracy_of_choice([1.0, 3.0, 3.0, 2.0], [True, True, False, False]) == 0.5
-
-    def test_majority(self):
-        groups = [0, 1, 0, 3, 0]
-        assert majority_scores(groups) == [3, 1, 3, 1, 3]
-        assert accuracy_of_choice(majority_scores(groups), [True, False, True, False, True]) == 1.0
+def test_choices():
+    assert accuracy_of_choice([1.0, 3.0, 3.0, 2.0], [True, True, False, False]) == 0.5  # ties are drawn
+    votes = majority_scores([0, 1, 0, 3, 0])
+    assert votes == [3, 1, 3, 1, 3]
+    assert accuracy_of_choice(votes, [True, False, True, False, True]) == 1.0
 
 
 class TestSampler:
@@ -63,7 +56,7 @@ class TestSampler:
         assert len({sample.token_ids for sample in first[0]}) > 1
 
     def test_errors(self, engine):
-        with pytest.raises(ValueError, match="the model's context has 256. Lower --max-new-tokens"):
+        with pytest.raises(ValueError, match="the model's context has 256. Lower `max_new_tokens`"):
             Sampler(engine, max_new_tokens=300)(self.prompts, num_samples=1)
         with pytest.raises(ValueError, match="`temperature` must be at least 0"):
             Sampler(engine, 4, temperature=-1.0)
@@ -88,22 +81,17 @@ class TestQuestions:
 
     def test_errors(self, tmp_path):
         path = write(tmp_path / "f.jsonl", [{"text": "q", "answer": 1}])
-        with pytest.raises(ValueError, match="f.jsonl, line 1: there is no question"):
+        with pytest.raises(ValueError, match="f.jsonl, line 1: the question is not in question, problem"):
             read_questions(path, labelled=True)
         assert read_questions(path, question="text", labelled=True)[0].prompt == "q"
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         path = write(tmp_path / "t.jsonl", [{"prompt": turns, "answer": "1"}])
         with pytest.raises(ValueError, match='t.jsonl, line 1: "prompt" must be a text'):
             read_questions(path, labelled=True)
-        path = write(tmp_path / "n.jsonl", [{"question": "q", "answer": float("nan")}])
-        with pytest.raises(ValueError, match='n.jsonl, line 1: "answer" must be text or a finite number, got nan'):
-            read_questions(path)
         for labelled, nothing in ((True, ""), (False, ""), (False, [])):
             path = write(tmp_path / "e.jsonl", [{"question": "q", "answer": nothing}])
             with pytest.raises(ValueError, match="e.jsonl, line 1: the answer is empty"):
                 read_questions(path, labelled=labelled)
-        with pytest.raises(FileNotFoundError, match="there is no such file"):
-            read_questions(str(tmp_path / "none"), labelled=True)
 
     @pytest.mark.parametrize("name", ["gsm8k", "svamp", "aime24", "amc23", "minerva_math", "olympiadbench"])
     def test_real_files(self, name):

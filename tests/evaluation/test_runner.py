@@ -66,36 +66,25 @@ class TestResume:
         run(folder, pair_items[:4], NAMES, placement)
         engines = []
         resumed = run(RunFolder(folder.folder), pair_items, NAMES, placement, engines)
-        assert len(engines) == 1
         for name in NAMES:
-            for a, b in zip(resumed[name], whole[name], strict=True):
-                assert a == pytest.approx(b, abs=1e-4)
-        again = []
-        assert run(RunFolder(folder.folder), pair_items, NAMES, placement, again) == resumed and not again
+            assert np.array(resumed[name]) == pytest.approx(np.array(whole[name]), abs=1e-4)
+        assert run(RunFolder(folder.folder), pair_items, NAMES, placement, engines) == resumed
+        assert len(engines) == 1
         assert len(folder.scores_path.read_bytes().splitlines()) == 6
 
-    def test_half_a_line_is_cut_off(self, folder, placement, pair_items):
+    def test_damaged_lines_are_scored_again(self, folder, placement, pair_items, warnings_logged):
         before = run(folder, pair_items, NAMES, placement)
-        data = folder.scores_path.read_bytes()
-        folder.scores_path.write_bytes(data[:-15])
-        after = run(RunFolder(folder.folder), pair_items, NAMES, placement)
-        assert after == before
-        assert folder.scores_path.read_bytes().count(b"\n") == 6
-        assert all(json.loads(line) for line in folder.scores_path.read_bytes().splitlines())
-
-    def test_what_a_damaged_line_had_is_scored_again(self, folder, placement, pair_items, warnings_logged):
-        before = run(folder, pair_items, NAMES, placement)
-        lines = folder.scores_path.read_text().splitlines()
-        folder.scores_path.write_text("\n".join([lines[0], "{}", *lines[2:]]) + "\n")
-        assert run(RunFolder(folder.folder), pair_items, NAMES, placement) == before
+        first, _, *rest = folder.scores_path.read_bytes().splitlines(keepends=True)
+        for damaged in ([first, b"{}\n", *rest], [first, *rest, rest[0][:-15]]):  # a bad line, and half a line
+            folder.scores_path.write_bytes(b"".join(damaged))
+            assert run(RunFolder(folder.folder), pair_items, NAMES, placement) == before
         assert any("scores.jsonl" in message and "skipped (1)" in message for message in warnings_logged())
+        assert len(list(map(json.loads, folder.scores_path.read_bytes().splitlines()))) == 6
 
     def test_changed_items_are_scored_anew(self, folder, placement, pair_items):
         run(folder, pair_items, NAMES, placement)
         other = [Item("q0", "g", "Question 0?", ("Paris!", "Rome"), ((0, 1),)), *pair_items[1:]]
-        first, second = (
-            run(RunFolder(folder.folder), items, ["bellman.sum"], placement) for items in (other, pair_items)
-        )
+        first, second = (run(folder, items, ["bellman.sum"], placement) for items in (other, pair_items))
         assert first["bellman.sum"][0] != second["bellman.sum"][0]
 
     def test_other_settings_are_refused(self, folder, placement, pair_items):
@@ -107,17 +96,11 @@ class TestResume:
 
 
 class TestTokenStats:
-    def test_more_forms_without_the_model(self, folder, placement, pair_items):
+    def test_only_the_second_pass_needs_the_model_again(self, folder, placement, pair_items):
         run(folder, pair_items, ["bellman.sum"], placement)
-        engines = []
-        new = run(RunFolder(folder.folder), pair_items, [*NAMES, "log_prob.power=0.5"], placement, engines)
-        assert not engines
-        direct = run(RunFolder(folder.folder / "x"), pair_items, [*NAMES, "log_prob.power=0.5"], placement)
-        assert new == direct
-
-    def test_the_second_pass_needs_the_model(self, folder, placement, pair_items):
-        run(folder, pair_items, ["bellman.sum"], placement)
-        engines = []
+        names, engines = [*NAMES, "log_prob.power=0.5"], []
+        new = run(RunFolder(folder.folder), pair_items, names, placement, engines)
+        assert not engines and new == run(RunFolder(folder.folder / "x"), pair_items, names, placement)
         run(RunFolder(folder.folder), pair_items, ["gain.sum"], placement, engines)
         assert len(engines) == 1
 
