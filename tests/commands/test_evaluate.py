@@ -50,10 +50,9 @@ def rm_bench(tmp_path):
     return write(tmp_path / "chat.json", rows)
 
 
-class TestParser:
-    def test_benchmarks_are_those_there_are(self):
-        assert list(BENCHMARK_HELP) == list(BENCHMARKS)
-        assert set(NEEDS_DATA) == {name for name, benchmark in BENCHMARKS.items() if benchmark.hub is None}
+def test_options_name_every_benchmark():
+    assert list(BENCHMARK_HELP) == list(BENCHMARKS)
+    assert set(NEEDS_DATA) == {name for name, benchmark in BENCHMARKS.items() if benchmark.hub is None}
 
 
 def browser_data(path):
@@ -70,6 +69,10 @@ def browser_data(path):
 class TestBrowser:
     def test_every_example_is_there_and_runs_nothing(self, evaluate, rm_bench, tmp_path):
         results = evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "length")
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "<script" not in page and "onerror=alert(2)>" not in page and "&lt;script&gt;" in page
+        assert "\x1b" not in page and not re.findall(r'(?:src|href)="(?!data:|examples.html")', page)
+        assert 'name="viewport"' in page and 'class="t ' in page and page.count("<figure>") == 1
         assert "<script>alert" not in (tmp_path / "out" / "examples.html").read_text()
         data = browser_data(tmp_path / "out" / "examples.html")
         assert data["scorers"] == ["bellman.sum", "length"] and data["groups"] == ["chat"]
@@ -126,15 +129,6 @@ class TestBenchmark:
         assert results["command"] in table
         page = (tmp_path / "out" / "report.html").read_text()
         assert all("With only 3 distinct items, intervals are too narrow." in text for text in (out, table, page))
-
-    def test_page_is_alone_and_escaped(self, evaluate, rm_bench, tmp_path):
-        evaluate("rm-bench", rm_bench, "--scorers", "bellman.sum", "length", "random")
-        page = (tmp_path / "out" / "report.html").read_text()
-        assert "<script" not in page and "onerror=alert(2)>" not in page and "&lt;script&gt;" in page
-        assert "\x1b" not in page
-        assert not re.findall(r'(?:src|href)="(?!data:|examples.html")', page)
-        assert 'name="viewport"' in page and 'class="t ' in page
-        assert page.count("<figure>") == 1
 
     @pytest.mark.parametrize(
         ("scorer", "shown"),
@@ -198,19 +192,16 @@ class TestBenchmark:
     def test_explicit_reward_models_beside_the_intrinsic_ones(
         self, evaluate, reward_model_path, sentence_model_path, tmp_path
     ):
-        rows = [
-            {"prompt": f"What is {i}+2?", "chosen": f"It is {i + 2}. I am sure of it.", "rejected": "No idea, sorry."}
-            for i in range(5)
-        ]
+        pair = {"chosen": "It is 2. I am sure of it.", "rejected": "No idea, sorry."}
+        rows = [{"prompt": f"What is {i}+2?", **pair} for i in range(5)]
         classifier, sentence = (f"reward_model:{path}" for path in (reward_model_path, sentence_model_path))
         names = ["bellman.sum", "residual:bellman.sum", classifier, sentence, f"residual:{sentence}", "length"]
         results = evaluate("preference", write(tmp_path / "pairs.jsonl", rows), "--scorers", *names)
         assert list(results["metrics"]) == names
         answers = [row[key] for row in rows for key in ("chosen", "rejected")]
         scores = sum((example["scores"][sentence] for example in results["examples"]), [])
-        expected = SentenceReward(sentence_model_path, device="cpu")(
-            [row["prompt"] for row in rows for _ in "ab"], answers
-        )
+        prompts = [row["prompt"] for row in rows for _ in "ab"]
+        expected = SentenceReward(sentence_model_path, device="cpu")(prompts, answers)
         assert scores == pytest.approx(expected, abs=1e-4) and len(set(expected)) > 5
         assert results["verdict"].startswith("No verdict from only 5 distinct items") and results["statements"] == []
         page = (tmp_path / "out" / "report.html").read_text()
