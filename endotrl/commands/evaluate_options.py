@@ -193,7 +193,7 @@ def _add_questions(parser: Parser, data: str) -> None:
     add, first = parser.add_argument, "key of the {} (default: the first of {})".format
     add("--data", metavar="FILE", required=True, help=data)
     add("--question", metavar="KEY", help=first("question", "question, problem, input, prompt"))
-    add("--answer", metavar="KEY", help=first("answer", "answer, target, solution, final_answer"))
+    add("--answer", metavar="KEY", help=first("answer", "answer, answers, final_answer, target, solution"))
     add("--limit", **COUNT, help="only the first N questions")
 
 
