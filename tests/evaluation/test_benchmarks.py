@@ -15,7 +15,6 @@ from endotrl.evaluation.scorers import make_form
 
 from .rows import (
     BEST_OF_FOUR_ROW,
-    JUDGE_ROW,
     PAIR_ROW,
     RM_BENCH_ROW,
     items_of,
@@ -178,15 +177,8 @@ class TestDSP:
         assert metrics["none > academy"] == 1.0 and metrics["none > entertainment"] == 0.25
 
 
-class TestJudgeBenchAndLLMBar:
-    def test_judge_bench(self, tmp_path):
-        row = {**JUDGE_ROW, "source": "mmlu-pro-law"}
-        rows = [{**row, "label": "B>A"}, row, {**row, "source": "livecodebench"}]
-        items = items_of("judge-bench", write(tmp_path / "f.jsonl", rows))
-        metrics = metrics_of("judge-bench", items, [[1, 2], [1, 2], [1, 1]])
-        assert metrics == {"accuracy": pytest.approx(1 / 3), "Knowledge": 0.5, "Coding": 0.0}
-
-    def test_llmbar(self, tmp_path):
+class TestLLMBar:
+    def test_mean_of_subsets(self, tmp_path):
         row = {"input": "i", "output_1": "a", "output_2": "b", "label": 2}
         (tmp_path / "Adversarial_Manual").mkdir()
         natural = items_of("llmbar", write(tmp_path / "natural.json", [row, {**row, "label": 1}]))
@@ -194,7 +186,7 @@ class TestJudgeBenchAndLLMBar:
         metrics = metrics_of("llmbar", natural + manual, [[0, 1], [0, 1], [0, 1]])
         assert metrics == {"average": 0.75, "adversarial": 1.0, "Natural": 0.5, "Manual": 1.0}
 
-    def test_llmbar_out_of_reward_bench(self, tmp_path):
+    def test_rows_of_reward_bench(self, tmp_path):
         rows = [{**PAIR_ROW, "subset": s} for s in ("llmbar-adver-GPTOut", "donotanswer")]
         items = items_of("llmbar", write(tmp_path / "f.jsonl", rows))
         assert [item.group for item in items] == ["GPTOut"]

@@ -84,8 +84,13 @@ def rm_bench(rows, score):
 
 
 def judge_bench(rows, score):
-    right = [score(row[f"response_{row['label'][0]}"]) > score(row[f"response_{row['label'][2]}"]) for row in rows]
-    return {"accuracy": share(right)}
+    right = defaultdict(list)
+    for row in rows:
+        won = score(row[f"response_{row['label'][0]}"]) > score(row[f"response_{row['label'][2]}"])
+        right["Knowledge" if row["source"].startswith("mmlu") else row["source"]].append(won)
+    names = {"livebench-math": "Mathematics", "livebench-reasoning": "Reasoning", "livecodebench": "Coding"}
+    expected = {names.get(source, source): share(won) for source, won in right.items()}
+    return expected | {"accuracy": share(sum(right.values(), []))}
 
 
 def llmbar(rows, score):
@@ -138,14 +143,7 @@ PAIRS = list(enumerate(zip(words(40), words(40, 1), strict=True)))
 RM_BENCH = [{"id": i, "prompt": "p", "chosen": words(3, i), "rejected": words(3, 99 + i)} for i in range(40)]
 TOTAL = [{**RM_BENCH[i], "domain": part} for i, part in enumerate(sum(([part] * n for part, n in PARTS.items()), []))]
 JUDGE_BENCH = [
-    {
-        **JUDGE_ROW,
-        "pair_id": str(i),
-        "source": SOURCES[i % 3],
-        "label": LABELS[i % 2],
-        "response_A": a,
-        "response_B": b,
-    }
+    {**JUDGE_ROW, "source": SOURCES[i % 3], "label": LABELS[i % 2], "response_A": a, "response_B": b}
     for i, (a, b) in PAIRS
 ]
 LLMBAR = [{"input": "i", "output_1": a, "output_2": b, "label": 1 + i % 2} for i, (a, b) in PAIRS]
