@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 from ..data.sources import STREAM
 from ..runs.files import replacing
@@ -80,7 +80,8 @@ def choose_from_file(
         rows = (row for group in by_prompt(scored()) for row in choice.rows(group, counts))
         if (first := next(rows, None)) is None:
             raise ValueError(f"No rows to write. {counts.why_not()}".strip())
-        with nullcontext(sys.stdout.buffer) if str(output) == STREAM else replacing(output) as file:
+        written = nullcontext[IO[bytes]](sys.stdout.buffer) if str(output) == STREAM else replacing(output)
+        with written as file:
             for row in chain([first], rows):
                 file.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode())
                 counts.rows += 1
