@@ -159,7 +159,7 @@ def text_only(rows: Iterable[Row]) -> Iterator[Row]:
     for row in rows:
         for key in ("image", "images"):
             if row.data.get(key):
-                raise row.error(f'the row has "{key}", but this command reads only text. Remove rows with images.')
+                raise row.error(f'the row has "{key}", but only text is supported here. Remove rows with images.')
         yield row
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, plain, settings_table, table
+from ..rewards.residuals import split_name
 from ..rewards.scored import columns_of, pictures_of
 from .benchmarks.dsp import DOMAINS, NONE
 from .benchmarks.rm_bench import STYLES
@@ -21,7 +22,7 @@ from .forms import Form
 from .items import Item
 from .plots import plot_metric
 from .run_folder import StatsCache
-from .scorers import base_name, make_form, needs_model
+from .scorers import make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
 
 
@@ -168,7 +169,7 @@ def _shown_form(scorer: str, steps: bool) -> Form:
     The form whose contributions are shown for a scorer: its own, or the log-probability if it is not a sum over
     tokens. For steps, the sum: that of Bellman rewards is the log-probability plus a difference of V.
     """
-    base = base_name(scorer)
+    _, base = split_name(scorer)
     form = None if needs_model(base) else make_form(base)
     if not isinstance(form, Form):
         return Form.parse("log_prob.sum")

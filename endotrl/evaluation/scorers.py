@@ -48,9 +48,9 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
     sets = STEP_SETS if steps else SETS
     result = list(dict.fromkeys(name for word in names for name in sets.get(word, (word,))))
     for name in result if steps else ():
-        aggregate = ALIASES.get(name, name).partition(".")[2].partition("=")[0]
-        whole_only = base_name(name) != name or needs_model(name)
-        if whole_only or not (aggregate in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)):
+        _, _, aggregate = ALIASES.get(name, name).partition(".")
+        scores_steps = aggregate.partition("=")[0] in STEP_AGGREGATES or name in (*CONTROLS, RELATIVE_PERPLEXITY)
+        if not scores_steps or split_name(name)[0] or needs_model(name):
             raise ValueError(
                 f"{name!r} cannot score steps. Use TOKEN.AGGREGATE, where AGGREGATE is one of "
                 f"{', '.join(STEP_AGGREGATES)}; or {', '.join([*ALIASES, RELATIVE_PERPLEXITY, *CONTROLS])}."
@@ -58,14 +58,9 @@ def expand_names(names: Sequence[str], steps: bool) -> list[str]:
     return result
 
 
-def base_name(name: str) -> str:
-    """The scorer's own name, or for a residual that of its scorer."""
-    return split_name(name)[1]
-
-
 def base_names(names: Sequence[str]) -> list[str]:
     """Names of the scorers to run: those given, and those whose residuals are."""
-    return list(dict.fromkeys(map(base_name, names)))
+    return list(dict.fromkeys(split_name(name)[1] for name in names))
 
 
 def needs_model(name: str) -> bool:
@@ -106,7 +101,8 @@ def served_names(names: Sequence[str], given: bool, steps: bool) -> list[str]:
     """
     kept = []
     for name in names:
-        form = None if needs_model(base_name(name)) else make_form(base_name(name))
+        base = split_name(name)[1]
+        form = None if needs_model(base) else make_form(base)
         reason = form.needs_logits(steps) if isinstance(form, Form) else None
         if given and reason:
             raise ValueError(f"{name!r} needs a local model, as a server returns only log-probabilities: {reason}.")

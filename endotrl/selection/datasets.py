@@ -52,8 +52,8 @@ def rank(
             ([`~endotrl.rewards.residuals.residuals`]). With few prompts, nothing is subtracted.
 
     Returns:
-        `list[list[int]]`: for each prompt, the indices of its candidates, from the best to the worst; ties in their
-        order, and those without a reward last. `ValueError` if one cannot be scored.
+        `list[list[int]]`: for each prompt, the indices of its candidates, from the best to the worst; ties keep their
+        order, and candidates without a reward come last. `ValueError` if one cannot be scored.
 
     Example:
     ```python

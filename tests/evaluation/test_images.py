@@ -160,5 +160,5 @@ def test_who_would_not_see_them(
 
 def test_other_evaluations_leave_no_image_out(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "images": ["d"]}))
-    with pytest.raises(FormatError, match='line 1: the row has "images", but this command reads only text'):
+    with pytest.raises(FormatError, match='line 1: the row has "images", but only text is supported here'):
         list(text_only(read_rows(str(tmp_path / "pairs.jsonl"))))
