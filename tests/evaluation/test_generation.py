@@ -86,7 +86,7 @@ class TestQuestions:
         assert read_questions(path, question="text", labelled=True)[0].prompt == "q"
         turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
         path = write(tmp_path / "t.jsonl", [{"prompt": turns, "answer": "1"}])
-        with pytest.raises(ValueError, match='t.jsonl, line 1: "prompt" must be a text'):
+        with pytest.raises(ValueError, match='t.jsonl, line 1: "prompt" must be text'):
             read_questions(path, labelled=True)
         for labelled, nothing in ((True, ""), (False, ""), (False, [])):
             path = write(tmp_path / "e.jsonl", [{"question": "q", "answer": nothing}])
