@@ -79,7 +79,10 @@ def _matrix(
 
 
 def _rm_bench(results: Mapping[str, Any]) -> Markup:
-    about = "Easy: the better response has the fancier style; hard: the plainer one. Substance alone scores equally."
+    about = (
+        "Easy: the better response has the fancier style; hard: the plainer one. A reward for substance alone is "
+        "right equally often on both."
+    )
     first = next(iter(results["metrics"]))
     caption = f"Wins of {first} by style of the better (row) and the worse (column) response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
