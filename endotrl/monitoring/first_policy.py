@@ -37,14 +37,13 @@ class FirstPolicy:
             self._model = trainer.ref_model
         elif copy_weights and not self._adapter:
             self._model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.is_available = self._adapter or self._reference or self._model is not None
 
-    def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         r"""
         $\log \pi_0(y)$ and $\log \pi_t(y)$ of the completions of a batch, in nats per completion, and their numbers of
-        tokens, each of shape `(B,)`; `None` if the first policy is not available.
+        tokens, each of shape `(B,)`.
         """
-        if not (self._adapter or self._reference or self._model is not None):
-            return None
         mask = loss_mask(output)
         first = output.get("ref_per_token_logps") if self._reference else None
         if first is None and self._model is not None:

@@ -44,7 +44,8 @@ class BatchObserver:
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
             self._explicit = held_out is not None
-            self._first: FirstPolicy | None = FirstPolicy(trainer, copy_weights)
+            first = FirstPolicy(trainer, copy_weights)
+            self._first = first if first.is_available else None
             self._far = 0  # consecutive batches
             self._observe_groups()
         elif is_online_dpo(trainer):
@@ -173,12 +174,7 @@ class BatchObserver:
                 self._add(keys.AGREEMENT_EVIDENCE + name, correlation.z)
                 self._add(keys.SLOPE + name, correlation.slope)
 
-    def _observe_change(
-        self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor, trained: Tensor
-    ) -> None:
-        if log_probs is None:
-            self._first = None
-            return
+    def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor], rewards: Tensor, trained: Tensor) -> None:
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
         # The number that changes, and the largest difference that one completion can make

@@ -4,8 +4,6 @@ import io
 import itertools
 import math
 import re
-import struct
-import zlib
 from html.parser import HTMLParser
 
 import pytest
@@ -48,14 +46,7 @@ NASTY = [
     "a\r\nb\tc\n",
     "",
 ]
-PNG = b"\x89PNG\r\n\x1a\n" + b"".join(
-    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    for kind, data in (
-        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0\0")),
-        (b"IEND", b""),
-    )
-)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)  # a narrow one
 
 
 class Document(HTMLParser):
