@@ -14,9 +14,10 @@ EARLY_WARMUP = 3
 # CUSUM with allowance 0.75, in standard deviations (Page 1954), at which a drift counts as a symptom: by Siegmund's
 # approximation, noise reaches it once in 800,000 steps.
 DRIFT_EVIDENCE = 8.0
-# Standard errors at which a held-out reward and the first policy's log-probability of the completions, which rises in
-# healthy runs, raise the alarm together. Chosen on the runs of seeds 0 to 2. Simulated: if nothing changes at all,
-# noise does so in 3 of 150 runs of 300 steps (in 2 of them, `evidence` alone); in 3 of 800 resampled healthy runs (7).
+# Standard errors at which falls of a held-out reward and of the completions' log-probability under the first policy,
+# which rises in healthy runs, raise the alarm together. Chosen on the runs of seeds 0 to 2. Simulated: if nothing
+# changes, noise reaches it in 3 of 150 runs of 300 steps (in 2 of them, `evidence` alone), and in 3 of 800 resampled
+# healthy runs (7).
 BOTH_EVIDENCE = 3.0
 # Standard errors of a fall on `HeldOut` questions, in two consecutive evaluations, which share questions and first
 # answers; and of many evaluations, by their noise.
@@ -36,33 +37,34 @@ class CollapseThresholds:
 
     Args:
         held_out_fall (`float`, *optional*, defaults to `0.02`):
-            Minimum fall of a held-out reward below its best level. Ours: less than half of the five points before
-            which a collapse should be detected.
+            Minimum fall of a held-out reward below its best level. Our choice: less than half of the five points
+            before which a collapse should be detected.
         evidence (`float`, *optional*, defaults to `5.0`):
-            Evidence, in standard errors, at which a falling held-out reward alone raises the alarm. Simulated: it was
-            reached in 1 of 240 runs of 1,000 healthy steps, as many comparisons are made.
+            Evidence, in standard errors, at which a falling held-out reward alone raises the alarm. Simulated: since
+            many comparisons are made, 1 of 240 healthy runs of 1,000 steps reached it.
         evidence_with_symptom (`float`, *optional*, defaults to `4.0`):
-            The same while the trained reward prefers lower held-out rewards, or there is a symptom that is decisive
-            without a held-out reward. Simulated: noise alone reaches it in up to two thirds of runs of 1,000 steps,
-            which had no symptom.
+            The same if the trained reward prefers lower held-out rewards, or there is a symptom that would raise the
+            alarm without a held-out reward. Simulated: noise alone reaches it in up to two thirds of runs of 1,000
+            steps, but these had no symptom.
         evaluation_fall (`float`, *optional*, defaults to `0.05`):
-            Fall of a held-out reward on the evaluation set, in two consecutive evaluations. Ours: five points; with
-            400 answers or more, that is two standard errors.
+            Fall of a held-out reward on the evaluation set, in two consecutive evaluations. Our choice: five points,
+            which is two standard errors with 400 answers or more.
         first_log_prob_fall (`float`, *optional*, defaults to `0.02`):
-            Minimum fall of the first policy's log-probability of the policy's completions, relative to its own, in
-            nats per token, that raises the alarm without a held-out reward. Measured: it falls about as much as the
-            accuracy, and rises in healthy runs.
+            Minimum fall of the log-probability of the completions under the first policy, relative to its own
+            completions, in nats per token, that raises the alarm without a held-out reward. Measured: it falls about
+            as much as the accuracy, and rises in healthy runs.
         log_prob_drift (`float`, *optional*, defaults to `0.05`):
-            The same for the mean over a batch, in nats per token, if it falls by more than noise explains. Measured:
-            it rises in healthy runs on rewards of a frozen model.
+            The same for the mean over a batch, in nats per token, if it falls by more than its noise. Measured: it
+            rises in healthy runs on rewards of a frozen model.
         length_ratio (`float`, *optional*, defaults to `0.33`):
             Mean length, relative to its first level, below which answers have collapsed: the outcome of probability
-            rewards (https://huggingface.co/papers/2603.08660). Ours; verbose models that learn to be brief halve it.
+            rewards (https://huggingface.co/papers/2603.08660). Our choice: verbose models that learn to be brief halve
+            their length.
         kl (`float`, *optional*, defaults to `1.0`):
-            KL to the reference, in nats per token. Measured: 0.05 in a healthy run with beta 0.1; a spike was reported
-            for a collapse (https://github.com/sunblaze-ucb/Intuitor/issues/23).
+            KL divergence from the reference model, in nats per token. Measured: 0.05 in a healthy run with beta 0.1. A
+            collapse has been reported with a spike (https://github.com/sunblaze-ucb/Intuitor/issues/23).
         patience (`int`, *optional*, defaults to `3`):
-            Consecutive logged steps that a symptom must last to raise the alarm. Ours.
+            Number of consecutive logged steps with a symptom before it raises the alarm. Our choice.
 
     Raises:
         `ValueError`: If a number is not positive.
@@ -81,4 +83,4 @@ class CollapseThresholds:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if not value > 0:
-                raise ValueError(f"`{name}` is {value}, but every threshold of the monitor must be positive.")
+                raise ValueError(f"`{name}` must be positive, got {value}.")

@@ -97,8 +97,7 @@ class Detector:
     def _evaluation(self, entry: Mapping[str, float]) -> str | None:
         reasons = []
         for name in dict.fromkeys([*self._rewards, *self._named.values()]):
-            key = f"eval_rewards/{name}/mean"
-            if key not in entry:
+            if (key := f"eval_rewards/{name}/mean") not in entry:
                 continue
             values = self._rewards.setdefault(name, _HeldOutReward()).evaluations
             values.append(entry[key])
@@ -107,28 +106,25 @@ class Detector:
             beyond_noise = noise is None or noise.evidence(fall, 1, 2) > limits.ASKED_EVIDENCE
             if fall > self.thresholds.evaluation_fall and beyond_noise:
                 reasons.append(
-                    f"`{name}` on the evaluation set was {max(values):.3f} and has been {fall:.3f} or more below that "
-                    "twice in a row"
+                    f"`{name}` on the evaluation set has been at least {fall:.3f} below its maximum of "
+                    f"{max(values):.3f} in two consecutive evaluations"
                 )
         return f"{'; '.join(reasons)}." if reasons else None
 
     def _step(self, entry: dict[str, float]) -> Verdict:
         if not any(key.startswith(HELD_OUT) for key in entry):
             entry = entry | {HELD_OUT + name: entry[key] for key, name in self._named.items() if key in entry}
-        for prefix in OF_HELD_OUT:
-            for key in entry:
-                if key.startswith(prefix):
-                    self._rewards.setdefault(key.removeprefix(prefix), _HeldOutReward())
+        for name in (key.removeprefix(prefix) for prefix in OF_HELD_OUT for key in entry if key.startswith(prefix)):
+            self._rewards.setdefault(name, _HeldOutReward())
         for name, reward in self._rewards.items():
             reward.read(name, entry)
+        log_probs = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
         values = {
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
             "repetition": entry.get("collapse/repetition"),
             # Per token, of the completions, by the frozen model of a reward or else the first policy.
-            "log_prob": next(
-                (v for k, v in entry.items() if k.endswith("/log_prob_per_token")), entry.get(FIRST_LOG_PROB)
-            ),
+            "log_prob": log_probs[0] if log_probs else entry.get(FIRST_LOG_PROB),
             "kl": entry.get(KL_KEY),
             "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
         }
@@ -142,8 +138,9 @@ class Detector:
             for name, reward in self._rewards.items()
             if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
         ]
-        if "log_prob" in now and self._levels["log_prob"].sinks > limits.DRIFT_EVIDENCE:
-            symptoms.append(f"the frozen model finds the completions less probable {self._levels['log_prob'].moved}")
+        log_prob, length = self._levels["log_prob"], self._levels["length"]
+        if "log_prob" in now and log_prob.sinks > limits.DRIFT_EVIDENCE:
+            symptoms.append(f"the completions become less probable under the frozen model {log_prob.moved}")
         gross = self._gross_symptoms(entry, now)
         limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
         sinks = []
@@ -152,24 +149,24 @@ class Detector:
             least = self.thresholds.first_log_prob_fall
             if fall := self._first_log_prob.fell(limits.BOTH_EVIDENCE if levels else limit, least):
                 sinks = [
-                    f"the first policy finds the completions less and less probable, by {fall.size:.3f} nats per "
-                    f"token ({fall.evidence:.1f} standard errors): a reward of a frozen model does the opposite"
+                    f"the log-probability of the completions under the initial policy has fallen by {fall.size:.3f} "
+                    f"nats per token ({fall.evidence:.1f} standard errors), although a reward of a frozen model "
+                    "should raise it"
                 ]
         if levels and sinks:
             symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
-        length = self._levels["length"]
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
             # No corroboration: healthy runs become brief, or think longer.
-            symptoms.append(f"the length drifts {length.moved}")
+            symptoms.append(f"the mean length is drifting {length.moved}")
         reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
             reasons, gross = [*gross, *sinks, *reasons], []
         symptoms += gross
         alarm = f"{'; '.join(reasons)}."
-        besides = f" Besides: {'; '.join(symptoms)}." if symptoms else ""
+        others = f" Other symptoms: {'; '.join(symptoms)}." if symptoms else ""
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
         return Verdict(
-            alarm=alarm[0].upper() + alarm[1:] + besides if reasons else None,
+            alarm=alarm[0].upper() + alarm[1:] + others if reasons else None,
             symptoms=symptoms,
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
@@ -183,21 +180,21 @@ class Detector:
         log_prob = self._levels["log_prob"]
         drift = log_prob.mean - log_prob.first if log_prob.sinks > limits.DRIFT_EVIDENCE else 0.0  # beyond its noise
         is_length = abs(entry.get("collapse/length_correlation", 0.0)) > limits.LENGTH_CORRELATION
-        says_one_thing = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
+        is_repeated = entry.get("collapse/distinct_completions", math.inf) <= limits.DISTINCT_COMPLETIONS
         is_verdict = entry.get("collapse/reward_is_verdict", 1.0)
         shown = {
             "completions have become short": ratio.get("length", 1.0) < self.thresholds.length_ratio,
-            "the reward is little but length, which has halved or doubled": (
+            "the reward measures mostly length, which has halved or doubled": (
                 is_length and not 0.5 < ratio.get("length", 1.0) < 2.0
             ),
-            "completions do not end any more": change.get("clipped", 0.0) > limits.CLIPPED_RISE,
+            "most completions no longer end": change.get("clipped", 0.0) > limits.CLIPPED_RISE,
             "completions repeat themselves": change.get("repetition", 0.0) > limits.REPETITION_RISE,
-            "the frozen model finds the completions improbable": (
+            "the completions are improbable under the frozen model": (
                 change.get("log_prob", 0.0) < -limits.LOG_PROB_FALL or drift < -self.thresholds.log_prob_drift
             ),
-            "the policy is far from the reference": "kl" in levels and now["kl"] > self.thresholds.kl,
-            "the policy says one thing only": (
-                ratio.get("entropy", 1.0) < limits.ENTROPY_RATIO and says_one_thing and not is_verdict
+            "the policy is far from the reference model": "kl" in levels and now["kl"] > self.thresholds.kl,
+            "the policy samples the same completion every time": (
+                ratio.get("entropy", 1.0) < limits.ENTROPY_RATIO and is_repeated and not is_verdict
             ),
         }
         found = []
@@ -222,10 +219,10 @@ class _HeldOutReward:
     shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
     asked: list[tuple[float, float]] = field(default_factory=list)  # changes per question, with their errors
     evaluations: list[float] = field(default_factory=list)
-    agreement: float = 0.0  # with the trained reward: sum over entries, in standard deviations
+    agreement: float = 0.0  # with the trained reward: sum over `agreements` entries, in standard deviations
     agreements: int = 0
     disagreement: float = 0.0  # CUSUM
-    slope: float = 0.0  # on the trained reward, sum over entries
+    slope: float = 0.0  # on the trained reward: sum over `slopes` entries
     slopes: int = 0
     rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, with its standard error
 
@@ -274,8 +271,8 @@ class _HeldOutReward:
         if len(self.asked) == 2 and all(c < -max(least, limits.ASKED_EVIDENCE * error) for c, error in self.asked):
             change, error = self.asked[-1]
             yield (
-                f"question by question, `{name}` has lost {-change:.3f} since training began "
-                f"({-change / error:.1f} standard errors, twice in a row)"
+                f"`{name}` has lost {-change:.3f} since training began, paired by question "
+                f"({-change / error:.1f} standard errors, in two consecutive evaluations)"
             )
         if not self.is_comparable:
             return
@@ -284,24 +281,24 @@ class _HeldOutReward:
         is_early = may_come_back and self.changes.count < limits.CHANGE_WARMUP
         if (fall := self.changes.fell(limit, least)) and not is_early:
             yield (
-                f"next to the first policy, completion by completion, the held-out reward `{name}` has lost "
+                f"compared with the initial policy on the same completions, the held-out reward `{name}` has lost "
                 f"{fall.size:.3f} ({fall.evidence:.1f} standard errors)"
             )
         rise, error = self.rise
         if (fall := self.shortfalls.fell(limit, least)) and rise > thresholds.evidence * error:
             yield (
-                f"the trained reward has risen by {rise:.3g} ({rise / error:.0f} standard errors), which by its "
-                f"agreement with `{name}` should have changed that by {self.slope / self.slopes * rise:+.3f}: it is "
-                f"{fall.size:.3f} below half of it ({fall.evidence:.1f} standard errors)"
+                f"the trained reward has risen by {rise:.3g} ({rise / error:.0f} standard errors), which should have "
+                f"changed `{name}` by {self.slope / self.slopes * rise:+.3f} according to their correlation within "
+                f"groups, but `{name}` is {fall.size:.3f} below half of that ({fall.evidence:.1f} standard errors)"
             )
 
 
 def error_key(key: str) -> str:
     """Log key of the standard error of a logged number."""
-    kind, slash, name = (
-        key.removesuffix("_change" if key == FIRST_LOG_PROB_CHANGE else "").partition("/")[2].partition("/")
-    )
-    return f"collapse/{kind}_error{slash}{name}"
+    if key == FIRST_LOG_PROB_CHANGE:
+        return f"{FIRST_LOG_PROB}_error"
+    collapse, kind, *name = key.split("/")
+    return "/".join([collapse, f"{kind}_error", *name])
 
 
 def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float]:

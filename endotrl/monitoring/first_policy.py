@@ -2,7 +2,6 @@
 """The policy at the start of training, as a reference for the current one."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,9 +18,9 @@ SMALL = 2**30
 
 class FirstPolicy:
     """
-    The policy at the start of training: the base model under a PEFT adapter, or the adapter `ref` that TRL keeps of a
-    trained one; the trainer's reference model (`beta` above 0); or, if these are updated (`sync_ref_model`), a copy of
-    the weights.
+    The policy at the start of training: the base model under a PEFT adapter, or the adapter `ref`, TRL's copy of a
+    pretrained one; the trainer's reference model (`beta` above 0); or, if training updates these (`sync_ref_model`), a
+    copy of the weights.
     """
 
     def __init__(self, trainer: Any, copy_weights: bool | None) -> None:
@@ -38,36 +37,31 @@ class FirstPolicy:
             self._model = trainer.ref_model
         elif copy_weights and not self._adapter:
             self._model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.is_available = self._adapter or self._reference or self._model is not None
 
-    def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    def log_probs(self, output: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         r"""
         $\log \pi_0(y)$ and $\log \pi_t(y)$ of the completions of a batch, in nats per completion, and their numbers of
-        tokens, each of shape `(B,)`; `None` if the first policy is not available.
+        tokens, each of shape `(B,)`.
         """
-        if not (self._adapter or self._reference or self._model is not None):
-            return None
         mask = loss_mask(output)
         first = output.get("ref_per_token_logps") if self._reference else None
-        if first is None:
-            first = self._token_log_probs(output, self._trainer.model if self._model is None else self._model, True)
-        present = output.get("old_logps")  # of RLOO, per completion
-        if present is None:
+        if first is None and self._model is not None:
+            first = self._token_log_probs(output, self._model)
+        elif first is None:
+            policy = self._trainer.accelerator.unwrap_model(self._trainer.model)
+            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+                first = self._token_log_probs(output, self._trainer.model)
+        current = output.get("old_logps")  # of RLOO, per completion
+        if current is None:
             tokens = output.get("old_per_token_logps")
-            if tokens is None:
-                tokens = self._token_log_probs(output, self._trainer.model, False)
-            present = _sum(tokens, mask)
-        return _sum(first, mask), present, mask.sum(dim=1)
+            current = _sum(self._token_log_probs(output, self._trainer.model) if tokens is None else tokens, mask)
+        return _sum(first, mask), current, mask.sum(dim=1)
 
-    def _token_log_probs(self, output: dict[str, Any], model: Any, as_first: bool) -> Tensor:
-        trainer = self._trainer
-        adapter: AbstractContextManager[Any] = nullcontext()
-        if as_first and self._model is None:
-            policy = trainer.accelerator.unwrap_model(trainer.model)
-            adapter = use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None)
+    def _token_log_probs(self, output: dict[str, Any], model: Any) -> Tensor:
         training = model.training
         model.eval()  # no dropout: it would draw random numbers, and the run must not change
-        with adapter:
-            log_probs = token_log_probs(trainer, model, output, trainer.args.per_device_train_batch_size)
+        log_probs = token_log_probs(self._trainer, model, output, self._trainer.args.per_device_train_batch_size)
         model.train(training)
         return log_probs
 

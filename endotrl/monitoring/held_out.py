@@ -4,6 +4,7 @@
 import hashlib
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +32,9 @@ class HeldOut(TrainerCallback):
     template, sampling settings, vLLM, several processes.
 
     Logs the mean grade, `collapse/held_out/<name>`, and its change since before training,
-    `collapse/asked_change/<name>`, paired by question: $\frac1n \sum_q (a_q - b_q)$, which is more informative than
-    the difference of two means. Both have standard errors over questions, and [`CollapseMonitor`] reads them. The
-    random numbers are the same each time, and nothing else changes in the run, to the bit (not tested with vLLM).
+    `collapse/asked_change/<name>`, paired by question: $\frac1n \sum_q (a_q - b_q)$, which is more precise than the
+    difference of two means. Both have standard errors over questions, and [`CollapseMonitor`] reads them. Each
+    evaluation uses the same random numbers, and the rest of the run stays bit-identical (not tested with vLLM).
 
     Args:
         questions ([`~datasets.Dataset`] or `list[dict]`):
@@ -79,23 +80,26 @@ class HeldOut(TrainerCallback):
     ) -> None:
         rows: list[Any] = list(questions)
         if not callable(grader) or not all(isinstance(row, Mapping) for row in rows):
-            raise TypeError("`HeldOut` takes rows, such as a dataset, and a reward function as its `grader`.")
+            raise TypeError(
+                "`HeldOut` takes `questions` as rows, such as a dataset, and a reward function as `grader`, got "
+                f"{type(questions).__name__} and {type(grader).__name__}."
+            )
         if not rows:
-            raise ValueError("There are no held-out questions: `questions` is empty.")
+            raise ValueError("`questions` is empty: pass at least one held-out question.")
         for index, row in enumerate(rows):
             if "prompt" not in row or row.keys() != rows[0].keys():
                 raise ValueError(
-                    f"Row {index} of `questions` has the columns {sorted(row)}, but each row must have a `prompt` "
-                    f"and the columns of the first row: {sorted(rows[0])}."
+                    f"Each row of `questions` must have a `prompt` and the columns of the first row, "
+                    f"{sorted(rows[0])}, but row {index} has the columns {sorted(row)}."
                 )
         if every < 1:
-            raise ValueError(f"`every` is {every!r}, but it must be at least 1 step.")
+            raise ValueError(f"`every` must be at least 1 step, got {every!r}.")
         self.questions, self.grader, self.every = rows, grader, every
         self.num_samples, self.name, self.seed = num_samples, name, seed
         self.history: dict[int, float] = {}
         # Grades of other questions are not comparable.
-        known = lasting_repr(rows).encode()
-        self._memory = f"{MEMORY}{name}/{hashlib.sha256(known).hexdigest()[:16]}"
+        digest = hashlib.sha256(lasting_repr(rows).encode()).hexdigest()
+        self._memory = f"{MEMORY}{name}/{digest[:16]}"
         self._trainer: Any = None
         self._first: Tensor | None = None  # grades of the first evaluation, per question
 
@@ -104,41 +108,42 @@ class HeldOut(TrainerCallback):
         Attaches the questions to a trainer, and returns this callback.
 
         Raises:
-            `TypeError`: If the trainer is of another kind.
-            `ValueError`: If a reward function has the same name, the trainer's questions have environments, or
-                `num_samples` is incompatible with vLLM.
+            `TypeError`: If the trainer is not supported.
+            `ValueError`: If a reward function has the same name, the trainer uses environments, or `num_samples` is
+                incompatible with vLLM.
         """
         if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
             raise TypeError(
-                f"`trainer` is a {type(trainer).__name__}, but questions can be asked in GRPOTrainer, RLOOTrainer, "
-                "DenseGRPOTrainer and PPOTrainer. For others, evaluate checkpoints with `endotrl eval generation`."
+                "`HeldOut` supports GRPOTrainer, RLOOTrainer, DenseGRPOTrainer and PPOTrainer, got "
+                f"{type(trainer).__name__}. With other trainers, evaluate checkpoints with `endotrl eval generation`."
             )
         if self.name in trainer.reward_func_names:
-            raise ValueError(
-                f"The trainer has a reward function {self.name!r}, too: give the questions another `name`."
-            )
+            raise ValueError(f"The trainer already has a reward function {self.name!r}: set another `name`.")
         if getattr(trainer, "environment_factories", None) or getattr(trainer, "environments", None):
-            raise ValueError("Held-out questions cannot be asked in environments. Use an `eval_dataset`.")
+            raise ValueError("`HeldOut` does not support environments. Use an `eval_dataset` instead.")
         per_call = trainer.num_generations_eval if trainer.use_vllm else 1
         self.num_samples = self.num_samples or per_call
         if self.num_samples % per_call:
             raise ValueError(
-                f"`num_samples` is {self.num_samples}, but vLLM generates `num_generations_eval` ({per_call}) answers "
-                "to each prompt: give a multiple of it."
+                f"With vLLM, `num_samples` must be a multiple of `num_generations_eval` ({per_call}), got "
+                f"{self.num_samples}."
             )
         self._trainer, dataset = trainer, trainer.train_dataset
         if isinstance(dataset, Dataset) and "prompt" in dataset.column_names:  # no stream
             asked = {str(row["prompt"]) for row in self.questions}
             if trained := asked.intersection(map(str, dataset["prompt"])):
-                where = "in the dataset that is trained on: what they say is too good"
-                logger.warning("%d of %d held-out questions are %s.", len(trained), len(asked), where)
+                logger.warning(
+                    "%d of %d held-out questions are in the training dataset: their grades overestimate the policy.",
+                    len(trained),
+                    len(asked),
+                )
         trainer.add_callback(self)
         return self
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         """Evaluates before the first step; a resumed run restores those grades."""
         if self._trainer is None:
-            raise ValueError("Held-out questions must be attached: `HeldOut(...).attach(trainer)`.")
+            raise ValueError("`HeldOut` is not attached to a trainer. Call `HeldOut(...).attach(trainer)`.")
         remembered = state.stateful_callbacks.get(self._memory)
         if remembered is not None:
             self._first = torch.tensor([math.nan if grade is None else grade for grade in remembered])
@@ -165,16 +170,16 @@ class HeldOut(TrainerCallback):
 
     def _grades(self) -> Tensor:
         """Grades of shape `(questions, samples)`, the same on all processes; NaN where there is none."""
-        trainer, samples = self._trainer, self.num_samples or 1
-        accelerator = trainer.accelerator
-        each = math.ceil(len(self.questions) / accelerator.num_processes)
+        trainer, samples, count = self._trainer, self.num_samples or 1, len(self.questions)
+        accelerator, device = trainer.accelerator, trainer.accelerator.device
+        each = math.ceil(count / accelerator.num_processes)
         # All processes evaluate equally many, some of them twice: generation may need all processes.
-        mine = [(accelerator.process_index + i * accelerator.num_processes) % len(self.questions) for i in range(each)]
+        mine = [(accelerator.process_index * each + i) % count for i in range(each)]
         rows = [self.questions[i] for i in mine for _ in range(samples)]
         size = trainer.args.per_device_train_batch_size * (trainer.args.steps_per_generation or 1)
         size = max(samples, size // samples * samples)
-        device = accelerator.device
-        training, metrics = trainer.model.training, dict(trainer._metrics["eval"])
+        training, metrics = trainer.model.training, trainer._metrics["eval"]
+        trainer._metrics["eval"] = defaultdict(list)  # generation adds to them
         grades: list[float] = []
         on_cpu = device.type == "cpu"
         with torch.random.fork_rng([] if on_cpu else [device], device_type="cuda" if on_cpu else device.type):
@@ -183,11 +188,8 @@ class HeldOut(TrainerCallback):
             for start in range(0, len(rows), size):
                 grades += self._answer(rows[start : start + size])
             trainer.model.train(training)
-        trainer._metrics["eval"].clear()
-        trainer._metrics["eval"].update(metrics)
-        gathered = accelerator.gather(torch.tensor(grades, device=device))
-        by_process = gathered.view(accelerator.num_processes, each, samples).transpose(0, 1)
-        return by_process.reshape(-1, samples)[: len(self.questions)].double().cpu()
+        trainer._metrics["eval"] = metrics
+        return accelerator.gather(torch.tensor(grades, device=device)).view(-1, samples)[:count].double().cpu()
 
     def _answer(self, rows: Sequence[dict[str, Any]]) -> list[float]:
         prompts = [row["prompt"] for row in rows]

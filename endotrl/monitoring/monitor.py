@@ -24,33 +24,33 @@ logger = logging.getLogger(__name__)
 # Key for statistics since the last log in the trainer's state, which every checkpoint contains.
 MEMORY = "collapse_monitor"
 Action = Literal["warn", "stop", "restore"]
-_THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops, and goes back to the best checkpoint."}
+_THEN = {"warn": "", "stop": " Training stops.", "restore": " Training stops and restores the best checkpoint."}
 
 
 class CollapseMonitor(TrainerCallback):
     r"""
     Detects the collapse of a run, reports it, and optionally stops the run. For any TRL trainer and any reward.
 
-    Intrinsic rewards rise whatever happens to the answers, first with their quality and then without it
-    (https://huggingface.co/papers/2603.08660). The alarm is raised when a **held-out reward** falls beyond its noise:
-    one of weight 0, such as an accuracy. Without one, the first policy's log-probability decides, and symptoms
-    (length, repetition, entropy, diversity within groups, KL, correlation of the reward with length): see
-    `docs/collapse.md`.
+    An intrinsic reward keeps rising after the answers have stopped improving
+    (https://huggingface.co/papers/2603.08660). The monitor raises an alarm when a **held-out reward**, that is one of
+    weight 0, such as an accuracy, falls by more than its noise. Without one, it relies on the log-probability of the
+    completions under the initial policy and on symptoms (length, repetition, entropy, diversity within groups, KL,
+    correlation of the reward with length): see `docs/collapse.md`.
 
     Args:
         action (`str`, *optional*, defaults to `"warn"`):
             Action on an alarm: `"warn"`; `"stop"` the training; or stop and `"restore"` the best checkpoint, as with
-            `load_best_model_at_end`: that with the highest held-out reward, or else the last one without a symptom.
+            `load_best_model_at_end`: the one with the highest held-out reward, or else the last one without a symptom.
         held_out (`list[str]`, *optional*):
-            Names of the held-out reward functions. By default all of weight 0 with values in $[0, 1]$; only needed if
-            the monitor is not attached.
+            Names of the held-out reward functions. By default, all of weight 0 with values in $[0, 1]$. Required only
+            if the monitor is not attached.
         thresholds ([`CollapseThresholds`], *optional*):
             Alarm thresholds.
         copy_weights (`bool`, *optional*):
-            Whether to keep a copy of the initial weights, with which the current policy is compared completion by
-            completion: a fall is detected several times earlier, or at all without a held-out reward. By default
-            weights of up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy is
-            needed.
+            Whether to keep a copy of the initial weights, to compare the current policy with the initial one on the
+            same completions: this detects a fall several times earlier, and is required without a held-out reward. By
+            default, weights of up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy
+            is needed.
 
     Raises:
         `ValueError`: If `action` is unknown.
@@ -76,7 +76,7 @@ class CollapseMonitor(TrainerCallback):
     ) -> None:
         check_choice("action", action, tuple(_THEN))
         if isinstance(held_out, str):
-            raise ValueError(f"`held_out` is the string {held_out!r}, but it must be a list of names: [{held_out!r}].")
+            raise ValueError(f"`held_out` must be a list of names, got the string {held_out!r}. Pass [{held_out!r}].")
         self.action, self.held_out, self.copy_weights = action, held_out, copy_weights
         self.thresholds = thresholds or CollapseThresholds()
         self.alarms: list[tuple[int, str]] = []
@@ -85,16 +85,16 @@ class CollapseMonitor(TrainerCallback):
 
     def attach(self, trainer: Any) -> "CollapseMonitor":
         """
-        Attaches the monitor to a TRL trainer, and returns it. It then observes completions and rewards, which the log
-        does not contain, in `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`, `PPOTrainer` and `OnlineDPOTrainer`;
-        with others, or if passed as `callbacks=[monitor]`, it reads the log only, and then its results do not reach
+        Attaches the monitor to a TRL trainer, and returns it. In `GRPOTrainer`, `RLOOTrainer`, `DenseGRPOTrainer`,
+        `PPOTrainer` and `OnlineDPOTrainer`, it then observes completions and rewards, which the log does not contain.
+        With other trainers, or if passed as `callbacks=[monitor]`, it only reads the log, and its results do not reach
         W&B.
 
         Raises:
-            `ValueError`: If it is attached already, or `held_out` names a reward that is not held out in this trainer.
+            `ValueError`: If it is already attached, or `held_out` names a reward that is not held out in this trainer.
         """
         if self._observer is not None:
-            raise ValueError("This monitor is attached to a trainer already. Make one for each trainer.")
+            raise ValueError("This monitor is already attached to a trainer. Create one monitor per trainer.")
         self._observer = BatchObserver(trainer, self.held_out, self.copy_weights)
         warn_without_kl_penalty(trainer)
         add_in_order(trainer, self)
@@ -106,13 +106,13 @@ class CollapseMonitor(TrainerCallback):
             return
         if args.load_best_model_at_end:
             raise ValueError(
-                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both choose the checkpoint to '
-                'end with. Use one of them, or `action="stop"`.'
+                '`CollapseMonitor(action="restore")` and `load_best_model_at_end=True` both select the final '
+                'checkpoint. Use only one of them, or set `action="stop"`.'
             )
         if args.save_strategy == SaveStrategy.NO:
             raise ValueError(
-                '`CollapseMonitor(action="restore")` needs checkpoints to come back to, and `save_strategy` is "no". '
-                'Set it to "steps", and `save_steps`.'
+                '`CollapseMonitor(action="restore")` needs checkpoints to restore, but `save_strategy` is "no". Set '
+                '`save_strategy="steps"` and `save_steps`.'
             )
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
@@ -136,9 +136,9 @@ class CollapseMonitor(TrainerCallback):
         alarm, verdict = self._judge({**logs, **figures}, state.global_step), self._detector.last
         if alarm and state.is_world_process_zero:
             text = f"{verdict.alarm}{_THEN[self.action]}"
-            logger.warning("The run collapses (step %d). %s", state.global_step, text)
+            logger.warning("Collapse detected at step %d. %s", state.global_step, text)
             if "wandb" in args.report_to and (run := active_run()) is not None:
-                run.alert("The run collapses", f"Step {state.global_step}. {text}", level="WARN")
+                run.alert("Collapse detected", f"Step {state.global_step}. {text}", level="WARN")
         if is_step:
             figures["collapse/evidence"] = verdict.evidence
             figures["collapse/symptoms"] = float(len(verdict.symptoms))
@@ -153,9 +153,9 @@ class CollapseMonitor(TrainerCallback):
             if self.action == "restore":
                 # Loaded by the trainer at its end, with DeepSpeed, FSDP and adapters as well.
                 args.load_best_model_at_end = state.best_model_checkpoint is not None
-                kept = "There is no checkpoint from before the collapse to go back to: the model stays as it is."
+                none = "There is no checkpoint from before the collapse to restore: the model is left as it is."
                 path = state.best_model_checkpoint
-                logger.warning("%s", kept if path is None else f"Going back to {path}.")
+                logger.warning("%s", none if path is None else f"Restoring {path}.")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         """Records the best checkpoint as transformers does, so that `save_total_limit` does not delete it."""

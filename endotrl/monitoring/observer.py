@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observer of the completions and rewards of every batch that a trainer scores, without changing them."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,14 +44,15 @@ class BatchObserver:
         if isinstance(trainer, GRPOTrainer | RLOOTrainer):
             self._held_out = self._find_held_out(held_out)
             self._explicit = held_out is not None
-            self._first: FirstPolicy | None = FirstPolicy(trainer, copy_weights)
+            first = FirstPolicy(trainer, copy_weights)
+            self._first = first if first.is_available else None
             self._far = 0  # consecutive batches
             self._observe_groups()
         elif is_online_dpo(trainer):
             if held_out:
                 raise ValueError(
-                    f"`held_out` is {list(held_out)}, but OnlineDPO adds its reward functions up, so that single ones "
-                    "cannot be observed. Leave it out."
+                    f"`held_out` must not be set for OnlineDPO, which only exposes the sum of its rewards, got "
+                    f"{list(held_out)}."
                 )
             self._observe_pairs()
         self.remember({})
@@ -75,19 +75,19 @@ class BatchObserver:
         self._seen = ValuesSeen(memory.get("values_seen", []), memory.get("value_recurs", False))
         names = memory.get("held_out", self._held_out)
         self._held_out = {name: index for name, index in self._held_out.items() if name in names}
-        self._memory = {"sums": self._sums, "held_out": self._held_out, "values_seen": self._seen.values}
-        self._memory["value_recurs"] = self._seen.recurs
+        self._memory: dict[str, Any] = {"sums": self._sums, "held_out": self._held_out}
+        self._memory |= {"values_seen": self._seen.values, "value_recurs": self._seen.recurs}
         return self._memory
 
     def _find_held_out(self, names: Sequence[str] | None) -> dict[str, int]:
         weights = dict(zip(self._trainer.reward_func_names, self._trainer.reward_weights.tolist(), strict=True))
         unweighted = [name for name, weight in weights.items() if weight == 0.0]
         for name in names or []:
-            if weights.get(name) != 0.0:
-                what = "trained on" if name in weights else "no reward function"
+            if name not in unweighted:
+                what = "is trained on" if name in weights else "is not a reward function of this trainer"
                 raise ValueError(
-                    f"`held_out` names {name!r}, which is {what}. It takes reward functions of weight 0 "
-                    f"(`reward_weights`): here {', '.join(unweighted) or 'none'}."
+                    f"`held_out` must only contain reward functions of weight 0 (`reward_weights`), but {name!r} "
+                    f"{what}. Those of weight 0 are: {', '.join(unweighted) or 'none'}."
                 )
         return {name: list(weights).index(name) for name in (unweighted if names is None else names)}
 
@@ -113,11 +113,10 @@ class BatchObserver:
             if trainer.model.training and batch is not None:
                 if self._first is not None:
                     self._observe_change(self._first.log_probs(output), *batch)
-                found = [output[key] for key in LOG_PROB_KEYS if output.get(key) is not None]
-                if found:
-                    log_probs = found[0].float()
+                log_probs = next((output[key] for key in LOG_PROB_KEYS if output.get(key) is not None), None)
+                if log_probs is not None:
                     if log_probs.ndim == 2:  # per token; RLOO has them per completion
-                        log_probs = (log_probs * output["completion_mask"].bool()).sum(dim=1)
+                        log_probs = (log_probs.float() * output["completion_mask"].bool()).sum(dim=1)
                     log_probs = trainer.accelerator.gather(log_probs)
                     self._add_correlation("probability", batch[1], log_probs, trainer.num_generations)
             return output
@@ -145,7 +144,8 @@ class BatchObserver:
         gather, device = self._trainer.accelerator.gather, rewards.device
         repeated = [math.nan if (part := repetition(ids)) is None else part for ids in completion_ids]
         lengths, repetitions = gather(torch.tensor([[*map(len, completion_ids)], repeated], device=device).T).T
-        hashes = gather(torch.tensor([_hash(ids) for ids in completion_ids], device=device))
+        # Python's hashes of integers, unlike those of text, are the same in every process.
+        hashes = gather(torch.tensor([hash(tuple(ids)) for ids in completion_ids], device=device))
         self._add("collapse/repetition", repetitions.nanmean().item())
         self._add("collapse/distinct_completions", distinct_completions(hashes, num_generations))
         self._add_correlation("length", rewards, lengths, num_generations)
@@ -174,12 +174,7 @@ class BatchObserver:
                 self._add(keys.AGREEMENT_EVIDENCE + name, correlation.z)
                 self._add(keys.SLOPE + name, correlation.slope)
 
-    def _observe_change(
-        self, log_probs: tuple[Tensor, Tensor, Tensor] | None, rewards: Tensor, trained: Tensor
-    ) -> None:
-        if log_probs is None:
-            self._first = None
-            return
+    def _observe_change(self, log_probs: tuple[Tensor, Tensor, Tensor], rewards: Tensor, trained: Tensor) -> None:
         first, present, tokens = (self._trainer.accelerator.gather(x).to(rewards.device) for x in log_probs)
         per_token = first / tokens.clamp(min=1)
         # The number that changes, and the largest difference that one completion can make
@@ -209,9 +204,3 @@ class BatchObserver:
         for name, number in ((key, value), (keys.error_key(key), error)):
             if math.isfinite(number):
                 self._sums.setdefault(name, []).append(number)
-
-
-def _hash(token_ids: Sequence[int]) -> int:
-    """Hash that is equal on every process, unlike Python's `hash` of text; 63 bits."""
-    digest = hashlib.blake2b(b",".join(str(i).encode() for i in token_ids), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -19,13 +20,11 @@ WIDTH, HEIGHT, MARGIN = 480, 110, 6
 def sparkline(values: Sequence[float], width: int = 32) -> str:
     """A series as one line of characters, scaled from its minimum to its maximum; non-finite values are dots."""
     per_bar = max(1, math.ceil(len(values) / width))
-    blocks = [values[i : i + per_bar] for i in range(0, len(values), per_bar)]
-    finite = [[v for v in block if math.isfinite(v)] for block in blocks]
-    means = [sum(block) / len(block) if block else math.nan for block in finite]
-    known = [mean for mean in means if math.isfinite(mean)]
-    low, high = min(known, default=0.0), max(known, default=0.0)
-    step = (high - low) / (len(BARS) - 1) or 1.0
-    return "".join("·" if math.isnan(mean) else BARS[round((mean - low) / step)] for mean in means)
+    blocks = [list(filter(math.isfinite, values[i : i + per_bar])) for i in range(0, len(values), per_bar)]
+    means = [fmean(block) if block else None for block in blocks]
+    known = [mean for mean in means if mean is not None] or [0.0]
+    step = (max(known) - min(known)) / (len(BARS) - 1) or 1.0
+    return "".join("·" if mean is None else BARS[round((mean - min(known)) / step)] for mean in means)
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:

@@ -58,25 +58,21 @@ class ColorScale:
         return "" if step == 0 else f"{'p' if share > 0 else 'n'}{step}"
 
 
-def legend(scale: ColorScale, what: str = "token reward, nats") -> Markup:
+def legend(scale: ColorScale, what: str) -> Markup:
     """Legend of a page's heat maps: the colours with their meaning."""
     decimals = max(1, -math.floor(math.log10(scale.limit)))  # a small limit must not be shown as 0.0
-    middle = number(scale.center, decimals)
-    low = "≤ " + number(scale.center - scale.limit, decimals, sign=True) if scale.sides != "above" else middle
-    high = "≥ " + number(scale.center + scale.limit, decimals, sign=True) if scale.sides != "below" else middle
-    shades = [f"n{i}" for i in range(STEPS, 0, -1)] if scale.sides != "above" else []
-    shades += ["", *(f"p{i}" for i in range(1, STEPS + 1))] if scale.sides != "below" else [""]
+    middle = low = high = number(scale.center, decimals)
+    shades = [""]
+    if scale.sides != "above":
+        low = "≤ " + number(scale.center - scale.limit, decimals, sign=True)
+        shades = [*(f"n{i}" for i in range(STEPS, 0, -1)), *shades]
+    if scale.sides != "below":
+        high = "≥ " + number(scale.center + scale.limit, decimals, sign=True)
+        shades = [*shades, *(f"p{i}" for i in range(1, STEPS + 1))]
     return Markup(
-        '<div class="legend"><span>{what}</span><span class="bar">{low}<span class="ramp" '
-        'aria-hidden="true">{ramp}</span>{high}</span><span>neutral at {middle}. Point at the text, or tap it, to '
-        "see its numbers.</span></div>"
-    ).format(
-        what=what,
-        low=low,
-        high=high,
-        middle=middle,
-        ramp=Markup("").join(Markup('<i class="{}"></i>').format(shade) for shade in shades),
-    )
+        '<div class="legend"><span>{}</span><span class="bar">{}<span class="ramp" aria-hidden="true">{}</span>{}'
+        "</span><span>neutral at {}. Point at the text, or tap it, to see its numbers.</span></div>"
+    ).format(what, low, Markup("").join(Markup('<i class="{}"></i>').format(s) for s in shades), high, middle)
 
 
 @dataclass(frozen=True)
@@ -112,14 +108,11 @@ def heat_maps(
     scale = ColorScale.of((row.contributions for row in rows), center=center)
     if decimals is None:
         decimals = max(3, 3 - math.floor(math.log10(scale.limit)))
-    maps = [
-        token_heat_map(
-            row, scale, " · ".join(filter(None, [row.meta, _sum_in_words(row, total, unit)])), unit, decimals
-        )
-        + row.details
-        for row in rows
-    ]
-    return Markup("").join([legend(scale, what), *maps])
+    blocks = [legend(scale, what)]
+    for row in rows:
+        meta = " · ".join(filter(None, [row.meta, _sum_in_words(row, total, unit)]))
+        blocks += [token_heat_map(row, scale, meta, unit, decimals), row.details]
+    return Markup("").join(blocks)
 
 
 def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
@@ -130,8 +123,8 @@ def _sum_in_words(row: HeatMapRow, total: str, unit: str) -> str:
     scale = 1.0 + math.fsum(map(abs, [*row.contributions, *row.rest.values()]))
     if math.isfinite(row.total) and abs(math.fsum(parts.values()) - row.total) > 1e-4 * scale:
         raise ValueError(
-            f"The contributions of a completion sum to {math.fsum(parts.values())}, but its {total} is {row.total}: "
-            "they are of another reward."
+            f"The contributions of a completion must sum to its {total}, but they sum to {math.fsum(parts.values())}, "
+            f"and its {total} is {row.total}: they belong to another reward."
         )
     sums = " + ".join(f"{name} {number(value)}" for name, value in parts.items())
     return f"{total} {number(row.total)} = {sums}" if row.rest else f"{total} {number(row.total)} · {units}"
@@ -143,53 +136,48 @@ def token_heat_map(row: HeatMapRow, scale: ColorScale, meta: str, unit: str = "t
     numbers. A token that ends inside a character has an empty span; text outside all spans (written by a tool) has no
     colour.
     """
-    text, offsets = row.text, row.offsets
     columns = {"contribution": row.contributions, **row.columns}
-    for title, column in columns.items():
-        if len(column) != len(offsets):
-            raise ValueError(f"There are {len(offsets)} {unit}s, but {len(column)} values of {title!r}.")
     pieces, end = [], 0
-    for i, (start, stop) in enumerate(offsets):
-        if start > end:
-            pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:start])))
+    for place, ((start, stop), *values) in enumerate(zip(row.offsets, *columns.values(), strict=True), start=1):
+        pieces.append(_gap(row.text[end:start]))
         end = max(end, stop)
-        token, reward = text[start:stop], row.contributions[i]
+        token, is_eos = row.text[start:stop], row.eos and place == len(row.offsets)
         numbers = " · ".join(
-            f"{title} {number(column[i], decimals, sign=title == 'contribution')}" for title, column in columns.items()
+            f"{title} {number(value, decimals, sign=title == 'contribution')}"
+            for title, value in zip(columns, values, strict=True)
         )
-        is_eos = row.eos and i == len(offsets) - 1
         # The space before a word has no colour: at a line's end it would hang there as a strip.
         space = " " if token.startswith(" ") and not token.isspace() else ""
         pieces.append(
-            Markup('{space}<span class="t {shade}{eos}" tabindex="-1" data-tip="{tip}">{text}</span>').format(
-                space=space,
-                shade=scale.shade(reward),
-                eos=" eos" if is_eos else "",
-                tip=f"{unit} {i + 1}  “{plain(token, newline='↵')}”\n{numbers}",
-                text="EOS" if is_eos else _token_text(token[len(space) :]),
+            Markup('{}<span class="t {}{}" tabindex="-1" data-tip="{}">{}</span>').format(
+                space,
+                scale.shade(values[0]),
+                " eos" if is_eos else "",
+                f"{unit} {place}  “{plain(token, newline='↵')}”\n{numbers}",
+                "EOS" if is_eos else _token_text(token[len(space) :]),
             )
         )
-    if end < len(text):
-        pieces.append(Markup('<span class="gap">{}</span>').format(_token_text(text[end:])))
-    return Markup('<div class="heat">{meta}{prompt}<p class="tokens" dir="auto">{tokens}</p>{extremes}</div>').format(
-        meta=Markup('<p class="meta">{}</p>').format(plain(meta)),
-        prompt=Markup('<div class="prompt" dir="auto">{}</div>').format(plain(row.prompt)) if row.prompt else "",
-        tokens=Markup("").join(pieces),
-        extremes=_extremes(row, decimals - 1),
+    return Markup('<div class="heat">{}{}<p class="tokens" dir="auto">{}</p>{}</div>').format(
+        Markup('<p class="meta">{}</p>').format(plain(meta)),
+        Markup('<div class="prompt" dir="auto">{}</div>').format(plain(row.prompt)) if row.prompt else "",
+        Markup("").join([*pieces, _gap(row.text[end:])]),
+        _extremes(row, decimals - 1),
     )
+
+
+def _gap(text: str) -> Markup:
+    return Markup('<span class="gap">{}</span>').format(_token_text(text)) if text else Markup("")
 
 
 def _extremes(row: HeatMapRow, decimals: int) -> Markup:
     """The lowest and the highest in words, for readers who see no colours or cannot hover, and on paper."""
-    values = row.contributions
-    order = sorted((i for i in range(len(values)) if not math.isnan(values[i])), key=values.__getitem__)
-    if len(order) < MIN_FOR_EXTREMES:
+    known = [pair for pair in zip(row.contributions, row.offsets, strict=True) if not math.isnan(pair[0])]
+    if len(known) < MIN_FOR_EXTREMES:
         return Markup("")
+    known.sort(key=lambda pair: pair[0])
     lowest, highest = (
-        ", ".join(
-            f"“{_brief(row.text[slice(*row.offsets[i])])}” {number(values[i], decimals, sign=True)}" for i in chosen
-        )
-        for chosen in (order[:3], order[:-4:-1])
+        ", ".join(f"“{_brief(row.text[slice(*span)])}” {number(value, decimals, sign=True)}" for value, span in chosen)
+        for chosen in (known[:3], known[:-4:-1])
     )
     return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")
 
@@ -206,14 +194,13 @@ def _token_text(token: str) -> Markup:
     """A token with visible white space and hidden characters."""
     if token == "":
         return Markup("<i>▯</i>")  # part of a character
-    blank = token.isspace()
-    alone = all(is_hidden(c) or c in JOINERS for c in token)
+    blank, alone = token.isspace(), all(is_hidden(c) or c in JOINERS for c in token)
     pieces = []
     for character in token:
         if character == "\n":
             pieces.append(Markup("<i>↵</i>\n"))
         elif blank and character in " \t":
-            pieces.append(Markup("<i>{}</i>").format("·" if character == " " else "→\t"))
+            pieces.append(Markup("<i>·</i>" if character == " " else "<i>→\t</i>"))
         elif character != "\t" and (is_hidden(character) or alone):
             pieces.append(Markup('<span class="u">{}</span>').format(f"U+{ord(character):04X}"))
         else:

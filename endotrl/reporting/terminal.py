@@ -5,8 +5,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from .heat_map import OPACITY, ColorScale, HeatMapRow
@@ -41,13 +41,11 @@ def quiet_libraries() -> None:
     logging.getLogger("trl").setLevel(logging.ERROR)
 
 
-@contextmanager
-def working(what: str, shown: bool = True) -> Iterator[None]:
-    """Shows a spinner on a terminal during work without a progress bar."""
+def working(what: str, shown: bool = True) -> AbstractContextManager[object]:
+    """Context with a spinner on a terminal, for work without a progress bar."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{terminal_text(what)} ...") if shown else nullcontext():
-        yield
+    return Console(stderr=True).status(f"{terminal_text(what)} ...") if shown else nullcontext()
 
 
 def terminal_text(text: str, limit: int = 300) -> str:

@@ -47,6 +47,6 @@ def test_output(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixt
 def test_two_runs(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", runs["good"], runs["frozen"], "--output", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
-    assert "No fault found" in out and "Failing" in out and "First and last values" in out
+    assert "No problems found" in out and "Failing" in out and "First and last values" in out
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Side by side" in page and page.count("<polyline") >= 8

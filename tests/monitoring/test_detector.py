@@ -22,22 +22,37 @@ def noisy(levels: Iterable[float], noise: float, seed: int) -> list[float]:
     return [level + generator.gauss(0, noise) for level in levels]
 
 
+def log(**series: Any) -> list[dict[str, float]]:
+    """A run whose trained reward rises. Series by the monitor's names: a number per entry, or one for all."""
+    of_reward = ("held_out", "change", "agreement_z", "slope")
+    keys = {name: f"collapse/{name}" + "/accuracy" * (name.removesuffix("_error") in of_reward) for name in series}
+    length = max(len(values) for values in series.values() if isinstance(values, list))
+    return [
+        {"reward": 0.1 * i, **{keys[k]: v[i] if isinstance(v, list) else v for k, v in series.items()}}
+        for i in range(length)
+    ]
+
+
 def accuracies(
     levels: Iterable[float], noise: float = 0.03, seed: int = 0, with_error: bool = True
 ) -> list[dict[str, float]]:
-    error = {"collapse/held_out_error/accuracy": noise} if with_error else {}
-    return [
-        {"reward": 0.1 * i, "collapse/held_out/accuracy": a, **error} for i, a in enumerate(noisy(levels, noise, seed))
-    ]
+    error = {"held_out_error": noise} if with_error else {}
+    return log(held_out=noisy(levels, noise, seed), **error)
+
+
+def plateau(height: float, rise: float, steps: int) -> list[float]:
+    return [height - rise * math.exp(-i / 30) for i in range(steps)]
 
 
 @pytest.mark.parametrize("with_error", [True, False])
 def test_silent_where_nothing_falls(with_error: bool) -> None:
     # 6 runs of 1,000 steps: flat, and rising to a plateau.
-    plateau = [0.95 - 0.3 * math.exp(-i / 30) for i in range(1000)]
-    alarms = [first_alarm(accuracies([0.7] * 1000, seed=seed, with_error=with_error)) for seed in range(3)]
-    alarms += [first_alarm(accuracies(plateau, seed=seed, with_error=with_error)) for seed in range(3)]
-    assert sum(alarm is not None for alarm in alarms) <= 1, alarms
+    logs = [
+        accuracies(levels, seed=seed, with_error=with_error)
+        for levels in ([0.7] * 1000, plateau(0.95, 0.3, 1000))
+        for seed in range(3)
+    ]
+    assert sum(first_alarm(log) is not None for log in logs) <= 1
 
 
 def wandering(levels: Iterable[float], correlation: float, seed: int, noise: float = 0.03) -> list[dict[str, float]]:
@@ -46,13 +61,13 @@ def wandering(levels: Iterable[float], correlation: float, seed: int, noise: flo
     for i, level in enumerate(levels):
         now = steps[i] if i == 0 else correlation * now + math.sqrt(1 - correlation**2) * steps[i]
         values.append(level + now)
-    return [{"reward": 0.1 * i, "collapse/held_out/accuracy": value} for i, value in enumerate(values)]
+    return log(held_out=values)
 
 
 @pytest.mark.parametrize("correlation", [0.8, 0.95])
 def test_noise_that_wanders_is_no_fall(correlation: float) -> None:
-    plateau = [0.8 - 0.4 * math.exp(-i / 30) for i in range(120)]
-    logs = [wandering(levels, correlation, seed) for levels in ([0.6] * 120, plateau) for seed in range(5)]
+    flat_and_rising = [0.6] * 120, plateau(0.8, 0.4, 120)
+    logs = [wandering(levels, correlation, seed) for levels in flat_and_rising for seed in range(5)]
     assert sum(first_alarm(log) is not None for log in logs) <= 1
     # Most of it is lost at once, in 10 steps, or in 40.
     for steps in (1, 10, 40):
@@ -87,13 +102,11 @@ def test_a_symptom_makes_it_sooner() -> None:
     assert first_alarm({**entry, "collapse/agreement_z/accuracy": -3.0} for entry in steady) is None
 
 
-def changes(levels: Iterable[float], error: float, seed: int = 0) -> list[dict[str, float]]:
+def changes(levels: list[float], error: float, seed: int = 0, **series: Any) -> list[dict[str, float]]:
     """A held-out reward that is known to 5 points, next to its change since the first policy, known better."""
-    levels = list(levels)
-    entries = accuracies([0.7 + level for level in levels], noise=0.05, seed=seed)
-    for entry, change in zip(entries, noisy(levels, error, seed + 1000), strict=True):
-        entry |= {"collapse/change/accuracy": change, "collapse/change_error/accuracy": error}
-    return entries
+    accuracy = noisy([0.7 + level for level in levels], 0.05, seed)
+    series |= {"change": noisy(levels, error, seed + 1000), "change_error": error}
+    return log(held_out=accuracy, held_out_error=0.05, **series)
 
 
 @pytest.mark.parametrize(("points_a_step", "lost"), [(0.002, 0.042), (0.005, 0.05), (0.01, 0.06)])
@@ -117,11 +130,9 @@ def test_what_comes_back_is_no_collapse() -> None:
 def test_what_is_lost_at_once_counts_early_where_the_reward_does_not_push_it_up(agreement: float) -> None:
     levels = [0.0, -0.05, -0.1, -0.15, -0.2, -0.2, -0.2, -0.2]
     for seed in range(5):
-        entries = [
-            {**entry, "collapse/agreement_z/accuracy": agreement} for entry in changes(levels, error=0.012, seed=seed)
-        ]
         # The third batch, which the policy wrote after two updates; or else the sixth.
-        assert first_alarm(entries) == (5 if agreement == 5.0 else 2)
+        expected = 5 if agreement == 5.0 else 2
+        assert first_alarm(changes(levels, error=0.012, seed=seed, agreement_z=agreement)) == expected
 
 
 def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
@@ -134,10 +145,7 @@ def test_a_change_that_is_no_longer_known_is_forgotten() -> None:
 
 def first_policy(levels: Iterable[float], error: float = 0.004, seed: int = 0) -> list[dict[str, float]]:
     """A run without a held-out reward: the first policy's log-probability of what is written, next to its own."""
-    return [
-        {"reward": 0.1 * i, "collapse/first_log_prob_change": change, "collapse/first_log_prob_error": error}
-        for i, change in enumerate(noisy(levels, error, seed))
-    ]
+    return log(first_log_prob_change=noisy(levels, error, seed), first_log_prob_error=error)
 
 
 def test_without_labels_the_first_policy_judges() -> None:
@@ -158,10 +166,8 @@ def test_a_lucky_streak_is_no_level() -> None:
     generator = random.Random(0)
     for _ in range(5):
         right = [sum(generator.random() < 0.97 for _ in range(64)) / 64 for _ in range(300)]
-        log = [{"reward": 0.0, "collapse/held_out/accuracy": a} for a in right]
-        for entry, a in zip(log, right, strict=True):
-            entry["collapse/held_out_error/accuracy"] = math.hypot(math.sqrt(a * (1 - a) / 64), 1 / 64)
-        assert first_alarm(log) is None
+        errors = [math.hypot(math.sqrt(a * (1 - a) / 64), 1 / 64) for a in right]
+        assert first_alarm(log(held_out=right, held_out_error=errors)) is None
 
 
 def test_a_fast_fall_from_the_first_step() -> None:
@@ -202,17 +208,17 @@ def test_symptoms_decide_without_a_held_out_reward(changed: dict[str, float]) ->
 def test_the_frozen_models_log_probability_may_not_sink_for_good(sinks: float, speaks: bool) -> None:
     levels = [-0.4] * 20 + [-0.4 - sinks * min(1.0, i / 20) for i in range(80)]
     for seed in range(5):
-        log = [{**BASE, "r/log_prob_per_token": level} for level in noisy(levels, 0.02, seed)]
-        alarm = first_alarm(log)
+        entries = [{**BASE, "r/log_prob_per_token": level} for level in noisy(levels, 0.02, seed)]
+        alarm = first_alarm(entries)
         assert (alarm is not None and alarm >= 20) if speaks else alarm is None
-        assert first_alarm(log, thresholds=CollapseThresholds(log_prob_drift=0.2)) is None
+        assert first_alarm(entries, thresholds=CollapseThresholds(log_prob_drift=0.2)) is None
 
 
 def test_what_success_looks_like() -> None:
     # A verifier's verdict: the policy has become sure, and brief, and right.
     sure = {"entropy": 0.001, "collapse/distinct_completions": 1.0, "completions/mean_length": 60.0}
-    log = [BASE] * 20 + [{**BASE, **sure}] * 50
-    assert first_alarm({**entry, "collapse/reward_is_verdict": 1.0} for entry in log) is None
+    entries = [BASE] * 20 + [{**BASE, **sure}] * 50
+    assert first_alarm({**entry, "collapse/reward_is_verdict": 1.0} for entry in entries) is None
     # Longer answers, as of models that learn to reason.
     assert first_alarm([{**BASE, "completions/mean_length": 100.0 + 10 * i} for i in range(100)]) is None
 
@@ -231,27 +237,20 @@ def test_evaluations() -> None:
 def test_the_first_policy_corroborates_a_fall() -> None:
     """A loss of 0.4 points a step, its change measured to 1 point: sooner if completions become less probable, too."""
 
-    def log(drift: float, fall: float = 0.004) -> list[dict[str, float]]:
-        changes, log_probs = (
-            noisy([-slope * i for i in range(60)], 0.01, seed=s) for s, slope in ((1, fall), (2, drift))
-        )
-        return [
-            {
-                **entry,
-                "collapse/change/accuracy": change,
-                "collapse/change_error/accuracy": 0.01,
-                "collapse/first_log_prob_change": log_prob,
-                "collapse/first_log_prob_error": 0.01,
-            }
-            for entry, change, log_prob in zip(
-                accuracies([0.7 - fall * i for i in range(60)]), changes, log_probs, strict=True
-            )
-        ]
+    def alarm(drift: float, fall: float = 0.004) -> int | None:
+        falls = [-fall * i for i in range(60)]
+        log_probs = {
+            "first_log_prob_change": noisy([-drift * i for i in range(60)], 0.01, seed=2),
+            "first_log_prob_error": 0.01,
+        }
+        accuracy = noisy([0.7 + level for level in falls], 0.03, seed=0)
+        change = noisy(falls, 0.01, seed=1)
+        return first_alarm(log(held_out=accuracy, held_out_error=0.03, change=change, change_error=0.01, **log_probs))
 
-    with_it, healthy, flat = first_alarm(log(0.004)), first_alarm(log(-0.004)), first_alarm(log(0.0))
+    with_it, healthy, flat = alarm(0.004), alarm(-0.004), alarm(0.0)
     assert with_it is not None and healthy is not None and flat is not None
     assert with_it < healthy == flat
-    assert first_alarm(log(0.004, fall=0.0)) is None, "with held-out answers as right as before, it decides nothing"
+    assert alarm(0.004, fall=0.0) is None, "with held-out answers as right as before, it decides nothing"
 
 
 def test_an_alarm_lasts_from_evaluation_to_evaluation() -> None:
@@ -278,7 +277,7 @@ def test_other_entries_are_passed_over() -> None:
 def test_thresholds_are_checked() -> None:
     for field in fields(CollapseThresholds):
         assert f"{field.name} (`" in (CollapseThresholds.__doc__ or "")
-        with pytest.raises(ValueError, match=f"`{field.name}` is 0"):
+        with pytest.raises(ValueError, match=f"`{field.name}` must be positive, got 0"):
             CollapseThresholds(**{field.name: 0})
 
 
@@ -288,21 +287,9 @@ def slopes(held_out_part: float, steps: int = 40, slope: float = 0.5, seed: int 
     that should bring: slope times as much. Both are known to 0.004.
     """
     rises = noisy([0.01 * i for i in range(steps)], 0.004, seed)
-    changes = noisy([held_out_part * slope * 0.01 * i for i in range(steps)], 0.004, seed + 1000)
-    return [
-        {
-            "reward": rise,
-            "collapse/held_out/accuracy": 0.5 + change,
-            "collapse/held_out_error/accuracy": 0.03,
-            "collapse/change/accuracy": change,
-            "collapse/change_error/accuracy": 0.004,
-            "collapse/reward_change": rise,
-            "collapse/reward_change_error": 0.004,
-            "collapse/slope/accuracy": slope,
-            "collapse/agreement_z/accuracy": 6.0,
-        }
-        for rise, change in zip(rises, changes, strict=True)
-    ]
+    change = noisy([held_out_part * slope * 0.01 * i for i in range(steps)], 0.004, seed + 1000)
+    accuracy = {"held_out": [0.5 + x for x in change], "held_out_error": 0.03, "change": change, "change_error": 0.004}
+    return log(reward_change=rises, reward_change_error=0.004, slope=slope, agreement_z=6.0, **accuracy)
 
 
 def test_a_held_out_reward_that_does_not_rise_with_the_trained_one() -> None:
@@ -312,7 +299,7 @@ def test_a_held_out_reward_that_does_not_rise_with_the_trained_one() -> None:
     alarms = [detector.update(entry).alarm for entry in entries]
     first = next(i for i, alarm in enumerate(alarms) if alarm)
     assert 8 <= first <= 16
-    assert "should have changed that by +0.0" in alarms[first] and "lost" not in alarms[first]
+    assert "should have changed `accuracy` by +0.0" in alarms[first] and "lost" not in alarms[first]
     # Without the slope, that is no collapse.
     assert first_alarm([{k: v for k, v in e.items() if "slope" not in k} for e in entries]) is None
 

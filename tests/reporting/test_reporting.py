@@ -4,8 +4,6 @@ import io
 import itertools
 import math
 import re
-import struct
-import zlib
 from html.parser import HTMLParser
 
 import pytest
@@ -48,14 +46,7 @@ NASTY = [
     "a\r\nb\tc\n",
     "",
 ]
-PNG = b"\x89PNG\r\n\x1a\n" + b"".join(
-    struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    for kind, data in (
-        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0\0")),
-        (b"IEND", b""),
-    )
-)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)  # a narrow one
 
 
 class Document(HTMLParser):
@@ -96,7 +87,7 @@ def heat(text, offsets, rewards, limit=1.0, meta="", unit="token", **row):
 
 class TestPage:
     def test_nothing_is_loaded_or_run(self):
-        blocks = [table(["a"], [[1]]), legend(ColorScale(1.0)), figure(PNG, "One pixel")]
+        blocks = [table(["a"], [[1]]), legend(ColorScale(1.0), "nats"), figure(PNG, "One pixel")]
         document = Document(page("Title", [("Section", Markup("").join(blocks))], lead="Lead", footer="Footer"))
         tags = [tag for tag, _ in document.tags]
         assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(tags)
@@ -162,35 +153,25 @@ class TestTokenHeatMap:
             "Lowest: “two” −9.00, “↵three” −8.00, “one” −1.00. Highest: “seven” +2.00, “eight” +1.00, “six” +0.25."
         )
 
-    def test_white_space_and_parts_of_characters_are_visible(self):
-        text = "a\n\n  \t 9\u200bé"
-        offsets = [(0, 1), (1, 3), (3, 6), (6, 9), (9, 9), (9, 10)]
-        block = heat(text, offsets, [0.0] * 6)
-        assert Document(block).text == "a↵\n↵\n··→\t 9U+200B▯é"
+    @pytest.mark.parametrize(
+        ("text", "offsets", "shown"),
+        [
+            # White space, a character that is hidden, and one whose first token is only a part of it.
+            ("a\n\n  \t 9\u200bé", [(0, 1), (1, 3), (3, 6), (6, 9), (9, 9), (9, 10)], "a↵\n↵\n··→\t 9U+200B▯é"),
+            # Joiners are shown only when alone.
+            ("👩\u200d👧", [(0, 3)], "👩\u200d👧"),
+            ("👩\u200d👧", spans("👩\u200d👧"), "👩U+200D👧"),
+        ],
+    )
+    def test_text_as_shown(self, text, offsets, shown):
+        document = Document(heat(text, offsets, [1.0] * len(offsets)))
+        assert document.text == shown
+        assert next(a for _, a in document.tags if a.get("class") == "tokens")["dir"] == "auto"  # for Arabic
 
     def test_text_that_is_not_scored_has_no_colour(self):
-        block = heat("call 42 done!", [(0, 4), (7, 12)], [1.0, 1.0])
-        document = Document(block)
+        document = Document(heat("call 42 done!", [(0, 4), (7, 12)], [1.0, 1.0]))
         assert document.text == "call 42 done!"
-        assert [a["class"] for _, a in document.tags if a.get("class", "").startswith(("t", "gap"))] == [
-            "tokens", "t p8", "gap", "t p8", "gap",
-        ]  # fmt: skip
-
-    @pytest.mark.parametrize("text", ["مرحبا بالعالم", "שלום"])
-    def test_right_to_left_text_sets_its_direction(self, text):
-        block = heat(text, spans(text), [0.0] * len(text))
-        assert next(a for _, a in Document(block).tags if a.get("class") == "tokens")["dir"] == "auto"
-
-    def test_joiners_are_shown_only_when_alone(self):
-        family = "👩\u200d👧"
-        whole = heat(family, [(0, 3)], [0.0])
-        split = heat(family, spans(family), [0.0] * 3)
-        assert Document(whole).text == family and Document(split).text == "👩U+200D👧"
-
-    def test_lengths_must_fit(self):
-        for rewards, columns, says in (([0.0], {}, "1 values of 'contribution'"), ([0.0] * 2, {"x": [1]}, "1 .* 'x'")):
-            with pytest.raises(ValueError, match=f"There are 2 tokens, but {says}"):
-                heat("ab", spans("ab"), rewards, columns=columns)
+        assert [a["class"] for tag, a in document.tags if tag == "span"] == ["t p8", "gap", "t p8", "gap"]
 
 
 class TestHeatMaps:
@@ -215,12 +196,12 @@ class TestHeatMaps:
 
     def test_another_sum_is_refused(self):
         rows = [HeatMapRow("ab", spans("ab"), [-2.0, -0.5], total=-2.7)]
-        with pytest.raises(ValueError, match="sum to -2.5, but its reward is -2.7"):
+        with pytest.raises(ValueError, match="they sum to -2.5, and its reward is -2.7"):
             heat_maps(rows)
 
     def test_shares_of_a_mean_keep_their_digits(self):
-        row = HeatMapRow("ab", spans("ab"), [-0.00123, -0.00045], total=-0.00168)
-        assert "contribution −0.001230" in heat_maps([row]) and "contribution −0.000450" in heat_maps([row])
+        text = heat_maps([HeatMapRow("ab", spans("ab"), [-0.00123, -0.00045], total=-0.00168)])
+        assert "contribution −0.001230" in text and "contribution −0.000450" in text
 
 
 class TestColorScale:
@@ -235,7 +216,7 @@ class TestColorScale:
     def test_numbers_of_one_sign_have_a_sequential_scale(self, values, sides, shown, shades):
         scale = ColorScale.of([values])
         assert scale.sides == sides
-        document = Document(legend(scale))
+        document = Document(legend(scale, "nats"))
         assert shown in document.text and [tag for tag, _ in document.tags].count("i") == shades
 
     def test_shades_are_symmetric_about_the_center(self):
@@ -275,17 +256,11 @@ class TestColorScale:
 
 
 class TestBlocks:
-    def test_table(self):
+    def test_table_and_figure(self):
         block = table(["name", "value"], [["a", 0.12345], ["b", None], [Markup("<b>c</b>"), -2]], caption="Values")
         assert "<caption><span>Values</span></caption>" in block and "<td><b>c</b></td>" in block
         assert re.findall(r'<td class="r">(.*?)</td>', block) == ["0.123", "–", "-2"]
-        with pytest.raises(ValueError, match="A row has 1 cells, but the table has 2 columns"):
-            table(["a", "b"], [["a"]])
-
-    def test_figure(self):
         assert 'alt="A &amp; B"' in figure(PNG, caption="A & B")
-        with pytest.raises(ValueError, match="not a PNG file: it begins with b'GIF89a'"):
-            figure(b"GIF89a")
 
     def test_number(self):
         values = [None, 1.0, -0.0004, -12.3456, math.nan, -math.inf]

@@ -89,7 +89,7 @@ def test_alert_on_collapse(run):
         state.global_step = step
         monitor.on_log(args, state, control, logs={"reward": 0.1 * step, "rewards/accuracy/mean": accuracy})
     ((title, text),) = run.alerts  # once
-    assert title == "The run collapses" and text.startswith(f"Step {monitor.alarms[0][0]}. The held-out reward")
+    assert title == "Collapse detected" and text.startswith(f"Step {monitor.alarms[0][0]}. The held-out reward")
     assert monitor.alarms[0][0] >= 40
 
 

@@ -20,12 +20,12 @@ MAX_FILES = 64  # files to read, one per step: evenly spread over the run, and t
 def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
     """
     One log entry per file of completions, in order of steps, with the names that [`CollapseMonitor`] and TRL use in
-    their logs, counting words instead of tokens; and `words`, their mean number. `ValueError` if a file is not one of
-    TRL's tables of completions.
+    their logs, counting words instead of tokens; and `words`, their mean number. Raises `ValueError` if a file is not
+    one of TRL's tables of completions.
 
     The trained reward is the column that the advantage follows most closely within groups; its mean is `reward`.
     """
-    stride = max(1, math.ceil(len(paths) / MAX_FILES))
+    stride = math.ceil(len(paths) / MAX_FILES)
     entries, seen = [], ValuesSeen()
     for path in reversed(paths[::-1][::stride]):
         try:
@@ -33,11 +33,11 @@ def completion_entries(paths: Sequence[Path]) -> list[dict[str, float]]:
         except (OSError, ValueError) as error:
             if path == paths[-1]:  # still being written
                 continue
-            raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
+            raise ValueError(f"{path} is not a Parquet file, or is damaged: {error}") from error
         missing = {"step", "prompt", "completion"} - columns.keys()
         if missing or not columns["step"]:
-            lack = f"no column {', '.join(sorted(missing))}" if missing else "no rows"
-            raise ValueError(f"{path} is none of TRL's tables of completions: it has {lack}.")
+            lack = f"the columns {', '.join(sorted(missing))} are missing" if missing else "it has no rows"
+            raise ValueError(f"{path} is not one of TRL's tables of completions: {lack}.")
         entry = _entry(columns, seen)
         entry["collapse/reward_is_verdict"] = float(seen.is_verdict)
         entries.append(entry)
@@ -58,7 +58,7 @@ def _entry(columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
     entry = {
         "step": float(columns["step"][-1]),
         "words": sum(map(len, words)) / len(words),
-        "collapse/repetition": sum(repeated) / len(repeated) if repeated else 0.0,
+        "collapse/repetition": sum(repeated) / max(len(repeated), 1),
         **{f"rewards/{name}/mean": values.nanmean().item() for name, values in rewards.items()},
     }
     sizes = [len(list(group)) for _, group in itertools.groupby(map(str, columns["prompt"]))]
@@ -67,15 +67,12 @@ def _entry(columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
         return entry
     hashes = torch.tensor([hash(" ".join(w)) for w in words])
     entry["collapse/distinct_completions"] = distinct_completions(hashes, size)
-    followed = dict.fromkeys(rewards, 1.0)
-    if "advantage" in columns:
-        advantage = torch.tensor(columns["advantage"], dtype=torch.float64)
-        entry["frac_reward_zero_std"] = (advantage.view(-1, size) == 0).all(dim=1).double().mean().item()
-        agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
-        followed = {name: 0.0 if found is None else found.rho for name, found in agreements.items()}
-    if not rewards:
+    if "advantage" not in columns:  # TRL's DistillationTrainer has no rewards
         return entry
-    trained = rewards[max(followed, key=lambda name: followed[name])]
+    advantage = torch.tensor(columns["advantage"], dtype=torch.float64)
+    entry["frac_reward_zero_std"] = (advantage.view(-1, size) == 0).all(dim=1).double().mean().item()
+    agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
+    trained = rewards[max(agreements, key=lambda name: found.rho if (found := agreements[name]) else 0.0)]
     entry["reward"] = trained.nanmean().item()
     seen.add([(i // size, completion) for i, completion in enumerate(hashes.tolist())], trained.tolist())
     correlation = group_correlation(trained, torch.tensor([float(len(w)) for w in words]), size)

@@ -11,8 +11,8 @@ import numpy as np
 
 from ...reporting import counted
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS
-from .run_logs import Run, Trend, read_run, trend
-from .symptoms import CLIPPED, ENOUGH, ZERO_STD, Finding, all_findings, progress_key
+from .run_logs import Run, read_run, trend
+from .symptoms import CLIPPED, ENOUGH, LENGTH, PROGRESS, ZERO_STD, Finding, all_findings, progress
 
 
 Status = Literal["failure", "warning", "unclear", "healthy"]
@@ -85,31 +85,31 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
     if run.completions:
         from .completions import completion_entries  # imports torch
 
-        by_step = {entry["step"]: entry for entry in run.steps}
-        for entry in completion_entries(run.completions):
-            if not by_step:
-                run.entries.append(entry)
+        entries, by_step = completion_entries(run.completions), {entry["step"]: entry for entry in run.steps}
+        run.entries += [] if by_step else entries
+        for entry in entries:
             step = by_step.get(entry["step"], {})
-            step.update({key: value for key, value in entry.items() if key not in step})
+            step |= entry | step  # the log has precedence
     if not run.entries:
-        raise ValueError(f"{run.completions[-1]} is no Parquet file, or is being written, and there is no other log.")
+        raise ValueError(f"{run.completions[-1]} is not a Parquet file, or is being written, and is the only log.")
     logged = {key for entry in run.entries for key in entry}
     known = sorted(key[8:-5] for key in logged if key.startswith("rewards/") and key.endswith("/mean"))
     for name in held_out or []:
         if name not in known:
             raise ValueError(
-                f"`held_out` names {name!r}, which the run did not log. Its reward functions: "
+                f"`held_out` contains {name!r}, but the run did not log a reward function of that name. It logged: "
                 f"{', '.join(known) or 'none'}."
             )
     run.held_out = rewards_without_weight(run) if held_out is None else list(held_out)
     findings = all_findings(run)
     names = run.held_out or sorted(key.removeprefix(HELD_OUT) for key in logged if key.startswith(HELD_OUT))
     status, verdict = _verdict(run, findings, bool(names))
-    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",), "evaluation": ("eval_loss",)}
+    needs: dict[str, tuple[str, ...]] = {"gradient": ("grad_norm",)}
     if has_reward := bool(run.series(*REWARD_KEYS)):
-        needs = {"gradient": ("grad_norm",), "groups with equal rewards": (ZERO_STD, "reward_std")}
-        needs |= {"truncation": (CLIPPED,), "entropy": ENTROPY_KEYS, "KL": ("kl",)}
-        needs["reward and length within groups"] = ("collapse/length_correlation",)
+        needs |= {"groups with equal rewards": (ZERO_STD, "reward_std"), "truncation": (CLIPPED,)}
+        needs |= {"entropy": ENTROPY_KEYS, "KL": ("kl",), "reward and length within groups": (LENGTH,)}
+    else:
+        needs["evaluation"] = ("eval_loss",)
     missing = [what for what, keys in needs.items() if not run.series(*keys)]
     missing += ["held-out reward"] if has_reward and not names else []
     missing += [] if run.checkpoints else ["weights of checkpoints"]
@@ -135,23 +135,23 @@ def rewards_without_weight(run: Run) -> list[str]:
 
 def _verdict(run: Run, findings: Sequence[Finding], has_held_out: bool) -> tuple[Status, str]:
     faults = [finding for finding in findings if finding.level != "note"]
-    more = f" ({len(faults) - 1} more below.)" if len(faults) > 1 else ""
-    if faults and faults[0].level == "failure":
-        return "failure", f"Failing: {faults[0].says}{more}"
     if faults:
-        return "warning", f"Doubtful: {faults[0].says}{more}"
-    key, upwards, name = progress_key(run)
-    values = run.values(key) if key else []
-    change = trend(values) if values else Trend(0.0, 0.0, 0.0)
-    z = change.z if upwards else -change.z
+        more = f" ({counted(len(faults) - 1, 'more problem')} below.)" if len(faults) > 1 else ""
+        fails = faults[0].level == "failure"
+        return ("failure" if fails else "warning"), f"{'Failing' if fails else 'Warning'}: {faults[0].says}{more}"
+    key, values, z = progress(run)
     if len(values) < ENOUGH or (len(values) < 2 * ENOUGH and z <= 2):
         what = f"of `{key}`" if key else "with a reward or a loss"
         return "unclear", (
-            f"Too few points to tell: {counted(len(values), 'log entry')} {what}, and a trend takes {2 * ENOUGH}. Log "
-            "more often (`logging_steps=1`), or ask again later."
+            f"Too few log entries to judge: the run has {len(values)} {what}, but a trend requires {2 * ENOUGH}. Log "
+            "more often (`logging_steps=1`), or try again later."
         )
-    told = f"No fault found: {name} went from {change.first:.3g} to {change.last:.3g} in {len(values)} log entries"
+    change = trend(values)
+    verdict = f"No problems found. {PROGRESS[key]} went from {change.first:.3g} to {change.last:.3g} in {len(values)} "
+    verdict += "log entries"
     if z <= 2:
-        return "healthy", f"{told}, and was good from the beginning."
-    blind = " Whether answers got better, a trained reward alone does not tell: log a held-out one."
-    return "healthy", f"{told} ({z:+.0f} standard errors).{'' if has_held_out or key not in REWARD_KEYS else blind}"
+        return "healthy", f"{verdict}, and was good from the start."
+    verdict += f" ({z:+.0f} standard errors)."
+    if key in REWARD_KEYS and not has_held_out:
+        verdict += " The trained reward alone does not show whether the answers improve: log a held-out reward."
+    return "healthy", verdict

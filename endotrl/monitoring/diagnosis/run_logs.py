@@ -49,13 +49,14 @@ class Run:
         """Training entries, without evaluations."""
         return [entry for entry in self.entries if not any(key.startswith("eval_") for key in entry)]
 
+    def first_logged(self, *keys: str) -> str:
+        """The first of these metrics that was logged, or else the first of all."""
+        return next((key for key in keys if any(key in entry for entry in self.entries)), keys[0])
+
     def series(self, *keys: str) -> list[tuple[float, float]]:
         """Steps and values of the first of these metrics that was logged, including NaN."""
-        for key in keys:
-            found = [(entry["step"], entry[key]) for entry in self.entries if key in entry]
-            if found:
-                return found
-        return []
+        key = self.first_logged(*keys)
+        return [(entry["step"], entry[key]) for entry in self.entries if key in entry]
 
     def values(self, *keys: str) -> list[float]:
         """Finite values of the first of these metrics that was logged."""
@@ -79,10 +80,10 @@ def trend(values: Sequence[float]) -> Trend:
     """Change of a series from its beginning to its end; `z` is in standard errors of that difference."""
     head, end = values[: max(3, len(values) // 8)], tail(values)
     first, last = fmean(head), fmean(end)
-    return Trend(first, last, evidence(values, last - first, len(head), len(end)))
+    return Trend(first, last, evidence_of(values, last - first, len(head), len(end)))
 
 
-def evidence(values: Sequence[float], difference: float, *numbers: int) -> float:
+def evidence_of(values: Sequence[float], difference: float, *numbers: int) -> float:
     """A difference of means over `numbers` entries each, in standard errors; 0 if there are too few values."""
     if len(values) < FEWEST:
         return 0.0
@@ -103,11 +104,13 @@ def read_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. A run is {KINDS}.")
+        raise FileNotFoundError(f"{path} does not exist. Give {KINDS}.")
     run = _read_folder(path) if path.is_dir() else _read_file(path)
     if not _is_log(run.entries) and not run.completions:
-        what = "nothing was logged yet, it is being written, or it is something else"
-        raise ValueError(f"{run.source or path} has no log entry: {what}. A run is {KINDS}.")
+        raise ValueError(
+            f"{run.source or path} contains no log entry: nothing has been logged yet, the file is still being "
+            f"written, or it is not a log. Give {KINDS}."
+        )
     return run
 
 
@@ -120,26 +123,28 @@ def _read_file(path: Path) -> Run:
         return Run(path, str(path.parent), _entries(_event_rows(path.parent)))
     if path.name.endswith(SUFFIXES):
         return _read_json(path)
-    raise ValueError(f"{path} is of no kind that is known. A run is {KINDS}.")
+    raise ValueError(f"{path} is not a log of a known format. Give {KINDS}.")
 
 
 def _read_folder(folder: Path) -> Run:
-    there = list(checkpoints(folder).values())
-    states = [path / STATE_FILE for path in (folder, *there[-2:])]  # the last one may be incomplete
+    saved = list(checkpoints(folder).values())
+    states = [path / STATE_FILE for path in (folder, *saved[-2:])]  # the last one may be incomplete
     logs, notes = [[path] for path in states if path.is_file()], []
     # A resumed run has several files: those of W&B share a name, those of TensorBoard a folder.
     for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
         by_run: dict[Any, list[Path]] = {}
-        files = {path.resolve() for path in folder.glob(f"**/{pattern}")}  # `latest-run` is a link
+        files = {path.resolve() for path in folder.rglob(pattern)}  # `latest-run` is a link
         for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
             by_run.setdefault(getattr(path, which), []).append(path)
         logs += list(by_run.values())[:1]
         if len(by_run) > 1:
             older = counted(len(by_run) - 1, f"older {kind} run")
-            notes.append(f"{older} in the folder: the newest is read, give the path of another to read that")
-    others = [[path] for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
+            notes.append(f"Skipped {older} in the folder: to read another one, give its path")
+    is_explicit = bool(logs)
+    if not is_explicit:  # data sets have these suffixes, too
+        logs = [[path] for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
     runs, errors = [], []
-    for newest, *earlier in logs or others:
+    for newest, *earlier in logs:
         try:
             run = _read_file(newest)
             for path in earlier if newest.suffix == ".wandb" else []:
@@ -147,24 +152,21 @@ def _read_folder(folder: Path) -> Run:
         except (ImportError, ValueError) as error:  # another log may be readable
             errors.append(error)
         else:
-            runs += [run] if run.entries and (logs or _is_log(run.entries)) else []  # data has these suffixes, too
-    if not logs and len(runs) > 1:
+            runs += [run] if run.entries and (is_explicit or _is_log(run.entries)) else []
+    if not is_explicit and len(runs) > 1:
         names = ", ".join(Path(run.source).name for run in runs[1:4]) + (", ..." if len(runs) > 4 else "")
-        notes, runs = [f"Not read, of the same folder: {names}"], runs[:1]
+        notes, runs = [f"Skipped in the same folder: {names}"], runs[:1]
     if not runs and errors:
         raise errors[0]
     # Checkpoints lag behind, and the tracker of a resumed run may have only the end.
-    found = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder))
+    found = max(runs, key=lambda run: run.entries[-1]["step"], default=Run(folder, str(folder)))
     for run in sorted(runs, key=lambda run: run.entries[0]["step"], reverse=True):
         _prepend(found, run)
         found.max_steps = found.max_steps or run.max_steps
     parquet = {path.resolve(): path for place in (folder / "completions", folder) for path in place.glob("*.parquet")}
+    found.path, found.notes = folder, notes + [str(error) for error in errors]
     found.completions = sorted(parquet.values(), key=lambda path: path.name)
-    found.checkpoints = [path for path in there or [folder] if any(path.glob("*.safetensors"))]
-    found.notes = notes + [str(error) for error in errors]
-    if not runs and not parquet:
-        raise ValueError(f"No log is in {folder}. A run is {KINDS}.")
-    found.path, found.source = folder, found.source or str(found.completions[0].parent)
+    found.checkpoints = [path for path in saved or [folder] if any(path.glob("*.safetensors"))]
     return found
 
 
@@ -185,7 +187,7 @@ def _read_json(path: Path) -> Run:
             state = json.loads(path.read_bytes())
         except ValueError as error:  # may be JSON Lines
             if path.name == STATE_FILE:
-                raise ValueError(f"{path} is damaged, or is being written: {error}.") from error
+                raise ValueError(f"{path} is damaged or still being written: {error}.") from error
             state = None
         if isinstance(state, dict):
             return Run(path, str(path), _entries(state.get("log_history", [])), max_steps=state.get("max_steps"))
@@ -204,7 +206,7 @@ def _event_rows(folder: Path) -> list[dict[str, Any]]:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
         raise ImportError(
-            f"{folder} holds TensorBoard events, which take tensorboard to read: pip install tensorboard. Or give the "
+            f"Reading the TensorBoard events in {folder} requires tensorboard: `pip install tensorboard`. Or give the "
             f"run's `{STATE_FILE}`, which is in its checkpoints."
         ) from error
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
@@ -233,16 +235,15 @@ def _entries(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
                 training[key.removeprefix("train/")] = number
         global_step = training.pop("global_step", None)
         step = training.pop("step", global_step)
-        if step is not None:
+        if step is None:
+            step = float(row.get("_step", len(entries)))
+        else:
             if step < latest:  # a resumed run: repeated steps count once
                 entries = [entry for entry in entries if entry["step"] < step]
             latest = step
-        else:
-            step = float(row.get("_step", len(entries)))
         for part in (training, evaluation):
             # The summary at the end contains means over the whole run.
-            names = part.keys() - {"epoch"}
-            if names and not any(name.endswith("train_runtime") for name in names):
+            if part.keys() - {"epoch"} and not any(name.endswith("train_runtime") for name in part):
                 entries.append({"step": step, **part})
     return entries
 
@@ -251,9 +252,7 @@ def _number(value: object) -> float | None:
     """A logged number; NaN for `None` (TRL's mean over nothing), and `None` for anything that is not a number."""
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
     try:
-        return float(value)
-    except ValueError:
+        return None if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
         return None

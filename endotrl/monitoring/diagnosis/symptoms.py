@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Checks for common faults of a run in its log: one function per check, which yields its findings, or nothing if the log
-lacks its metrics; and the change that each finding calls for.
+Checks for common problems of a run in its log. Each check yields its findings, or nothing if the log lacks its
+metrics.
 """
 
 import filecmp
@@ -10,9 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from statistics import correlation
-from statistics import fmean as mean
-from statistics import median_high as median
+from statistics import correlation, fmean, median_high
 from typing import Literal, get_args
 
 from safetensors import safe_open
@@ -20,13 +18,12 @@ from safetensors import safe_open
 from ..collapse_thresholds import ENTROPY_RATIO, LENGTH_CORRELATION, WARMUP, CollapseThresholds
 from ..detector import ENTROPY_KEYS, HELD_OUT, REWARD_KEYS, Detector
 from ..series import FEWEST
-from .run_logs import Run, tail, trend
-from .run_logs import evidence as evidence_of
+from .run_logs import Run, evidence_of, tail, trend
 
 
 Level = Literal["failure", "warning", "note"]
 LEVELS = get_args(Level)
-# Key of the change, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
+# Key of the remedy, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
 Answer = tuple[str, Level, str, str, list[str]]
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
@@ -38,18 +35,17 @@ KL_KEYS = ("kl", "objective/kl")
 # Of a KL or an entropy per token, and per completion, assumed to have a hundred tokens.
 UNITS = dict.fromkeys(("kl", "entropy"), 1.0) | dict.fromkeys(("objective/kl", "objective/entropy"), 100.0)
 LENGTH_KEYS = ("completions/mean_length", "completion_length", "words")
-IS_TRAINABLE = (
-    "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
-)
-LOGGING = "https://huggingface.co/docs/trl/logging"
+# Metrics that should improve, in order of preference, with their names in a sentence. All but the loss should rise.
+PROGRESS = dict.fromkeys(REWARD_KEYS, "The reward")
+PROGRESS |= dict.fromkeys(("rewards/accuracies", "accuracy"), "The accuracy on preferences") | {"loss": "The loss"}
 ENOUGH = 10  # with fewer entries, a trend cannot be told from noise
 
 
 @dataclass(frozen=True)
 class Finding:
     """
-    A fault of a run. `level` is `"failure"` if the run is not worth continuing as it is, `"warning"` if it may be, and
-    `"note"` for information.
+    A problem of a run. `level` is `"failure"` if the run is not worth continuing as it is, `"warning"` if it may be,
+    and `"note"` for information.
     """
 
     name: str  # kind of finding, such as `"zero_gradient"`
@@ -61,83 +57,88 @@ class Finding:
     curves: list[str] = field(default_factory=list)  # logged metrics that show it
 
 
-# By the finding's name, with variants: what to change, and where that is described.
+LOGGING = "https://huggingface.co/docs/trl/logging"
+IS_TRAINABLE = (
+    "https://huggingface.co/docs/peft/package_reference/peft_model#peft.PeftModel.from_pretrained.is_trainable"
+)
+# Remedy and reference of each finding, by its name (and variant).
 CHANGES = {
     "not_finite": (
-        "Go back to the checkpoint before, use bfloat16 in place of float16, a lower `learning_rate` and "
-        "`max_grad_norm=1.0`; look for empty completions and logarithms of 0 in the reward.",
+        "Resume from an earlier checkpoint with bfloat16 instead of float16, a lower `learning_rate` and "
+        "`max_grad_norm=1.0`. Check for empty completions, and for logarithms of 0 in the reward.",
         "https://huggingface.co/docs/transformers/perf_train_gpu_one#mixed-precision-training",
     ),
     "not_finite/reward": (
-        "Let the reward function return a number where it can judge, and look at the completions that it cannot judge "
-        "(`log_completions=True`).",
+        "Make the reward function return a number for every completion that it can judge, and read those that it "
+        "cannot judge (`log_completions=True`).",
         "https://huggingface.co/docs/trl/grpo_trainer#using-a-custom-reward-function",
     ),
     "learning_rate": (
-        "Set `learning_rate`, `warmup_steps` to a few percent of the steps, and let the schedule last as long as the "
-        "run: `max_steps` or `num_train_epochs`.",
+        "Set `learning_rate`, limit `warmup_steps` to a few percent of the steps, and let the schedule span the whole "
+        "run (`max_steps` or `num_train_epochs`).",
         "https://huggingface.co/docs/transformers/main_classes/optimizer_schedules",
     ),
     "zero_gradient": (
-        "A `PeftModel` must be loaded with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Count "
-        "`sum(p.requires_grad for p in trainer.model.parameters())`: it must not be 0.",
+        "Load a `PeftModel` with `PeftModel.from_pretrained(model, path, is_trainable=True)`. Check that "
+        "`sum(p.requires_grad for p in trainer.model.parameters())` is not 0.",
         IS_TRAINABLE,
     ),
     "truncated": (
         "Raise `max_completion_length`, ask for brief answers, or check that the model knows the chat template and "
-        "its end-of-turn token. `mask_truncated_completions=True` keeps them out of the loss.",
+        "its end-of-turn token. `mask_truncated_completions=True` excludes truncated completions from the loss.",
         "https://huggingface.co/papers/2503.14476 (DAPO, overlong filtering)",
     ),
     "equal_rewards": (
-        "Look at the completions (`log_completions=True`): does the reward function read them as they are written? "
-        "Leave out questions that are always right or always wrong, raise `num_generations` or `temperature`, or give "
-        "a reward that differs between completions, such as `EndogenousReward`.",
+        "Read the completions (`log_completions=True`) and check that the reward function parses them correctly. "
+        "Remove questions that are always right or always wrong, raise `num_generations` or `temperature`, or use a "
+        "reward that differs between completions, such as `EndogenousReward`.",
         "https://huggingface.co/papers/2503.14476 (DAPO, dynamic sampling)",
     ),
     "unchanged_weights": (
-        "Check that parameters require a gradient (`is_trainable=True` for a `PeftModel`: what is logged may be that "
-        "of TRL's copy of the adapter, `ref`), that the learning rate is not zero, and that steps are not lost in "
-        "bfloat16 weights: keep float32 weights with `bf16=True`.",
+        "Check that the parameters require a gradient (`is_trainable=True` for a `PeftModel`; the logged gradient may "
+        "be that of `ref`, TRL's copy of the adapter), that the learning rate is not zero, and that updates are not "
+        "rounded away in bfloat16 weights: keep the weights in float32 and set `bf16=True`.",
         IS_TRAINABLE,
     ),
     "entropy": (
         "Set `beta` above 0 or raise it, lower the `learning_rate`, raise `epsilon_high` (0.28) or the sampling "
-        "`temperature`, and stop when the held-out reward does not rise any more.",
+        "`temperature`, and stop when the held-out reward no longer rises.",
         "https://huggingface.co/papers/2505.22617 (The Entropy Mechanism)",
     ),
     "kl_divergence": (
         "Raise `beta`, lower the `learning_rate`, and clip gradients (`max_grad_norm`). With an endogenous reward, "
-        "`beta` decides where training ends: docs/theory.md.",
+        "`beta` determines where training converges: see docs/theory.md.",
         "https://github.com/sunblaze-ucb/Intuitor/issues/23",
     ),
     "reward_is_length": (
-        "Take the length out of the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
-        "set `beta` above 0, and add a reward that knows right from wrong.",
+        "Remove the length from the reward (`EndogenousReward(correction=LengthControl())`, or the mean per token), "
+        "set `beta` above 0, and add a reward that verifies answers.",
         "https://huggingface.co/papers/2310.03716 (A Long Way to Go)",
     ),
     "collapse": (
-        "Go back to the last checkpoint before, raise `beta` or lower the `learning_rate`, and train with "
-        '`CollapseMonitor(action="stop")`. docs/collapse.md has corrections of the reward.',
+        "Go back to the last checkpoint before the collapse, raise `beta` or lower the `learning_rate`, and train "
+        'with `CollapseMonitor(action="stop")`. For corrections of the reward, see docs/collapse.md.',
         "https://huggingface.co/papers/2603.08660",
     ),
     "reward_alone": (
-        "What is trained on is not what is wanted: read completions of the beginning and of the end side by side, "
-        "raise `beta`, mend the reward, or mix the held-out reward in (`reward_weights`).",
+        "The policy exploits the trained reward: compare completions from the beginning and the end of the run, raise "
+        "`beta`, fix the reward, or mix in the held-out reward (`reward_weights`).",
         "https://huggingface.co/papers/2210.10760 (Scaling Laws for Reward Model Overoptimization)",
     ),
     "not_learning": (
-        "First mend what else is found here, check the sign of the reward (better must be higher), and look at the "
-        "completions. What gets worse takes a lower `learning_rate`, what does not move a higher one (1e-6 for full "
-        "fine-tuning, 1e-5 to 1e-4 for LoRA), more completions per step, or easier questions.",
+        "Fix the other findings first, check the sign of the reward (better must be higher), and read the "
+        "completions. If the metric gets worse, lower the `learning_rate`; if it does not move, raise it (1e-6 for "
+        "full fine-tuning, 1e-5 to 1e-4 for LoRA), sample more completions per step, or use easier questions.",
         LOGGING,
     ),
     "off_policy": ("Lower the `learning_rate`, set `max_grad_norm`, and raise `beta`.", LOGGING),
     "critic": (
-        'Raise the learning rate of the value head, warm it up before the policy, or train with `critic="none"`.',
+        "Raise the learning rate of the value head, warm it up before training the policy, or train with "
+        '`critic="none"`.',
         "https://huggingface.co/papers/2006.05990 (What Matters In On-Policy RL?)",
     ),
     "overfitting": (
-        "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or on more data.",
+        "Stop earlier (`load_best_model_at_end`), train for fewer epochs, or use more data.",
         "https://huggingface.co/docs/transformers/main_classes/callback#transformers.EarlyStoppingCallback",
     ),
 }
@@ -145,12 +146,12 @@ CHANGES = {
 
 def all_findings(run: Run) -> list[Finding]:
     """Findings of all checks: failures first, then warnings and notes, each in order of importance."""
-    asked = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
-    asked += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
+    checks = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
+    checks += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
     found = [
         Finding(key.partition("/")[0], level, says, evidence, *CHANGES[key], curves)
-        for ask in [*asked, _overfitting]
-        for key, level, says, evidence, curves in ask(run)
+        for check in [*checks, _overfitting]
+        for key, level, says, evidence, curves in check(run)
     ]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
@@ -159,19 +160,22 @@ def _not_finite(run: Run) -> Iterator[Answer]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
-        if not bad or (len(bad) == len(points) and key in ("kl", "entropy")):  # never measured
+        always = len(bad) == len(points)
+        if not bad or (always and key in ("kl", "entropy")):  # never measured
             continue
         evidence = f"`{key}` is not finite in {len(bad)} of {len(points)} log entries, first at step {bad[0]:g}."
-        still = len(points) > 3 and not any(math.isfinite(value) for _, value in points[-3:])
-        for_good = still or len(bad) == len(points)
-        level: Level = "failure" if for_good else "warning"
+        lasting = not any(math.isfinite(value) for _, value in points[-3:])
+        level: Level = "failure" if lasting else "warning"
         if key in REWARD_KEYS:
-            when = " at single steps" if not for_good else " any more" if len(bad) < len(points) else ""
-            evidence += " TRL leaves out completions for which every function returns `None`."
-            yield "not_finite/reward", level, f"The reward functions give no reward{when}.", evidence, [key]
-        elif for_good or len(bad) > 0.05 * len(points):
-            lost = ": what is trained since is lost" if for_good else ", again and again"
-            yield "not_finite", level, f"`{key}` has become NaN or infinite{lost}.", evidence, [key]
+            says = "The reward functions return no reward." if always else "The reward functions no longer return one."
+            says = says if lasting else "The reward functions return no reward at some steps."
+            evidence += " TRL excludes completions for which every function returns `None`."
+            yield "not_finite/reward", level, says, evidence, [key]
+        elif lasting:
+            says = f"`{key}` has become NaN or infinite: all later training is lost."
+            yield "not_finite", level, says, evidence, [key]
+        elif len(bad) > 0.05 * len(points):
+            yield "not_finite", level, f"`{key}` is repeatedly NaN or infinite.", evidence, [key]
 
 
 def _learning_rate(run: Run) -> Iterator[Answer]:
@@ -179,25 +183,27 @@ def _learning_rate(run: Run) -> Iterator[Answer]:
     rates = [rate for _, rate in points]
     if len(rates) < 3:
         return
-    steps, zero, never = points[-1][0], rates.count(0), not any(rates)
-    evidence = f"The learning rate was {rates[0]:.3g} at step {points[0][0]:g} and is {rates[-1]:.3g} at {steps:g}."
-    if never or (zero > 0.2 * len(rates) and rates[-1] == 0 == rates[-2]):
-        says = f"The learning rate has been zero for {zero} of {len(rates)} log entries."
-        says = "The learning rate is zero: nothing is trained." if never else says
-        yield "learning_rate", "failure" if never else "warning", says, evidence, [LR_KEYS[0]]
-    rising = all(a < b for a, b in pairwise(rates))
-    if rising and len(rates) >= ENOUGH and (run.max_steps is None or steps > 0.5 * run.max_steps):
-        place = f" at step {steps:g} of {run.max_steps}" if run.max_steps else ""
-        says = f"The warm-up has not ended: the learning rate still rises{place}."
+    (start, first), (end, last) = points[0], points[-1]
+    evidence = f"The learning rate was {first:.3g} at step {start:g} and is {last:.3g} at step {end:g}."
+    zeros = rates.count(0)
+    if not any(rates):
+        yield "learning_rate", "failure", "The learning rate is zero: nothing is trained.", evidence, [LR_KEYS[0]]
+    elif zeros > 0.2 * len(rates) and rates[-2:] == [0, 0]:
+        says = f"The learning rate has been zero in {zeros} of {len(rates)} log entries."
+        yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
+    rising = len(rates) >= ENOUGH and all(a < b for a, b in pairwise(rates))
+    if rising and (run.max_steps is None or end > 0.5 * run.max_steps):
+        place = f" at step {end:g} of {run.max_steps}" if run.max_steps else ""
+        says = f"The warm-up has not ended: the learning rate is still rising{place}."
         yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
 
 
 def _zero_gradient(run: Run) -> Iterator[Answer]:
     norms = run.values("grad_norm")
-    zeros = norms.count(0)
-    if len(norms) < 3 or zeros < 0.9 * len(norms) or _all_equal(run) >= 0.9 or _cut_off(run) >= 0.99:
+    zeros, equal = norms.count(0), _all_equal(run)
+    if len(norms) < 3 or zeros < 0.9 * len(norms) or equal >= 0.9 or _cut_off(run) >= 0.99:
         return
-    differ = f", while rewards differ in {1 - _all_equal(run):.0%} of the groups" if run.series(ZERO_STD) else ""
+    differ = f", although the rewards differ in {1 - equal:.0%} of the groups" if run.series(ZERO_STD) else ""
     says = "The gradient is zero: no parameter is trained, whatever the curves show."
     evidence = f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}."
     yield "zero_gradient", "failure", says, evidence, ["grad_norm", *REWARD_KEYS]
@@ -207,87 +213,84 @@ def _truncated(run: Run) -> Iterator[Answer]:
     fraction = _cut_off(run)
     if fraction >= 0.5:
         share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
-        says = f"{share} completions are cut off at `max_completion_length`: the reward judges unfinished answers."
+        says = f"{share} completions are truncated at `max_completion_length`: the reward judges unfinished answers."
         evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
-        level: Level = "failure" if fraction >= 0.9 else "warning"
-        yield "truncated", level, says, evidence, [CLIPPED, *LENGTH_KEYS[:1]]
+        yield "truncated", "failure" if fraction >= 0.9 else "warning", says, evidence, [CLIPPED, LENGTH_KEYS[0]]
 
 
 def _equal_rewards(run: Run) -> Iterator[Answer]:
-    fractions = run.values(ZERO_STD)
-    overall, rewards = _all_equal(run), run.values(*REWARD_KEYS)
-    late = mean(tail(fractions)) if len(fractions) >= 3 else overall
+    fractions, rewards, overall = run.values(ZERO_STD), run.values(*REWARD_KEYS), _all_equal(run)
+    late = fmean(tail(fractions)) if len(fractions) >= 3 else overall
     if run.series(GROUPS_OF_ONE) or max(overall, late) < 0.5:
         return
     risen = len(rewards) >= ENOUGH and trend(rewards).z > 3
-    last = mean(tail(rewards)) if rewards else math.nan
     level: Level = "warning"
-    says = f"{max(overall, late):.0%} of the groups have equal rewards, and train nothing."
-    if overall >= 0.9 and not (risen and mean(fractions[:3]) < 0.9):
+    says = f"{max(overall, late):.0%} of the groups have equal rewards and do not contribute to training."
+    if overall >= 0.9 and not (risen and fmean(fractions[:3]) < 0.9):
         level, says = "failure", "All completions of a group have the same reward: there is nothing to learn from."
     elif risen and late >= 0.5:
         level = "note"
-        says = f"{late:.0%} of the groups have equal rewards by now: what these questions could teach is learnt."
+        says = f"{late:.0%} of the groups have equal rewards by now: the policy has learned these questions."
     measured = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
+    last = fmean(tail(rewards)) if rewards else math.nan
     evidence = f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}."
     yield "equal_rewards", level, says, evidence, [ZERO_STD, "reward_std", *REWARD_KEYS]
 
 
 def _unchanged_weights(run: Run) -> Iterator[Answer]:
-    evidence, kl = unchanged(run.checkpoints), run.values("kl") if run.series(*REWARD_KEYS) else []
+    evidence, kl = _unchanged(run.checkpoints), run.values("kl") if run.series(*REWARD_KEYS) else []
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
-        evidence = f"The KL to the reference is exactly 0 in all of {len(kl)} log entries: the policy is the reference"
+        evidence = f"The KL divergence from the reference model is exactly 0 in all {len(kl)} log entries."
     if evidence is not None:
-        says = "The weights do not change: the model that comes out is the one that went in."
-        yield "unchanged_weights", "failure", says, f"{evidence}.", ["kl", "grad_norm"]
+        says = "The weights do not change: training returns the initial model."
+        yield "unchanged_weights", "failure", says, evidence, ["kl", "grad_norm"]
 
 
-def unchanged(checkpoints: Sequence[Path]) -> str | None:
+def _unchanged(checkpoints: Sequence[Path]) -> str | None:
     """Sentence on checkpoints that show that nothing was trained; `None` if they do not show it."""
     files = [{file.name: file for file in folder.glob("*.safetensors")} for folder in checkpoints]
     if len(files) > 1 and files[0].keys() == files[-1].keys():
-        if all(filecmp.cmp(file, files[-1][name], shallow=False) for name, file in sorted(files[0].items())):
-            return f"The weights of {checkpoints[0].name} and {checkpoints[-1].name} are equal to the bit"
+        if all(filecmp.cmp(file, files[-1][name], shallow=False) for name, file in files[0].items()):
+            return f"The weights of {checkpoints[0].name} and {checkpoints[-1].name} are bit-identical."
     if files and (adapter := files[-1].get("adapter_model.safetensors")):
         with safe_open(adapter, "pt") as opened:
             matrices = [opened.get_tensor(name) for name in opened.keys() if "lora_B" in name]
         if matrices and not any(matrix.count_nonzero() for matrix in matrices):  # PEFT's initialization of an adapter
-            return f"The adapter in {checkpoints[-1].name} is as it was made: all its LoRA B matrices are zero"
+            return f"The adapter in {checkpoints[-1].name} is untrained: all its LoRA B matrices are zero."
     return None
 
 
 def _entropy(run: Run) -> Iterator[Answer]:
-    values = run.values(*ENTROPY_KEYS)
+    key = run.first_logged(*ENTROPY_KEYS)
+    values = run.values(key)
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # a model has little on what it has memorized
         return
-    first, last = mean(values[:3]), mean(tail(values, part=8))
-    key = next(key for key in ENTROPY_KEYS if run.series(key))
+    first, last = fmean(values[:3]), fmean(tail(values, part=8))
     if last < 0.1 * first and last < 0.05 * UNITS[key]:
-        says = "The entropy is gone: the policy says one thing only, and explores no more."
-        evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g}."
-        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
-        yield "entropy", level, says, evidence, [key, ZERO_STD]
+        says = "The entropy has collapsed: the policy samples one answer only and no longer explores."
+        evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g} nats at the end."
+        yield "entropy", "failure" if last < ENTROPY_RATIO * first else "warning", says, evidence, [key, ZERO_STD]
 
 
 def _kl_divergence(run: Run) -> Iterator[Answer]:
-    key = next((key for key in KL_KEYS if run.series(key)), KL_KEYS[0])
+    key = run.first_logged(*KL_KEYS)
     values, unit = run.values(key), UNITS[key]
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
         return
-    last, usual, most = median(tail(values, part=8)), median(values), max(values)
+    last = median_high(tail(values, part=8))
     far = last > CollapseThresholds().kl * unit
-    if far or (last > 0.3 * unit and last > 10 * median(values[: max(3, len(values) // 2)])):
-        says = "The KL to the reference explodes: the policy leaves the model that it began as."
+    if far or (last > 0.3 * unit and last > 10 * median_high(values[: max(3, len(values) // 2)])):
+        says = "The KL divergence explodes: the policy is moving far away from the reference model."
         per = "token" if unit == 1 else "completion"
-        evidence = f"`{key}` is {last:.3g} nats per {per} at the end; median {usual:.3g}, greatest value {most:.3g}."
+        evidence = f"`{key}` is {last:.3g} nats per {per} at the end (median {median_high(values):.3g}, "
+        evidence += f"maximum {max(values):.3g})."
         yield "kl_divergence", "failure" if far else "warning", says, evidence, [key, *REWARD_KEYS]
 
 
 def _reward_is_length(run: Run) -> Iterator[Answer]:
-    within, lengths = run.values(LENGTH), run.values(*LENGTH_KEYS)
-    key = next((key for key in LENGTH_KEYS if run.series(key)), LENGTH_KEYS[0])
-    found = mean(tail(within)) if len(within) >= 3 else 0.0
-    evidence = f"Within groups, the correlation of reward and length is {found:+.2f} at the end."
+    key, within = run.first_logged(*LENGTH_KEYS), run.values(LENGTH)
+    lengths, found = run.values(key), fmean(tail(within)) if len(within) >= 3 else 0.0
+    evidence = f"Within groups, the correlation between reward and length is {found:+.2f} at the end."
     # With completions alone it is the correlation with words, which is lower.
     if abs(found) <= LENGTH_CORRELATION and (not within or abs(found) >= 0.3):
         pairs = [(e[reward], e[key]) for e in run.steps for reward in REWARD_KEYS if {reward, key} <= e.keys()]
@@ -296,50 +299,47 @@ def _reward_is_length(run: Run) -> Iterator[Answer]:
         if len(pairs) <= 2 * ENOUGH or any(len({*values}) < 2 for values in changes):
             return
         found = correlation(*changes)
-        evidence = f"From step to step, changes of the reward and of the length have a correlation of {found:+.2f}."
+        evidence = f"From step to step, the correlation between changes of reward and length is {found:+.2f}."
     if abs(found) <= LENGTH_CORRELATION:
         return
-    ratio = mean(tail(lengths, part=8)) / mean(lengths[:3]) if len(lengths) >= 3 and mean(lengths[:3]) else 1.0
+    ratio = fmean(tail(lengths, part=8)) / fmean(lengths[:3]) if len(lengths) >= 3 and fmean(lengths[:3]) else 1.0
     better = "longer" if found > 0 else "shorter"
-    says = f"The reward is little but length: {better} completions are better, whatever they say."
-    evidence += f" The mean length is {ratio:.2f} times what it was at first."
-    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
-    yield "reward_is_length", level, says, evidence, [LENGTH, key, *REWARD_KEYS]
+    says = f"The reward measures mostly length: {better} completions score higher, whatever they say."
+    evidence += f" The mean length is {ratio:.2f} times the initial one."
+    yield "reward_is_length", "warning" if 0.5 < ratio < 2 else "failure", says, evidence, [LENGTH, key, *REWARD_KEYS]
 
 
 def _collapse(run: Run) -> Iterator[Answer]:
-    detector, first, quiet, levels = Detector(held_out=run.held_out), None, 0, [0.0]
+    detector, alarms, quiet, levels = Detector(held_out=run.held_out), [], 0, [0.0]
     for entry in run.entries:
-        alarm = detector.update(entry).alarm
-        levels += [] if detector.last.level is None else [detector.last.level]
-        quiet = 0 if alarm else quiet + any(key in entry for key in REWARD_KEYS)
-        if alarm and first is None:
-            first = entry["step"], alarm
-    if first is None:
+        verdict = detector.update(entry)
+        levels += [] if verdict.level is None else [verdict.level]
+        quiet = 0 if verdict.alarm else quiet + any(key in entry for key in REWARD_KEYS)
+        alarms += [(entry["step"], verdict.alarm)] if verdict.alarm else []
+    if not alarms:
         return
-    step, evidence = first
+    step, evidence = alarms[0]
     level: Level = "failure"
-    says = f"The run collapses since step {step:g}: the reward rises or stays, and answers get worse."
+    says = f"The run has been collapsing since step {step:g}: the reward does not fall, but the answers get worse."
     levels = levels[1:] or levels
     if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # a level that stays low is not noise
-        level, says = "warning", f"The run looked like a collapse at step {step:g}, and has recovered since."
+        level, says = "warning", f"The run seemed to collapse at step {step:g}, but has recovered since."
     held_out = [f"rewards/{name}/mean" for name in run.held_out]
-    yield "collapse", level, says, evidence, [*held_out, HELD_OUT, *REWARD_KEYS, *LENGTH_KEYS[:1]]
+    yield "collapse", level, says, evidence, [*held_out, HELD_OUT, *REWARD_KEYS, LENGTH_KEYS[0]]
 
 
 def _reward_alone(run: Run) -> Iterator[Answer]:
     rewards = run.values(*REWARD_KEYS)
-    if len(rewards) < ENOUGH or trend(rewards).z < 5:
+    if len(rewards) < ENOUGH or (risen := trend(rewards)).z < 5:
         return
     logged = sorted({key for entry in run.entries for key in entry if key.startswith(HELD_OUT)})
     keys = [f"{prefix}rewards/{name}/mean" for name in run.held_out for prefix in ("", "eval_")]
     for key in [*logged, *keys, "eval_reward"]:
         values = run.values(key)
-        if len(values) < FEWEST or trend(values).z > 2 or min(values) >= 0.98:
+        if len(values) < FEWEST or (moved := trend(values)).z > 2 or min(values) >= 0.98:
             continue
-        moved, risen = trend(values), trend(rewards)
         falls = moved.z < -3
-        says = f"The reward rises, and `{key}` {'falls' if falls else 'does not'}."
+        says = f"The reward rises, but `{key}` {'falls' if falls else 'does not'}."
         evidence = (
             f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
             f"from {moved.first:.3g} to {moved.last:.3g} ({moved.z:+.1f})."
@@ -347,49 +347,49 @@ def _reward_alone(run: Run) -> Iterator[Answer]:
         yield "reward_alone", "failure" if falls else "warning", says, evidence, [key, *REWARD_KEYS]
 
 
+def progress(run: Run) -> tuple[str, list[float], float]:
+    """The metric that should improve, its values, and its improvement in standard errors; without one, no values."""
+    key = next((key for key in PROGRESS if run.values(key)), "")
+    values = run.values(key)
+    z = trend(values).z if values else 0.0
+    return key, values, -z if key == "loss" else z
+
+
 def _not_learning(run: Run) -> Iterator[Answer]:
-    key, upwards, name = progress_key(run)
-    values = run.values(key) if key else []
+    key, values, z = progress(run)
     if len(values) < 2 * ENOUGH:
         return
-    change = trend(values)
-    z = change.z if upwards else -change.z
-    window = len(tail(values))
+    change, window = trend(values), len(tail(values))
     sums = list(accumulate(values, initial=0.0))
-    best = (max if upwards else min)((b - a) / window for a, b in zip(sums, sums[window:], strict=False))
+    best = (min if key == "loss" else max)((b - a) / window for a, b in zip(sums, sums[window:], strict=False))
     loss = best - change.last
     lost = abs(loss) > 0.5 * abs(best - change.first) and abs(evidence_of(values, loss, window, window)) > 5
     if z > 2 and not lost:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: covered by `equal_rewards`
-    what = "gets worse" if z < -5 else "has lost most of what it won" if lost else "does not improve"
+    what = "gets worse" if z < -5 else "has lost most of what it had gained" if lost else "does not improve"
     evidence = (
         f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
         f"({change.z:+.1f} standard errors, {len(values)} log entries)."
     )
-    yield "not_learning", "failure" if z < -5 else "warning", f"{name} {what}.", evidence, [key]
+    yield "not_learning", "failure" if z < -5 else "warning", f"{PROGRESS[key]} {what}.", evidence, [key]
 
 
 def _gradient_explodes(run: Run) -> Iterator[Answer]:
     norms = run.values("grad_norm")
-    first, last = (median(norms[: len(norms) // 3]), median(tail(norms))) if len(norms) >= 2 * ENOUGH else (0.0, 0.0)
-    if last > 20 * first > 0:
-        evidence = f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last."
-        yield "off_policy", "warning", "The gradient explodes.", evidence, ["grad_norm"]
+    if len(norms) >= 2 * ENOUGH:
+        first, last = median_high(norms[: len(norms) // 3]), median_high(tail(norms))
+        if last > 20 * first > 0:
+            evidence = f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last."
+            yield "off_policy", "warning", "The gradient explodes.", evidence, ["grad_norm"]
 
 
 def _critic(run: Run) -> Iterator[Answer]:
     values = run.values(key := "ppo/explained_variance")
-    if len(values) >= 2 * ENOUGH and median(tail(values)) <= 0:
-        says = "The critic predicts returns worse than their mean: advantages are mostly noise."
-        yield (
-            "critic",
-            "warning",
-            says,
-            f"The median of `{key}` is {median(tail(values)):.2f} in the last third.",
-            [key],
-        )
+    if len(values) >= 2 * ENOUGH and (last := median_high(tail(values))) <= 0:
+        says = "The critic predicts returns worse than their mean does: the advantages are mostly noise."
+        yield "critic", "warning", says, f"The median of `{key}` is {last:.2f} in the last third.", [key]
 
 
 def _overfitting(run: Run) -> Iterator[Answer]:
@@ -397,11 +397,11 @@ def _overfitting(run: Run) -> Iterator[Answer]:
         values = [sign * value for value in run.values(key)]
         if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # uninformative in RL
             continue
-        best, now = max(values), max(values[-2:])
-        if best - now > max(0.25 * (best - values[0]), 0.02 * abs(best), 1e-9):
-            says = f"`{key}` has been getting worse: the best model is an earlier one."
+        best = max(values)
+        if best - max(values[-2:]) > max(0.25 * (best - values[0]), 0.02 * abs(best), 1e-9):
+            says = f"`{key}` has been getting worse: an earlier checkpoint was better."
             last = f"{sign * values[-2]:.4g} and {sign * values[-1]:.4g}"
-            evidence = f"The best was {sign * best:.4g}; the last two are {last}."
+            evidence = f"The best value was {sign * best:.4g}, the last two are {last}."
             yield "overfitting", "warning", says, evidence, [key, key.removeprefix("eval_")]
 
 
@@ -409,9 +409,8 @@ def _all_equal(run: Run) -> float:
     """Fraction of groups with equal rewards over the run; 0 if unknown."""
     if run.series(GROUPS_OF_ONE):
         return 0.0
-    fractions = run.values(ZERO_STD)
-    if fractions:
-        return mean(fractions)
+    if fractions := run.values(ZERO_STD):
+        return fmean(fractions)
     deviations = run.values("reward_std")
     return float(len(deviations) >= 3 and not any(deviations))
 
@@ -419,11 +418,4 @@ def _all_equal(run: Run) -> float:
 def _cut_off(run: Run) -> float:
     """Fraction of truncated completions at the end of the run; 0 if unknown."""
     values = run.values(CLIPPED)
-    return mean(tail(values)) if len(values) >= 3 else 0.0
-
-
-def progress_key(run: Run) -> tuple[str, bool, str]:
-    """The metric that should improve, whether upwards, and its name in a sentence."""
-    names = dict.fromkeys(REWARD_KEYS, "The reward")
-    names |= dict.fromkeys(("rewards/accuracies", "accuracy"), "The accuracy on preferences") | {"loss": "The loss"}
-    return next(((key, key != "loss", name) for key, name in names.items() if run.values(key)), ("", True, ""))
+    return fmean(tail(values)) if len(values) >= 3 else 0.0

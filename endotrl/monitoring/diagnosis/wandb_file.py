@@ -23,14 +23,14 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 def wandb_history(path: Path) -> list[dict[str, Any]]:
     """
-    History of an offline W&B run, as logged. An incomplete record at the end is ignored. Raises `ImportError` if wandb
-    is not installed, and `ValueError` if it is not such a file, or is damaged before its end.
+    History of an offline W&B run, as logged, without an incomplete record at the end. Raises `ImportError` if wandb is
+    not installed, and `ValueError` if the file is not a W&B run, or is damaged before its end.
     """
     try:
         from wandb.proto.wandb_internal_pb2 import Record
     except ImportError as error:
         raise ImportError(
-            f"{path} is a W&B run, which takes wandb to read: pip install 'endotrl[wandb]'. Or give the run's "
+            f"Reading the W&B run {path} requires wandb: `pip install 'endotrl[wandb]'`. Or give the run's "
             "`trainer_state.json`, which is in its checkpoints."
         ) from error
     rows = (Record.FromString(data).history.item for data in _records(path))
@@ -42,7 +42,7 @@ def wandb_history(path: Path) -> list[dict[str, Any]]:
 def _records(path: Path) -> Iterator[bytes]:
     data = path.read_bytes()
     if not data.startswith(HEADER[:4]):
-        raise ValueError(f"{path} is no W&B run: it begins with {data[:8]!r}, not with {HEADER!r}.")
+        raise ValueError(f"{path} is not a W&B run: it begins with {data[:8]!r} instead of {HEADER!r}.")
     position, parts = len(HEADER), b""
     while position + CHUNK_HEADER <= len(data):
         left = BLOCK - position % BLOCK
@@ -58,7 +58,7 @@ def _records(path: Path) -> Iterator[bytes]:
         if zlib.crc32(bytes([kind]) + chunk) != checksum or kind not in (FULL, FIRST, MIDDLE, LAST):
             if position == len(data):
                 return
-            raise ValueError(f"{path} is damaged at byte {start - CHUNK_HEADER}: a checksum is wrong.")
+            raise ValueError(f"{path} is damaged at byte {start - CHUNK_HEADER}: the checksum does not match.")
         parts = chunk if kind in (FULL, FIRST) else parts + chunk
         if kind in (FULL, LAST):
             yield parts

@@ -54,6 +54,11 @@ def same(run: Any, rows: list[dict[str, Any]]) -> bool:
     )
 
 
+def write_lines(path: Path, rows: list[dict[str, Any]], end: str = "") -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + end)
+    return path
+
+
 def test_trainer_state_wherever_it_is(tmp_path: Path) -> None:
     for step in (10, 30):
         write_state(tmp_path / f"checkpoint-{step}" / "trainer_state.json", ROWS[:step], max_steps=60)
@@ -62,30 +67,22 @@ def test_trainer_state_wherever_it_is(tmp_path: Path) -> None:
         assert same(run, ROWS) and run.max_steps == 60
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
-def test_json(suffix: str, tmp_path: Path) -> None:
-    path = tmp_path / f"log{suffix}"
-    text = json.dumps(ROWS) if suffix == ".json" else "".join(json.dumps(row) + "\n" for row in ROWS)
-    path.write_text(text)
+def test_json(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps(ROWS))
     assert same(read_run(path), ROWS)
-    if suffix == ".jsonl":  # other JSON in a folder may be anything
-        assert same(read_run(tmp_path), ROWS)
-
-
-def test_a_line_that_is_being_written(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"step": 31, "rew')
-    assert same(read_run(path), ROWS)
-    path.write_text('{"step": 1,\n' + json.dumps(ROWS[0]) + "\n")
+    write_lines(tmp_path / "a.jsonl", [{"prompt": "1 + 1 =", "label": 2}])  # other JSON in a folder may be anything
+    # The last line is being written.
+    lines = write_lines(tmp_path / "b.jsonl", ROWS, '{"step": 31, "rew')
+    assert same(read_run(lines), ROWS) and same(read_run(tmp_path), ROWS)
+    lines.write_text('{"step": 1,\n' + json.dumps(ROWS[0]) + "\n")
     with pytest.raises(ValueError, match="line 1: not valid JSON"):
-        read_run(path)
+        read_run(lines)
 
 
 def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
     abandoned = [{**row, "reward": -100.0} for row in ROWS[12:20]] + [{"step": 20, "eval_reward": -100.0}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:12], *abandoned, *ROWS[12:]]))
-    assert same(read_run(path), ROWS)
+    assert same(read_run(write_lines(tmp_path / "log.jsonl", [*ROWS[:12], *abandoned, *ROWS[12:]])), ROWS)
 
 
 def test_a_state_that_is_being_written(tmp_path: Path) -> None:
@@ -94,7 +91,7 @@ def test_a_state_that_is_being_written(tmp_path: Path) -> None:
     newer.write_text(newer.read_text()[:2000])
     run = read_run(tmp_path)
     assert same(run, ROWS[:10]) and "checkpoint-20" in run.notes[0]
-    with pytest.raises(ValueError, match="is damaged, or is being written"):
+    with pytest.raises(ValueError, match="is damaged or still being written"):
         read_run(newer)
 
 
@@ -149,12 +146,6 @@ def test_a_wandb_run_that_was_resumed(tmp_path: Path) -> None:
     assert same(read_run(tmp_path), ROWS[:18])
 
 
-def test_data_is_no_log(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"prompt": "1 + 1 =", "label": 2}\n')
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    assert same(read_run(tmp_path), ROWS)
-
-
 @pytest.mark.skipif(find_spec("tensorboard") is not None, reason="tensorboard is installed")
 def test_events_without_tensorboard(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "host" / "events.out.tfevents.1.host"
@@ -187,13 +178,13 @@ def test_events(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("nowhere", None, "does not exist. A run is a `trainer_state.json`"),
-        ("", None, "No log is in"),
-        ("a.txt", b"a", "of no kind that is known"),
-        ("a.json", b'{"global_step": 0, "log_history": []}', "has no log entry: nothing was logged yet"),
-        ("a.json", b'{"hidden_size": 64}', "has no log"),
+        ("nowhere", None, "does not exist. Give a `trainer_state.json`"),
+        ("", None, "contains no log entry: nothing has been logged yet"),
+        ("a.txt", b"a", "is not a log of a known format. Give"),
+        ("a.json", b'{"global_step": 0, "log_history": []}', "contains no log entry"),
+        ("a.json", b'{"hidden_size": 64}', "contains no log entry"),
         ("a.json.gz", gzip.compress(b"{}" * 99)[:20], "cannot be read as gzip"),
-        pytest.param("a.wandb", b"x", "is no W&B run", marks=needs_wandb),
+        pytest.param("a.wandb", b"x", "is not a W&B run", marks=needs_wandb),
     ],
 )
 def test_what_is_no_run(name: str, content: bytes | None, says: str, tmp_path: Path) -> None:
@@ -239,8 +230,8 @@ def test_completions_alone_show_that_the_reward_is_length(tmp_path: Path) -> Non
 
 def test_what_is_no_table_of_completions(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="no column completion, prompt, step"):
+    with pytest.raises(ValueError, match="the columns completion, prompt, step are missing"):
         diagnose(tmp_path)
     (tmp_path / "a.parquet").write_text("no table")
-    with pytest.raises(ValueError, match="a.parquet is no Parquet file, or is being written, and there is no other"):
+    with pytest.raises(ValueError, match="a.parquet is not a Parquet file, or is being written, and is the only log"):
         diagnose(tmp_path)
