@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Intrinsic rewards as TRL reward functions, rivals of the endogenous reward: also without training or labels. They read
-a frozen model; Intuitor and RENT score with the policy itself, which changes during training.
+Intrinsic rewards as TRL reward functions, alternatives to the endogenous reward that also need no training or labels.
+They read a frozen model; Intuitor and RENT score with the policy itself, which changes during training.
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
     first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if first is None:
         raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt "
-            "has no token before it. Give the tokenizer one of them."
+            f"The tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token, so there is nothing to put "
+            "before a response without its prompt. Set one of them."
         )
     return [first]
 

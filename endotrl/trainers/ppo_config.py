@@ -48,11 +48,11 @@ FORMER_ARGUMENTS = {
 
 
 def check_names(given: Iterable[str], former: Mapping[str, str], where: str) -> None:
-    """Raises `TypeError` that says what became of options of TRL's own PPO, if some are `given`."""
+    """Raises `TypeError` that names the replacement for each name of TRL's own PPO that is `given`."""
     if found := [name for name in given if name in former]:
         raise TypeError(
-            f"{where} has no {', '.join(f'`{name}`' for name in found)}: that is TRL's own PPO, up to TRL 1.12. "
-            f"{' '.join(f'`{name}`: now {former[name]}.' for name in found)} See docs/questions/coming-from.md."
+            f"{where} has no {', '.join(f'`{name}`' for name in found)}, which belonged to TRL's own PPO (up to TRL "
+            f"1.12). {' '.join(f'`{name}`: now {former[name]}.' for name in found)} See docs/questions/coming-from.md."
         )
 
 
@@ -79,7 +79,7 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the rollout and its use
 
         num_generations (`int`, *optional*, defaults to `1`):
-            Completions per prompt in a generation batch, which are not compared with each other.
+            Completions per prompt in a generation batch. They are not compared with each other.
         num_iterations (`int`, *optional*, defaults to `4`):
             Optimization epochs over each generation batch.
 
@@ -94,12 +94,12 @@ class PPOConfig(GRPOConfig):
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
             Value after the last token of a completion without EOS: `"terminal"`, none, so that the return ends
-            there; `"bootstrap"`, the critic's value of the state in which it was cut off.
+            there; `"bootstrap"`, the critic's value of the state where it was truncated.
 
         > Parameters that control the critic
 
         critic (`str`, *optional*, defaults to `"value_head"`):
-            `"value_head"`: a linear head on the policy's hidden states. `"value_model"`: a model of its own, see the
+            `"value_head"`: a linear head on the policy's hidden states. `"value_model"`: a separate model, see the
             argument `value_model` of [`PPOTrainer`]. `"none"`: no trained critic; the baseline is the frozen model's
             soft value if `soft_value_baseline` applies, and 0 otherwise.
         soft_value_baseline (`bool`, *optional*, defaults to `True`):
@@ -128,10 +128,10 @@ class PPOConfig(GRPOConfig):
             `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that
             the penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
         kl_target (`float`, *optional*):
-            KL to the reference in nats per completion to which `beta` is adapted, as in Section 2.2 of
-            https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
+            Target KL divergence from the reference model, in nats per completion, to which `beta` is adapted as in
+            Section 2.2 of https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
-            Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
+            If `kl_target` is set, number of completions over which `beta` changes by at most 20%.
     """
 
     # Parameters that control the rollout and its use
@@ -166,7 +166,7 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         if self.num_generations is None or self.num_generations < 1:
-            raise ValueError(f"`num_generations` is {self.num_generations}, but a prompt needs at least 1 completion.")
+            raise ValueError(f"`num_generations` is {self.num_generations}, but it must be at least 1 completion.")
         single = self.num_generations == 1
         if single:
             self.num_generations = _SingleGeneration(1)
@@ -185,7 +185,7 @@ class PPOConfig(GRPOConfig):
             ("vf_coef", 0.0 <= self.vf_coef < inf, "must be 0 or greater, and finite."),
             ("cliprange_value", clip is None or clip > 0.0, "must be greater than 0, or `None` not to clip."),
             ("value_learning_rate", rate is None or rate > 0.0, "must be greater than 0, or `None` for the policy's."),
-            ("kl_target", target is None or target > 0.0, "must be greater than 0 nats a completion."),
+            ("kl_target", target is None or target > 0.0, "must be greater than 0 nats per completion."),
             ("kl_horizon", self.kl_horizon >= 1, "must be at least 1 completion."),
         ]:
             if not is_in_range:
@@ -193,21 +193,22 @@ class PPOConfig(GRPOConfig):
         for is_given, problem in [
             (
                 self.critic == "none" and self.truncation == "bootstrap",
-                "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
-                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
+                "`truncation='bootstrap'` needs a critic, which estimates the value of the state where a completion "
+                "was truncated, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
             ),
             (
                 self.critic != "value_head" and not self.detach_value,
-                "`detach_value=False` trains the policy's trunk with the loss of a value head on it, but `critic` is "
+                "`detach_value=False` trains the policy's trunk with the loss of its value head, but `critic` is "
                 f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`.",
             ),
             (
                 target is not None and self.beta == 0.0,
-                "`kl_target` adapts `beta`, by factors, but `beta` is 0. Set it to a first guess, such as 0.01.",
+                "`kl_target` multiplies `beta` by factors, but `beta` is 0. Set it to an initial value such as 0.01.",
             ),
             (
                 target is not None and self.kl_placement == "reward" and self.sync_ref_model,
-                "`kl_target` aims at a KL to the reference model, which `sync_ref_model=True` moves. Use one of them.",
+                "`kl_target` is a KL divergence from the reference model, but `sync_ref_model=True` updates that "
+                "model. Use only one of them.",
             ),
         ]:
             if is_given:

@@ -198,7 +198,7 @@ class TestNames:
             ("bellman", "There is no scorer 'bellman'"),
             ("loss.sum", "There is no scorer 'loss.sum'"),
             ("bellman.discounted", "needs a number, such as bellman.discounted=0.95"),
-            ("bellman.sum=2", "needs no number: sum"),
+            ("bellman.sum=2", "'sum' takes no number"),
             ("bellman.discounted=1.5", "must be greater than 0 and at most 1"),
             ("log_prob.power=x", "'x' is not a number"),
             ("log_prob.first=0", "must be finite and at least 1"),

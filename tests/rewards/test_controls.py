@@ -66,5 +66,5 @@ class TestFormatReward:
         assert reward(prompts=["a"] * 4, completions=completions) == [1, 0, 0, 0]
 
     def test_no_pattern(self):
-        with pytest.raises(ValueError, match="`pattern` is '\\(', which is no regular expression"):
+        with pytest.raises(ValueError, match="`pattern` must be a regular expression, got '\\('"):
             FormatReward("(")

@@ -119,7 +119,7 @@ def test_a_generalist_with_another_tokenizer_is_refused(tiny_policy_path, tiny_m
     gain = InformationGain(tiny_model_path)
     reward = EndogenousReward(tiny_policy_path, token_reward="log_prob", correction=gain)
     for use in (lambda: reward(**BATCH), reward.load):  # before there is data, too
-        with pytest.raises(ValueError, match="another tokenizer"):
+        with pytest.raises(ValueError, match="have different tokenizers"):
             use()
 
 

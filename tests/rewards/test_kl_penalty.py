@@ -31,7 +31,7 @@ def test_attach_and_the_monitor_warn_once(reward_class, tiny_policy_path, caplog
     CollapseMonitor().attach(trainer)
     reward.attach(trainer)
     (warning,) = warnings(caplog)
-    assert f"is trained on {reward.__name__}" in warning and "`GRPOConfig(beta=0.05, ...)`" in warning
+    assert f"Training on {reward.__name__}," in warning and "`GRPOConfig(beta=0.05, ...)`" in warning
 
 
 @pytest.mark.parametrize(

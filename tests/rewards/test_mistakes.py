@@ -64,7 +64,7 @@ def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
 
 
 def test_answers_in_a_column_that_is_not_there():
-    with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
+    with pytest.raises(ValueError, match=r"column 'answer', but the dataset only has \['solution'\]"):
         AccuracyReward("answer")(completions=["a"], solution=["a"])
 
 

@@ -161,7 +161,7 @@ class TestPadIsEos:
         for _ in range(2):
             scores = scores_of(model, batch, end, context)
             torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
-        assert [message.count("a pad token of its own") for message in warnings_logged()] == [1]
+        assert [message.count("another `tokenizer.pad_token`") for message in warnings_logged()] == [1]
 
     def test_two_ends(self, tiny_policy_path):
         # Padding with one end after another end adds no token.
@@ -177,13 +177,13 @@ class TestPadIsEos:
     def test_queries_padded_on_the_right_are_refused(self, tiny_model_path):
         model = EndogenousReward(tiny_model_path).as_reward_model()
         end = AutoTokenizer.from_pretrained(tiny_model_path).eos_token_id
-        with pytest.raises(ValueError, match="query of row 1 ends with the token that both.*padding_side='left'"):
+        with pytest.raises(ValueError, match="query of row 1 ends with the pad token.*padding_side='left'"):
             scores_of(model, torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2)
 
     def test_bos_is_pad(self, model, tiny_policy_path):
         tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
         (first,) = tokenizer("a")["input_ids"]  # this tokenizer adds no BOS: "a" itself stands for one
-        with pytest.raises(ValueError, match=rf"begins texts with the token that pads \({first}\)"):
+        with pytest.raises(ValueError, match=rf"starts every text with its pad token \({first}\)"):
             scores_of(model, torch.tensor([[first, 8, 9]]), first, 2)
 
 
@@ -229,7 +229,7 @@ class TestRefused:
             EndogenousReward(**{"model": tiny_policy_path, **settings}).as_reward_model()
 
     def test_another_caller(self, model):
-        with pytest.raises(RuntimeError, match=r"not by TRL's `get_reward`.*reward_model\(query_responses"):
+        with pytest.raises(RuntimeError, match=r"not called by TRL's `get_reward`.*reward_model\(query_responses"):
             model.endogenous_backbone(input_ids=torch.tensor([[7, 8]]))
 
     def test_ids_of_another_vocabulary(self, model):

@@ -68,7 +68,7 @@ class TestRank:
     @pytest.mark.parametrize(
         ("rewards", "message"),
         [
-            ([1.0], "gave 1 rewards to 2"),
+            ([1.0], "returned 1 rewards for 2"),
             ([1.0, math.nan], "completion 1 is nan"),
             (["1", 2.0], "completion 0 is '1'"),
         ],

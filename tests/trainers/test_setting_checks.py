@@ -39,14 +39,14 @@ FINE = """
 """.split()
 # And those that would undo the credit of tokens, or have no meaning: of both trainers, or of PPO.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio before all tokens"),
-    "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drops whole completions"),
+    "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio for all tokens"),
+    "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drop whole completions"),
 }
 BY_FUNCTION = {"multi_objective_aggregation": "normalize_then_sum"}
 MASKED = {"mask_truncated_completions": True, "truncation": "bootstrap"}
 REFUSED_BY_PPO: dict[str, tuple[dict[str, Any], str]] = {
-    "multi_objective_aggregation": (BY_FUNCTION, "PPO compares no completions"),
-    "mask_truncated_completions": (MASKED, "leaves such completions out"),
+    "multi_objective_aggregation": (BY_FUNCTION, "PPO does not compare completions"),
+    "mask_truncated_completions": (MASKED, "excludes them from the loss"),
 }
 # They warn, and set another one.
 DEPRECATED = {"use_transformers_paged", "vllm_importance_sampling_cap"}

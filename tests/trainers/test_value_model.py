@@ -66,7 +66,7 @@ class TestImages:
 
     def test_value_model_without_eyes(self, tiny_vlm_path, tmp_path):
         blind = LlamaForCausalLM(LlamaConfig(vocab_size=400, **SMALL))
-        with pytest.raises(ValueError, match=r"'llama' and the policy a 'llava_next', which reads images"):
+        with pytest.raises(ValueError, match=r"'llama', but the policy is a 'llava_next', which reads images"):
             make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model", value_model=blind)
 
 
@@ -128,5 +128,5 @@ class TestPromptLearning:
         assert head.bias.any()
 
     def test_value_model(self, peft_config, tmp_path):
-        with pytest.raises(ValueError, match="virtual tokens only the policy reads"):
+        with pytest.raises(ValueError, match="does not read its virtual tokens"):
             make_trainer("/nowhere", tmp_path, critic="value_model", peft_config=peft_config)
