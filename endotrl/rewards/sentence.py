@@ -251,7 +251,7 @@ class SentenceReward:
         given = prompts, completions, completion_ids
         rows = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
         results: dict[int, SentenceScores] = {}
-        model = self.load()._loaded()
+        model = self._loaded()
         rope = RopeLengths.from_config(model.config)
         with (
             exclusive(model),

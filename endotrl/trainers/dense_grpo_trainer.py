@@ -79,7 +79,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         segmenter: Segmenter | None = None,
         **kwargs: Any,
     ) -> None:
-        args = checked_args(args, DenseGRPOConfig, model, "DenseGRPO", "dense credit")
+        args = checked_args(args, DenseGRPOConfig, model)
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]

@@ -176,14 +176,15 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             skip_epochs(self._train_sampler, Path(checkpoint))
 
 
-def checked_args(args: Any, config_class: type[Config], model: Any, name: str, additions: str) -> Config:
+def checked_args(args: Any, config_class: type[Config], model: Any) -> Config:
     """The trainer's configuration, by default a `config_class`. Raises `TypeError` for one of another class."""
+    name = config_class.__name__.removesuffix("Config")
     if args is None:
         model_name = model if isinstance(model, str) else get_config_model_id(model.config)
         return config_class(f"{model_name.split('/')[-1]}-{name}")
     if not isinstance(args, config_class):
         raise TypeError(
-            f"`args` is a {type(args).__name__}, but {name}Trainer needs a `{name}Config`, which has all parameters "
-            f"of TRL's `GRPOConfig` and those of {additions}."
+            f"`args` is a {type(args).__name__}, but {name}Trainer needs a `{name}Config`, which extends TRL's "
+            "`GRPOConfig`."
         )
     return args

@@ -180,16 +180,16 @@ class PPOConfig(GRPOConfig):
         check_discount("gamma", self.gamma)
         clip, rate, target = self.cliprange_value, self.value_learning_rate, self.kl_target
         for name, is_in_range, rule in [
-            ("lam", 0.0 <= self.lam <= 1.0, "must be between 0 and 1."),
-            ("beta", 0.0 <= self.beta < inf, "must be 0 (no KL penalty) or greater, and finite."),
-            ("vf_coef", 0.0 <= self.vf_coef < inf, "must be 0 or greater, and finite."),
-            ("cliprange_value", clip is None or clip > 0.0, "must be greater than 0, or `None` not to clip."),
-            ("value_learning_rate", rate is None or rate > 0.0, "must be greater than 0, or `None` for the policy's."),
-            ("kl_target", target is None or target > 0.0, "must be greater than 0 nats per completion."),
-            ("kl_horizon", self.kl_horizon >= 1, "must be at least 1 completion."),
+            ("lam", 0.0 <= self.lam <= 1.0, "between 0 and 1"),
+            ("beta", 0.0 <= self.beta < inf, "0 (no KL penalty) or greater, and finite"),
+            ("vf_coef", 0.0 <= self.vf_coef < inf, "0 or greater, and finite"),
+            ("cliprange_value", clip is None or clip > 0.0, "greater than 0, or `None` to disable clipping"),
+            ("value_learning_rate", rate is None or rate > 0.0, "greater than 0, or `None` for the policy's"),
+            ("kl_target", target is None or target > 0.0, "greater than 0 nats per completion"),
+            ("kl_horizon", self.kl_horizon >= 1, "at least 1 completion"),
         ]:
             if not is_in_range:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it {rule}")
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be {rule}.")
         for is_given, problem in [
             (
                 self.critic == "none" and self.truncation == "bootstrap",

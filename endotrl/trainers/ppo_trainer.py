@@ -123,7 +123,7 @@ class PPOTrainer(DenseRewardTrainer):
                 f"The first argument of `PPOTrainer` is the policy, got a `{type(model).__name__}`. Unlike TRL's own "
                 "PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
-        args = checked_args(args, PPOConfig, model, "PPO", "PPO")
+        args = checked_args(args, PPOConfig, model)
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         _check_arguments(model, rewards, args, value_model, kwargs.get("optimizers"), kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)

@@ -79,36 +79,41 @@ def warn_of_constants(
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
             continue
-        step = reward.rule.step_discount
-        by_outcome = gamma is None
+        step, by_outcome = reward.rule.step_discount, gamma is None
         discount = step if gamma is None else gamma * step
-        between_sentences = sentences and not by_outcome and discount < step
-        reads_outcome = by_outcome or isinstance(reward.correction, LengthControl)
-        outcome_differs = reads_outcome and abs(step - reward.gamma) > 1e-9
-        reasons = {
-            "`gamma` discounts from sentence to sentence, but soft values change from token to token: use 1.0.": (
-                between_sentences
-            ),
-            f"The returns are discounted by {discount:g}, but `gamma` of the endogenous reward is {reward.gamma:g}: "
-            "use the same value.": not by_outcome and not between_sentences and abs(discount - reward.gamma) > 1e-9,
-            f"The outcome of a completion is discounted by {step:g}, but `gamma` of the endogenous reward is "
-            f"{reward.gamma:g}: use the same value.": outcome_differs,
-            "The discounted outcome contains the soft value of the prompt, but `scale_rewards='batch'` compares "
-            "prompts: use 'group' or 'none'.": (
-                by_outcome and batch and not outcome_differs and reward.aggregate == "discounted"
-            ),
-            f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.": (
-                reward.aggregate.startswith(("first", "min"))
-            ),
-            "`soft_value_baseline=False` leaves the soft value for the critic to learn: use the default, `True`.": (
-                not baseline
-            ),
-            "`truncation='bootstrap'` of the endogenous reward subtracts the soft value of the state where a "
-            "completion was truncated: use 'terminal'.": reward.truncation == "bootstrap" and not bootstrap,
-        }
-        found = [reason for reason, holds in reasons.items() if holds]
-        if found:
+        reasons = []
+        if sentences and not by_outcome and discount < step:
+            reasons.append(
+                "`gamma` discounts from sentence to sentence, but soft values change from token to token: use 1.0."
+            )
+        elif not by_outcome and abs(discount - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The returns are discounted by {discount:g}, but `gamma` of the endogenous reward is "
+                f"{reward.gamma:g}: use the same value."
+            )
+        if (by_outcome or isinstance(reward.correction, LengthControl)) and abs(step - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The outcome of a completion is discounted by {step:g}, but `gamma` of the endogenous reward is "
+                f"{reward.gamma:g}: use the same value."
+            )
+        elif by_outcome and batch and reward.aggregate == "discounted":
+            reasons.append(
+                "The discounted outcome contains the soft value of the prompt, but `scale_rewards='batch'` compares "
+                "prompts: use 'group' or 'none'."
+            )
+        if reward.aggregate.startswith(("first", "min")):
+            reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
+        if not baseline:
+            reasons.append(
+                "`soft_value_baseline=False` leaves the soft value for the critic to learn: use the default, `True`."
+            )
+        if reward.truncation == "bootstrap" and not bootstrap:
+            reasons.append(
+                "`truncation='bootstrap'` of the endogenous reward subtracts the soft value of the state where a "
+                "completion was truncated: use 'terminal'."
+            )
+        if reasons:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                f"contain. {' '.join(found)} With `token_reward='log_prob'`, no setting has this effect."
+                f"contain. {' '.join(reasons)} With `token_reward='log_prob'`, no setting has this effect."
             )

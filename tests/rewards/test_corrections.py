@@ -54,6 +54,7 @@ class TestLengthControl:
         # A completion without a reward or a token has no say.
         more = [*outcomes, None, 5.0], [*lengths, 9, 0], [*groups, 0, 0]
         assert length_slope(*more) == pytest.approx(expected)
+        assert length_slope([1.0, 2.0, 3.0], [5, 5, 7], [0, 0, 1]) == 0.0  # equal lengths within groups
 
     def test_shares_sum_to_the_correction(self):
         for length in (1, 2, 17, 3000):
@@ -80,11 +81,6 @@ class TestLengthControl:
             "length_correlation": np.corrcoef(corrected, lengths)[0, 1],
         }
         assert {key: logged[f"endogenous_reward/{key}"] for key in figures} == pytest.approx(figures, abs=1e-4)
-
-    def test_equal_lengths_stay(self, tiny_policy_path):
-        batch = {"prompts": ["a"] * 2, "completions": ["b", "c"], "completion_ids": [[8, 2], [9, 2]]}
-        plain, corrected = (EndogenousReward(tiny_policy_path, correction=c)(**batch) for c in (None, "length"))
-        assert corrected == pytest.approx(plain)
 
 
 FORMULAS: dict[str, Any] = {  # of a token's log-probability, and of that by another model

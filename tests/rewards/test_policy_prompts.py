@@ -348,6 +348,12 @@ class TestBind:
         assert reward.chat_template_kwargs == expected
         (row,) = reward._render([QUESTION], ["12"], None, {})
         assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
+        copy = Watched(pickle.loads(pickle.dumps(reward)))
+        assert copy.reward.chat_template_kwargs == {}  # of no trainer
+        trainer.reward_funcs = [copy]
+        assert_reads_as_policy(trainer, copy)
+        # No tools are not an empty list of them: Llama's template writes of tools then.
+        assert PromptSettings.of(make_trainer(path, copy, tmp_path)).chat_template_kwargs == {}
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
     @pytest.mark.parametrize("algorithm", ["DenseGRPO", "PPO"])
@@ -357,14 +363,6 @@ class TestBind:
         reward = EndogenousReward(path)
         make_trainer(path, reward, tmp_path, getattr(endotrl, f"{algorithm}Trainer"), **NOT_THINKING)
         assert reward.chat_template_kwargs == {"enable_thinking": False}
-
-    def test_pickled(self, path, tmp_path):
-        reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
-        copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
-        assert copy.reward.chat_template_kwargs == {}  # of no trainer
-        trainer.reward_funcs = [copy]
-        assert_reads_as_policy(trainer, copy)
 
 
 class TestOnlineDPO:
@@ -403,12 +401,6 @@ def test_a_sentence_reward_reads_what_the_policy_reads(path, tmp_path):
     read = trainer._tokenize_prompts([QUESTION])[0][0]
     assert row.input_ids[: len(read)] == read
     assert reward.policy_processing_class is trainer.processing_class
-
-
-def test_settings_of_a_trainer_without_tools(path, tmp_path):
-    # No tools are not an empty list of them: Llama's template writes of tools then.
-    trainer = make_trainer(path, EndogenousReward(path), tmp_path)
-    assert PromptSettings.of(trainer).chat_template_kwargs == {}
 
 
 @pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])

@@ -83,27 +83,16 @@ class TestEquality:
         expected = reward(prompts=PROMPTS, completions=texts, completion_ids=RESPONSES)
         torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
-    def test_response_truncated_at_the_stop_token(self, model, tokenizer):
-        # TRL overwrites what follows the stop token with padding.
+    def test_where_responses_end(self, model, tokenizer):
         (query,) = queries_of(tokenizer, ["a b"])
-        whole, context = make_batch([query], [[7, EOS, 9, 10]], PAD)
-        truncated, _ = make_batch([query], [[7, EOS, PAD, PAD]], PAD)
-        ended, _ = make_batch([query], [[7, EOS]], PAD)
-        assert scores_of(model, truncated, PAD, context) == scores_of(model, ended, PAD, context)
-        assert scores_of(model, truncated, PAD, context) > scores_of(model, whole, PAD, context) + 1
-
-    def test_what_follows_the_first_pad_is_not_read(self, model, tokenizer):
-        # A policy can sample the pad token. For TRL the response ends there.
-        (query,) = queries_of(tokenizer, ["a b"])
-        batch, context = make_batch([query, query, query], [[7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8]], PAD)
-        torch.testing.assert_close(
-            scores_of(model, batch, PAD, context), scores_of(model, batch[-1:].expand(3, -1), PAD, context)
-        )
-
-    def test_empty_response(self, model, tokenizer):
-        batch, context = make_batch(queries_of(tokenizer, ["a", "b"]), [[PAD, 7], [7, 8]], PAD)
-        empty, other = scores_of(model, batch, PAD, context)
-        assert empty == 0.0 > other
+        # TRL overwrites what follows the stop token with padding. A policy can sample the pad token: for TRL the
+        # response ends there.
+        responses = [[7, EOS, 9, 10], [7, EOS, PAD, PAD], [7, EOS], [7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8], [PAD, 7]]
+        batch, context = make_batch([query] * len(responses), responses, PAD)
+        whole, *ended, first, second, bare, empty = scores_of(model, batch, PAD, context).tolist()
+        assert ended[0] == pytest.approx(ended[1], abs=1e-5) and ended[0] > whole + 1
+        assert first == pytest.approx(bare, abs=1e-5) and second == pytest.approx(bare, abs=1e-5)
+        assert empty == 0.0 > bare
 
     def test_long_queries_are_cut_as_in_the_reward_function(self, tiny_policy_path, tokenizer):
         prompt = " ".join("abcdefghij" * 8)  # 80 tokens; the context has 64

@@ -136,22 +136,18 @@ def test_logs(model_path):
     assert columns["mine/weakest_sentence"][1:3] == ["No.<|im_end|>", "<|im_end|>"]
 
 
-def test_pickle(model_path):
+def test_pickles_and_loaded_models(model_path):
     reward = SentenceReward(model_path, name="mine")
     expected = reward(PROMPTS, COMPLETIONS)
     data = pickle.dumps(reward)
     assert len(data) < 100_000  # no weights
     again = pickle.loads(data)
     assert again(PROMPTS, COMPLETIONS) == expected and again.__name__ == "mine"
-    with pytest.raises(TypeError, match="Save the model"):
-        pickle.dumps(SentenceReward(SentenceRewardModel.from_pretrained(model_path)))
-
-
-def test_a_loaded_model_is_used_as_it_is(model_path):
     model = SentenceRewardModel.from_pretrained(model_path).train()
-    reward = SentenceReward(model)
-    assert reward(PROMPTS, COMPLETIONS) == SentenceReward(model_path)(PROMPTS, COMPLETIONS)
-    assert model.training
+    loaded = SentenceReward(model)
+    assert loaded(PROMPTS, COMPLETIONS) == expected and model.training
+    with pytest.raises(TypeError, match="Save the model"):
+        pickle.dumps(loaded)
 
 
 def test_what_is_refused(tiny_model_path, model_path, tmp_path):

@@ -126,7 +126,8 @@ class TestArguments:
     @pytest.mark.parametrize("kind", BOTH)
     def test_no_config(self, kind, tiny_policy_path, tmp_path, monkeypatch):
         config = trainers.CONFIGS[kind]
-        on_cpu = dataclasses.make_dataclass("OnCpu", [("use_cpu", bool, True), ("bf16", Any, False)], bases=(config,))
+        fields = [("use_cpu", bool, True), ("bf16", Any, False)]
+        on_cpu = dataclasses.make_dataclass(config.__name__, fields, bases=(config,))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(f"{kind.__module__}.{config.__name__}", on_cpu)
         trainer = kind(tiny_policy_path, length, train_dataset=PROMPTS)
@@ -166,19 +167,18 @@ ACCEPTED = set(inspect.signature(PPOTrainer).parameters) | set(inspect.signature
 class TestComingFromTrlsPPO:
     """Each of its options and arguments works here, or the error says what to use instead."""
 
-    @pytest.mark.parametrize("name", FIELDS)
-    def test_options(self, name, tmp_path):
-        assert (name in NOW) != (name in FORMER_OPTIONS)
-        if name in FORMER_OPTIONS:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_OPTIONS[name]}.")):
-                PPOConfig(str(tmp_path), **QUIET, **{name: None})
-
-    @pytest.mark.parametrize("name", [*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"])
-    def test_arguments(self, name, tmp_path):
-        assert (name in ACCEPTED) != (name in FORMER_ARGUMENTS)
-        if name in FORMER_ARGUMENTS:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_ARGUMENTS[name]}.")):
-                PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **QUIET), **{name: None})
+    def test_each(self, tmp_path):
+        args = PPOConfig(str(tmp_path), **QUIET)
+        for name in (*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"):
+            assert (name in ACCEPTED) != (name in FORMER_ARGUMENTS), name
+            if name in FORMER_ARGUMENTS:
+                with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_ARGUMENTS[name]}.")):
+                    PPOTrainer("/nowhere", **{"args": args, name: None})
+        for name in FIELDS:
+            assert (name in NOW) != (name in FORMER_OPTIONS), name
+            if name in FORMER_OPTIONS:
+                with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_OPTIONS[name]}.")):
+                    PPOConfig(str(tmp_path), **QUIET, **{name: None})
 
     def test_several_at_once_and_pythons_own_errors(self, tmp_path):
         with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`, .* `beta`\. `cliprange`: now `epsilon`"):
