@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy against reference answers, for logging beside a reward, or as a reward itself."""
+"""Accuracy against reference answers, for logging next to a reward, or as a reward itself."""
 
 from typing import Any
 

@@ -339,18 +339,18 @@ class PPOTrainer(DenseRewardTrainer):
             save_critic(critic, self.args.output_dir if output_dir is None else output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._critic_from(resume_from_checkpoint, beside=not self.is_fsdp_enabled):
+        with self._critic_from(resume_from_checkpoint, own_file=not self.is_fsdp_enabled):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        beside = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        with self._critic_from(self.state.best_model_checkpoint, beside):
+        own_file = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with self._critic_from(self.state.best_model_checkpoint, own_file):
             super()._load_best_model()
 
     @contextmanager
-    def _critic_from(self, checkpoint: str | None, beside: bool) -> Iterator[None]:
-        """Loads the policy without the critic, then the critic, if its file is `beside` the policy's (not in FSDP)."""
-        if self.args.critic == "none" or not beside:
+    def _critic_from(self, checkpoint: str | None, own_file: bool) -> Iterator[None]:
+        """Loads the critic after the policy if it has its `own_file`; FSDP's checkpoints have the wrapped model."""
+        if self.args.critic == "none" or not own_file:
             yield
             return
         with without_critic(self._base_policy):

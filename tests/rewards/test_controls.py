@@ -19,7 +19,7 @@ def test_random_reward():
     copies = [pickle.loads(pickle.dumps(reward)), copy.deepcopy(reward)]
     assert {other.__name__ for other in copies} == {"random_reward"}
     more = reward(**batch)
-    assert more != draws and all(other(**batch) == more for other in copies)  # they go on where it was
+    assert more != draws and all(other(**batch) == more for other in copies)  # they continue the sequence
 
 
 @pytest.mark.parametrize(("prefer", "expected"), [("short", [-3, 0, -1]), ("long", [3, 0, 1])])

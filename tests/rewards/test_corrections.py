@@ -51,7 +51,7 @@ class TestLengthControl:
         design = np.column_stack([np.log(lengths), groups == 0, groups == 1, groups == 2]).astype(float)
         expected = np.linalg.lstsq(design, outcomes, rcond=None)[0][0]
         assert length_slope(outcomes.tolist(), lengths.tolist(), groups.tolist()) == pytest.approx(expected)
-        # A completion without a reward or a token has no say.
+        # Completions without a reward or a token are ignored.
         more = [*outcomes, None, 5.0], [*lengths, 9, 0], [*groups, 0, 0]
         assert length_slope(*more) == pytest.approx(expected)
         assert length_slope([1.0, 2.0, 3.0], [5, 5, 7], [0, 0, 1]) == 0.0  # equal lengths within groups
@@ -60,7 +60,7 @@ class TestLengthControl:
         for length in (1, 2, 17, 3000):
             assert length_shares(length, -0.8).sum().item() == pytest.approx(0.8 * math.log(length), rel=1e-5)
         assert length_shares(0, 1.0).shape == (0,)
-        # What a token gets does not depend on what follows.
+        # The share of a token does not depend on later tokens.
         assert torch.equal(length_shares(9, 1.3)[:4], length_shares(4, 1.3))
 
     @pytest.mark.parametrize("aggregate", ["sum", "mean", "discounted"])

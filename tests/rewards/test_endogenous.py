@@ -32,7 +32,7 @@ PARIS = [{"role": "assistant", "content": "Paris."}]
 
 @dataclass(frozen=True)
 class Case:
-    """A batch as a trainer gives it, and the logits of every row, from which all rewards follow, by the reference."""
+    """A batch as a trainer passes it, and the logits of each row, from which the reference computes all rewards."""
 
     prompts: list[Any]
     completions: list[Any]
@@ -129,7 +129,7 @@ class TestAgainstTheReference:
                 by_token = reference_token_rewards(scores, form, alpha, gamma, finished, truncation)
                 wanted = aggregate_by_hand(by_token, scores.values[0], form, aggregate, 0.8)
                 assert value == pytest.approx(wanted, abs=1e-4, rel=1e-5)
-                # What heat maps colour sums to it. What no token has is named, and is nothing by default.
+                # The contributions in heat maps sum to it. Parts that belong to no token are named separately.
                 page = heat_map_row(reward, row)
                 coloured = sum(page.contributions) + sum(page.rest.values())
                 assert page.total == value == pytest.approx(coloured, abs=1e-5)
@@ -301,11 +301,11 @@ class TestBadSettings:
         reward = EndogenousReward(tiny_model_path, aggregate=aggregate)
         with pytest.raises(ValueError, match="cannot be credited to single tokens"):
             reward.outcome_and_token_rewards(["a"], ["b"])
-        assert reward._scorer is None  # said before anything was computed
+        assert reward._scorer is None  # raised before anything was computed
 
 
 class TestBadBatches:
-    """Each is told before the model runs. All that a renderer refuses: `tests/rendering/test_renderer.py`."""
+    """Errors before the model runs. Everything else that a renderer rejects: `tests/rendering/test_renderer.py`."""
 
     def test_is_refused(self, model):
         reward = EndogenousReward(model)

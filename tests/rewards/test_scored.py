@@ -74,7 +74,7 @@ def test_bellman_rewards_are_coloured_by_log_probability(reward, tiny_model_path
     for theirs, ours in zip(log_prob.score(PROMPTS, ANSWERS), scored, strict=True):
         row = heat_map_row(reward, ours)
         assert row.contributions == pytest.approx(theirs.log_probs.tolist(), abs=1e-5)
-        # The Bellman rewards themselves are there to be pointed at.
+        # The Bellman rewards themselves are in the tooltips.
         assert row.columns["token reward"] == reward.token_rewards_from(ours).tolist()
     page = heat_maps([heat_map_row(reward, stats) for stats in scored])
     assert "</span>0.0</span>" in page and 'class="t p' not in page  # of one sign: a sequential scale

@@ -77,7 +77,7 @@ def test_neighbours_of_another_length_change_nothing(tiny_model_path, tmp_path):
     completions = ["No.", "Yes. " * 20, "It is."]
     alone = [reward(["Hi?"], [completion])[0] for completion in completions]
     assert reward(["Hi?"] * 3, completions) == pytest.approx(alone, abs=1e-5)
-    # It would matter: a pass of both lengths gives other numbers.
+    # The split matters: a pass with both lengths gives different numbers.
     model.config.get_text_config().rope_parameters["rope_type"] = "default"
     assert reward(["Hi?"] * 3, completions) != pytest.approx(alone, abs=1e-5)
 
@@ -92,7 +92,6 @@ def test_the_policys_tokens_are_scored_as_they_are(model_path):
     assert [len(rewards) for rewards in token_rewards] == [len(ids), len(ids) + 1]
     assert token_rewards[0].nonzero().flatten().tolist() == [6, 9]  # after "It is. ", where the space is a token
     assert token_rewards[1].nonzero().flatten().tolist() == [6, 10]  # at EOS
-    # That the second one ended shows.
     assert scores[0] != scores[1]
     assert scores[1] != reward(["Hi?"], [text])[0]  # other tokens than the tokenizer's own
 

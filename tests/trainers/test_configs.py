@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Configurations and arguments of both trainers: what TRL's parser makes of them, errors before a model is loaded, and,
-for who comes from TRL's own PPO, what to use instead.
+Configurations and arguments of both trainers: TRL's parser, errors before a model is loaded, and replacements for the
+options of TRL's own PPO.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class TestConfigs:
 
 
 class TestArguments:
-    """Before any model is loaded: the model's path leads nowhere."""
+    """Errors before any model is loaded: the model's path does not exist."""
 
     @pytest.mark.parametrize(
         ("kinds", "settings", "error", "message"),

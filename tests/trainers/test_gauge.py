@@ -188,17 +188,16 @@ def test_one_warning_where_they_do(kind, settings, reward, reason, shifted, tiny
     assert len(warnings) == 1 and reason in warnings[0] and "'endogenous_reward'" in warnings[0]
     other = make(kind, tiny_policy_path, tmp_path, shifted, reward, **settings)
     moved = trainers.rollout(other)["advantages"] - trainers.rollout(plain)["advantages"]
-    assert moved.abs().max() > 0.05  # it is true
+    assert moved.abs().max() > 0.05  # the warning is justified
 
 
 @pytest.mark.parametrize(
     ("truncation", "soft_value_baseline"),
     [
-        # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not
-        # subtracted,
+        # A truncated completion would earn the critic's value, with soft values that the reward has not subtracted,
         ("terminal", False),
         ("skip", False),
-        # or cost a soft value that no value of the critic's brings back.
+        # or lose a soft value that the critic's value does not restore.
         ("bootstrap", True),
     ],
 )

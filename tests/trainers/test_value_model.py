@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPO's critic as a model of its own: it is given what the policy is given, and brings its trained head along."""
+"""PPO's critic as a separate model: it gets the policy's inputs and keeps its trained head."""
 
 from pathlib import Path
 from typing import Any
