@@ -93,8 +93,8 @@ class PPOConfig(GRPOConfig):
             Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all tokens
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            Value after the last token of a completion without EOS: `"terminal"`, none, so that the return ends
-            there; `"bootstrap"`, the critic's value of the state where it was truncated.
+            Value after the last token of a completion without EOS: `"terminal"` uses none, so the return ends there;
+            `"bootstrap"` uses the critic's value of the state where the completion was truncated.
 
         > Parameters that control the critic
 
@@ -107,26 +107,26 @@ class PPOConfig(GRPOConfig):
             prediction, $V(s) = \hat V(s) + u(s)$, if the reward contains that soft value (`token_reward="bellman"`).
             The critic then learns only $u(s)$, the expected log-probability of the continuation.
         detach_value (`bool`, *optional*, defaults to `True`):
-            Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the trunk learns to
-            predict values too, and `vf_coef` matters.
+            Whether to detach the value head from the policy's trunk. With `False`, the trunk also learns to predict
+            values, and `vf_coef` matters.
         vf_coef (`float`, *optional*, defaults to `0.1`):
             Coefficient of the value loss.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
-            Maximum change of the value since the rollout before its loss is clipped. In units of the returns' root
-            mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip.
+            Maximum change of a value since the rollout before its loss is clipped, in units of the returns' root mean
+            square if `scale_value_loss`, otherwise of the reward (nats). `None` disables clipping.
         scale_value_loss (`bool`, *optional*, defaults to `True`):
             Whether to divide value errors by the root mean square of their targets in the generation batch, so that
             `vf_coef` and `cliprange_value` mean the same for rewards of any size.
         value_learning_rate (`float`, *optional*, defaults to `1e-5`):
-            Learning rate of the critic, on the same schedule as that of the policy. `None` takes `learning_rate`.
+            Learning rate of the critic, on the same schedule as the policy's. `None` uses `learning_rate`.
 
         > Parameters that control the KL penalty
 
         beta (`float`, *optional*, defaults to `0.01`):
-            Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference model.
+            Coefficient of the KL penalty to the reference model. With `0.0`, there is no reference model.
         kl_placement (`str`, *optional*, defaults to `"reward"`):
-            `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that
-            the penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
+            `"reward"` subtracts $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$ from every token's reward, so the
+            penalty is part of returns and values. `"loss"` uses the KL term of TRL's loss.
         kl_target (`float`, *optional*):
             Target KL divergence from the reference model, in nats per completion, to which `beta` is adapted as in
             Section 2.2 of https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
