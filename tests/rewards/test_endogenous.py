@@ -317,13 +317,11 @@ class TestBadBatches:
                 call(prompts=["Hi", "word " * 300], completions=["a", "b"])
             assert ran == []
 
-    def test_an_instance_without_a_tokenizer(self, model):
+    def test_without_a_tokenizer_or_weights(self, model):
         nameless = copy.deepcopy(model)
         nameless.config._name_or_path = ""
         with pytest.raises(ValueError, match="tokenizer cannot be found. Pass it as `processing_class`"):
             EndogenousReward(nameless)([USER], [PARIS])
-
-    def test_not_attached(self):
         with pytest.raises(RuntimeError, match=r"`model=None`.*Call `reward.attach\(trainer\)` before"):
             EndogenousReward(None)([USER], [PARIS])
 

@@ -180,7 +180,10 @@ class TestOwnCopy:
         assert given == pytest.approx(max(-1.0, min(1.0, relative)), abs=1e-4)
 
 
-def test_criterion(llava):
+def test_criterion_and_information_gain(llava):
+    gain = InformationGain(llava.model)  # over itself
+    reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
+    assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]
     reward = EndogenousReward(llava.model, llava.processor, criterion="Be short.")
     (value,) = reward(prompts=[ONE], completions=["x"], images=[[picture(2, 32, 20)]])
     assert value == pytest.approx(llava.expected(SYSTEM, [picture(2, 32, 20)], "x"), abs=1e-4)
@@ -197,12 +200,6 @@ def test_groups_of_length_control(llava):
     x = lengths - lengths.view(2, 2).mean(1).repeat_interleave(2)
     y = torch.tensor(plain).double() - torch.tensor(plain).double().view(2, 2).mean(1).repeat_interleave(2)
     assert reward.length_slope == pytest.approx(((x @ y) / (x @ x)).item(), rel=1e-4)
-
-
-def test_information_gain_reads_them_too(llava, tiny_model_path):
-    gain = InformationGain(llava.model)
-    reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
-    assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]  # over itself
 
 
 class TestIgnored:

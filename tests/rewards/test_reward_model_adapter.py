@@ -163,15 +163,13 @@ class TestPadIsEos:
         padded, _ = make_batch([query], [[7, EOS, 18, 18]], 18)
         assert scores_of(adapter, padded, 18, context) == scores_of(adapter, ended, 18, context)
 
-    def test_queries_padded_on_the_right_are_refused(self, tiny_model_path):
-        model = EndogenousReward(tiny_model_path).as_reward_model()
+    def test_padding_that_cannot_be_told_from_text(self, model, tiny_model_path, tiny_policy_path):
         end = AutoTokenizer.from_pretrained(tiny_model_path).eos_token_id
         with pytest.raises(ValueError, match="query of row 1 ends with the pad token.*padding_side='left'"):
-            scores_of(model, torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2)
-
-    def test_bos_is_pad(self, model, tiny_policy_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        (first,) = tokenizer("a")["input_ids"]  # this tokenizer adds no BOS: "a" itself stands for one
+            scores_of(
+                EndogenousReward(tiny_model_path).as_reward_model(), torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2
+            )
+        (first,) = AutoTokenizer.from_pretrained(tiny_policy_path)("a")["input_ids"]  # stands for a BOS
         with pytest.raises(ValueError, match=rf"starts every text with its pad token \({first}\)"):
             scores_of(model, torch.tensor([[first, 8, 9]]), first, 2)
 
@@ -184,15 +182,12 @@ class TestModule:
         expected = scores_of(model, batch[0], PAD, batch[1])
         assert list(model.state_dict()) == ["placeholder"]
         assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert model.config.hidden_size == 16 and next(model.parameters()).dtype == torch.float32  # for DeepSpeed
         model.load_state_dict(model.state_dict())
         model = model.to(torch.float16).train()
         assert lm.dtype == torch.float32
         assert torch.equal(scores_of(model, batch[0], PAD, batch[1]), expected)
         assert_same_to_the_bit(before, weights(lm))
-
-    def test_what_deepspeed_reads(self, model):
-        assert model.config.hidden_size == 16
-        assert next(model.parameters()).dtype == torch.float32
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
     def test_copies(self, tiny_policy_path, batch, duplicate):
@@ -217,10 +212,8 @@ class TestRefused:
         with pytest.raises(error, match=message):
             EndogenousReward(**{"model": tiny_policy_path, **settings}).as_reward_model()
 
-    def test_another_caller(self, model):
+    def test_another_caller_and_ids_of_another_vocabulary(self, model):
         with pytest.raises(RuntimeError, match=r"not called by TRL's `get_reward`.*reward_model\(query_responses"):
             model.endogenous_backbone(input_ids=torch.tensor([[7, 8]]))
-
-    def test_ids_of_another_vocabulary(self, model):
         with pytest.raises(ValueError, match="another tokenizer"):
             scores_of(model, torch.tensor([[7, 8, 300]]), PAD, 2)
