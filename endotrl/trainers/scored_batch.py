@@ -40,14 +40,14 @@ class RewardRecorder:
         return scores.outcomes
 
     def _sum(self, output: Sequence[Any]) -> DenseScores:
-        numbers = [row for row, value in enumerate(output) if value is not None and not _is_list_of_numbers(value)]
-        if numbers:
-            raise TypeError(
-                f"The reward function '{self.name}' returned one number per token for some completions, but "
-                f"{output[numbers[0]]!r} for row {numbers[0]}. It must return a list of numbers or `None` for each."
-            )
-        tokens = [torch.as_tensor([] if row is None else row, dtype=torch.float32) for row in output]
-        totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]
+        for row, value in enumerate(output):
+            if value is not None and not _is_list_of_numbers(value):
+                raise TypeError(
+                    f"The reward function '{self.name}' returned one number per token for some completions, but "
+                    f"{value!r} for row {row}. It must return a list of numbers or `None` for each."
+                )
+        tokens = [torch.as_tensor([] if value is None else value, dtype=torch.float32) for value in output]
+        totals = [None if v is None else t.double().sum().item() for v, t in zip(output, tokens, strict=True)]
         return DenseScores(totals, tokens)
 
     def _checked(
