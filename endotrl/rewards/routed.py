@@ -40,11 +40,11 @@ class RoutedReward:
     ) -> list[float | None]:
         """One reward per completion. `ValueError` if the column is missing, or a value of it has no reward."""
         routes = kwargs.get(self.column)
-        unknown = sorted({str(route) for route in routes or [None]} - set(self.rewards))
-        if not isinstance(routes, Sequence) or unknown:
+        unknown = sorted(map(repr, set(routes or [None]) - set(self.rewards)))
+        if unknown:
             raise ValueError(
                 f"The column {self.column!r} of the dataset must name the reward of each row, one of "
-                f"{sorted(self.rewards)}, but it {f'also contains {unknown}' if routes else 'is missing'}."
+                f"{sorted(self.rewards)}, but it {'also contains ' + ', '.join(unknown) if routes else 'is missing'}."
             )
         # From another thread, frozen models identify their trainer by its loggers, and extra columns must be whole.
         trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
