@@ -56,8 +56,8 @@ def check_names(given: Iterable[str], former: Mapping[str, str], where: str) -> 
         )
 
 
-class _SingleGeneration(int):
-    """The number 1, to which `GRPOConfig`'s check `num_generations < 2` (for its group baseline) does not apply."""
+class _NumGenerations(int):
+    """A number that passes `GRPOConfig`'s check `num_generations < 2`, which is for its group baseline."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -167,13 +167,9 @@ class PPOConfig(GRPOConfig):
     def __post_init__(self) -> None:
         if self.num_generations is None or self.num_generations < 1:
             raise ValueError(f"`num_generations` is {self.num_generations}, but it must be at least 1 completion.")
-        single = self.num_generations == 1
-        if single:
-            self.num_generations = _SingleGeneration(1)
+        given, self.num_generations = self.num_generations, _NumGenerations(self.num_generations)
         super().__post_init__()
-        if single:
-            self.num_generations = 1
-
+        self.num_generations = given
         check_choice("truncation", self.truncation, get_args(PPOTruncation))
         check_choice("critic", self.critic, get_args(Critic))
         check_choice("kl_placement", self.kl_placement, get_args(KLPlacement))
