@@ -39,7 +39,7 @@ class RoutedReward:
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion. `ValueError` if the column is missing, or a value of it has no reward."""
-        routes = kwargs.get(self.column)
+        routes: Sequence[Any] = kwargs.get(self.column) or []
         unknown = sorted(map(repr, set(routes or [None]) - set(self.rewards)))
         if unknown:
             raise ValueError(
