@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validation of shared settings, of any function's rewards and of criteria; name suggestions; reproducible `repr`."""
+"""Validation of settings and rewards, suggestions for misspelled names, reproducible `repr`."""
 
 import math
 import re
@@ -9,47 +9,47 @@ from typing import Any
 
 
 def lasting_repr(value: object) -> str:
-    """`repr` that is equal in every process: without memory addresses, which those of functions and images contain."""
+    """`repr` without the memory addresses that those of functions and images contain: the same in every process."""
     return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Returns ` (did you mean X?)` with the known name that contains `word` or is close to it; empty if none does."""
+    """` (did you mean X?)` with the known name that contains `word` or is close to it; empty if there is none."""
     known = [name for name in known if name != word]
     similar = [name for name in known if word and word in name] or get_close_matches(word, known, n=1, cutoff=0.7)
     return f" (did you mean {similar[0]}?)" if similar else ""
 
 
-def check_choice(name: str, value: object, choices: Sequence[str], reasons: Mapping[str, str] | None = None) -> None:
-    """Raises `ValueError` if the setting `value`, called `name`, is not a choice, with its reason if there is one."""
-    if isinstance(value, str) and reasons and value in reasons:
-        raise ValueError(f"`{name}` is {value!r}, {reasons[value]}.")
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raises `ValueError` if `value`, the setting called `name`, is not one of `choices`."""
     if value not in choices:
         meant = did_you_mean(value, choices) if isinstance(value, str) else ""
         raise ValueError(f"`{name}` is {value!r}, but it must be one of {', '.join(map(repr, choices))}{meant}.")
 
 
 def check_rewards(rewards: Iterable[float | None], count: int) -> list[float | None]:
-    """Rewards of `count` completions as a list: each finite or `None`. Raises `ValueError` otherwise."""
+    """Rewards of `count` completions as a list. Raises `ValueError` unless each is a finite number or `None`."""
     found = list(rewards)
     if len(found) != count:
-        raise ValueError(f"The reward function gave {len(found)} rewards to {count} completions. Give one to each.")
+        raise ValueError(
+            f"The reward function returned {len(found)} rewards for {count} completions. It must return one for each."
+        )
     for i, value in enumerate(found):
         try:
             fits = value is None or math.isfinite(value)
         except TypeError:
             fits = False
         if not fits:
-            raise ValueError(f"The reward of completion {i} is {value!r}, but it must be a finite number or None.")
+            raise ValueError(f"The reward of completion {i} is {value!r}, but it must be a finite number or `None`.")
     return found
 
 
 def check_criterion(criterion: Any) -> Any:
-    """Returns the criterion. Raises `TypeError` unless it is text, a dictionary of texts or `None`, none empty."""
+    """Returns the criterion. Raises `TypeError` unless it is a string, a dictionary of strings, or `None`."""
     texts = criterion.values() if isinstance(criterion, Mapping) else [criterion]
     if criterion is not None and not all(isinstance(text, str) and text.strip() for text in texts):
         raise TypeError(
-            f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string for each domain, or "
-            "`None`, and no string may be empty."
+            f"`criterion` is {criterion!r}, but it must be a string, a dictionary with one string per domain, or "
+            "`None`. Strings must not be empty."
         )
     return criterion

@@ -214,9 +214,12 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
     ("call", "message"),
     [
         *((lambda g=g: returns_to_go(ONES, MASK, g), f"`gamma` is {g}") for g in (0.0, -0.1, 1.1, math.nan)),
-        (lambda: returns_to_go(ONES, MASK[:, :2]), r"`rewards` has shape \(2, 3\) and `mask` \(2, 2\)"),
+        (lambda: returns_to_go(ONES, MASK[:, :2]), r"`rewards` has shape \(2, 3\) and `mask` has shape \(2, 2\)"),
         (lambda: returns_to_go(ONES, ONES), "`mask` is torch.float32"),
-        (lambda: start_of_segment(ONES[0], IDS[0], MASK[0]), "`values` has shape .* must be .completions, tokens."),
+        (
+            lambda: start_of_segment(ONES[0], IDS[0], MASK[0]),
+            "`values` has shape .* must have shape .completions, tokens.",
+        ),
         *(
             (lambda v=v: generalized_advantage_estimate(ONES, ONES, MASK, lam=v), f"`lam` is {v}")
             for v in (-0.1, 1.5, math.nan)
@@ -230,7 +233,7 @@ IDS = torch.zeros(2, 3, dtype=torch.int64)
             for shape in ((2, 1), (3,))
         ),
         *(
-            (lambda n=n: group_baseline(ONES, MASK, n), f"2 completions, .* not full groups of `num_generations`={n}")
+            (lambda n=n: group_baseline(ONES, MASK, n), f"`num_generations` is {n}, but the 2 completions")
             for n in (3, -2)
         ),
         *(

@@ -142,8 +142,8 @@ def group_baseline(
     own = masked("values", values, mask)
     if num_generations < 1 or values.shape[0] % num_generations:
         raise ValueError(
-            f"There are {values.shape[0]} completions, which are not full groups of "
-            f"`num_generations`={num_generations}."
+            f"`num_generations` is {num_generations}, but the {values.shape[0]} completions do not divide into groups "
+            "of that size."
         )
     if valid is not None and (valid.shape != mask.shape[:1] or valid.dtype != torch.bool):
         raise ValueError(

@@ -122,8 +122,8 @@ def masked(name: str, values: Tensor, mask: Tensor) -> Tensor:
     """`values` in float32, and 0 where `mask` is `False`."""
     if values.ndim != 2 or values.shape != mask.shape:
         raise ValueError(
-            f"`{name}` has shape {tuple(values.shape)} and `mask` {tuple(mask.shape)}, but both must be "
-            "(completions, tokens)."
+            f"`{name}` has shape {tuple(values.shape)} and `mask` has shape {tuple(mask.shape)}, but both must have "
+            "shape (completions, tokens)."
         )
     if mask.dtype != torch.bool:
         raise ValueError(f"`mask` is {mask.dtype}, but it must be bool: `True` where the policy wrote the token.")
@@ -140,7 +140,7 @@ def _segments(segment_ids: Tensor, mask: Tensor) -> Tensor:
         )
     ids = torch.where(mask, segment_ids, 0)
     if ids.numel() and ids.min() < 0:
-        raise ValueError(f"`segment_ids` contains {int(ids.min())}, but segments are counted from 0.")
+        raise ValueError(f"`segment_ids` contains {int(ids.min())}, but segments must be numbered from 0.")
     return ids
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy against reference answers, for logging beside a reward, or as a reward itself."""
+"""Accuracy against reference answers, for logging next to a reward, or as a reward itself."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ class AccuracyReward:
 
     Args:
         column (`str`):
-            Column of the dataset with the right answer, or a list of accepted ones. The answer of a solution is in
-            `\boxed{}`, after `####` or after "the answer is".
+            Column of the dataset with the right answer, or with a list of accepted answers. The answer of a solution
+            is in `\boxed{}`, after `####` or after "the answer is".
         math (`bool`, *optional*, defaults to `False`):
-            Whether expressions that are not numbers are compared by math-verify, which must be installed and knows
-            that $(x+1)^2$ is $x^2+2x+1$. If `False`, they must be written alike.
+            Whether to compare expressions that are not numbers by math-verify, which must be installed and knows that
+            $(x+1)^2$ is $x^2+2x+1$. If `False`, they must be written alike.
 
     Example:
     ```python
@@ -40,8 +40,8 @@ class AccuracyReward:
         """Returns one number per completion. `columns` has the dataset's columns."""
         if self.column not in columns:
             raise ValueError(
-                f"The reward compares with the column {self.column!r}, which the dataset does not have. It has "
-                f"{sorted(columns)}."
+                f"`AccuracyReward` needs the column {self.column!r}, but the dataset only has {sorted(columns)}. Pass "
+                "the name of the column with the right answers."
             )
         answers = [given if isinstance(given, list) else [given] for given in columns[self.column]]
         return [

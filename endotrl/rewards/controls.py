@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Control rewards: baselines for a reward. On some base models even a random reward raises benchmark accuracy
-(https://huggingface.co/papers/2506.10947), so a gain is only meaningful relative to that of these.
+Control rewards: baselines for another reward. On some base models, even a random reward raises benchmark accuracy
+(https://huggingface.co/papers/2506.10947), so a gain only means something relative to theirs.
 """
 
 import random
@@ -71,7 +71,7 @@ class FormatReward:
         try:
             self._pattern = re.compile(pattern, re.DOTALL)
         except re.error as error:
-            raise ValueError(f"`pattern` is {pattern!r}, which is no regular expression: {error}.") from error
+            raise ValueError(f"`pattern` must be a regular expression, got {pattern!r}: {error}.") from error
         self.__name__ = "format_reward"
 
     def __call__(self, prompts: list[Any], completions: list[Any], **kwargs: Any) -> list[float]:

@@ -2,6 +2,7 @@
 """Corrections of the endogenous reward for what policies exploit: length, outlier tokens, generic text."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,14 @@ from .settings import CorrectionName
 
 def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], groups: Sequence[Hashable]) -> float:
     r"""
-    Least-squares slope of outcomes on $\log H$, both centered within groups (of a prompt), so that prompts that
-    require long answers do not count as an effect of length. `None` is left out. 0 if lengths do not differ.
+    Least-squares slope of outcomes on $\log H$, both centered within groups (the completions of a prompt), so that
+    prompts that require long answers do not count as an effect of length. Outcomes of `None` are left out. 0 if
+    lengths do not differ.
     """
-    members: dict[Hashable, list[tuple[float, float]]] = {}
+    members: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
         if outcome is not None and length > 0:
-            members.setdefault(group, []).append((math.log(length), outcome))
+            members[group].append((math.log(length), outcome))
     xy = xx = 0.0
     for pairs in members.values():
         x, y = torch.tensor(pairs, dtype=torch.float64).T
@@ -63,7 +65,7 @@ class ClipTokens:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ValueError(f"`low` is {self.low} and `high` {self.high}, but `low` must be less than `high`.")
+            raise ValueError(f"`low` must be less than `high`, got {self.low} and {self.high}.")
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,10 @@ class InformationGain:
     weight: Callable[[Tensor], Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Of a loaded model, the name alone: another [`EndogenousReward`] scores, and answers for its weights."""
+        """Replaces a loaded model by its name: the [`EndogenousReward`] that scores with it holds the weights."""
         model = self.generalist
         name = model.config._name_or_path if isinstance(model, PreTrainedModel) else model
-        return {**self.__dict__, "generalist": name}
+        return {**vars(self), "generalist": name}
 
 
 Correction = LengthControl | ClipTokens | InformationGain
@@ -117,8 +119,10 @@ def one_minus_probability(probabilities: Tensor) -> Tensor:
 
 def as_correction(correction: Correction | CorrectionName | None, token_reward: str) -> Correction | None:
     """Resolves the name of a correction: `"length"` is `LengthControl()`, `"clip"` is `ClipTokens()`."""
-    if correction in ("length", "clip"):
-        correction = LengthControl() if correction == "length" else ClipTokens()
+    if correction == "length":
+        return LengthControl()
+    if correction == "clip":
+        correction = ClipTokens()
     if not isinstance(correction, LengthControl | ClipTokens | InformationGain | None):
         raise ValueError(
             f'`correction` is {correction!r}, but it must be "length", "clip", a `LengthControl`, a `ClipTokens`, an '
@@ -126,12 +130,13 @@ def as_correction(correction: Correction | CorrectionName | None, token_reward: 
         )
     if isinstance(correction, ClipTokens) and token_reward == "bellman":
         raise ValueError(
-            '`ClipTokens` would turn arbitrary constants of the logits, which `token_reward="bellman"` contains, into '
-            'rewards. Use `token_reward="log_prob"` (the same sum) or "centered".'
+            '`ClipTokens` does not support `token_reward="bellman"`: these rewards contain arbitrary constants of the '
+            'logits, and clipping would leave them in the sum. Use `token_reward="log_prob"` (the same sum) or '
+            '"centered".'
         )
     if isinstance(correction, InformationGain) and token_reward != "log_prob":
         raise ValueError(
-            f"`InformationGain` is a difference of log-probabilities, and `token_reward` is {token_reward!r}. Use "
+            f"`token_reward` is {token_reward!r}, but `InformationGain` is a difference of log-probabilities. Use "
             '`token_reward="log_prob"`.'
         )
     return correction
@@ -144,11 +149,16 @@ def correct_tokens(rewards: Tensor, stats: TokenStats, correction: Correction) -
     if isinstance(correction, ClipTokens):
         return rewards.clamp(correction.low, correction.high)
     if stats.generalist_log_probs is None:
-        raise ValueError("These token statistics are not of this reward, with `InformationGain`. Score with it.")
+        raise ValueError(
+            "`InformationGain` needs the generalist's log-probabilities, but these token statistics have none. Score "
+            "the completions with this reward."
+        )
     gains = rewards - stats.alpha * stats.generalist_log_probs
     if correction.weight is None:
         return gains
     weights = correction.weight(stats.log_probs.exp())
     if not isinstance(weights, Tensor) or weights.shape != gains.shape or not weights.isfinite().all():
-        raise ValueError(f"The `weight` of `InformationGain` gave {weights!r}, and not one finite number per token.")
+        raise ValueError(
+            f"The `weight` of `InformationGain` must return one finite number per token, got {weights!r}."
+        )
     return weights * gains

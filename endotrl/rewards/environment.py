@@ -16,7 +16,7 @@ from .settings import SETTINGS
 class _EnvironmentReward:
     """
     Endogenous reward for `trl grpo --reward_funcs endotrl.rewards.endogenous_reward`, which takes a ready callable
-    without parameters: made on first use from environment variables, which the `env:` block of TRL's YAML files sets.
+    without parameters: created on first use from the environment variables that the `env:` block of TRL's YAML sets.
     """
 
     __name__ = "endogenous_reward"
@@ -46,7 +46,7 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
         if parameter not in _PARAMETERS:
             known = ", ".join(f"ENDOTRL_{name.upper()}" for name in _PARAMETERS)
             raise ValueError(
-                f"The environment variable {key} is not a setting of the endogenous reward. There are {known}."
+                f"The environment variable {key} is not a setting of the endogenous reward. The settings are {known}."
             )
         try:
             settings[parameter] = value if parameter == "model" else SETTINGS[parameter].read(value)
@@ -54,8 +54,9 @@ def reward_from_environment(environ: Mapping[str, str]) -> EndogenousReward:
             raise ValueError(f"The environment variable {key} is {value!r}, but it {error}.") from error
     if "model" not in settings:
         raise ValueError(
-            "`endotrl.rewards.endogenous_reward` takes its settings from environment variables, and ENDOTRL_MODEL, "
-            "the path or hub id of the frozen model, is not set. In a TRL YAML file: `env: {ENDOTRL_MODEL: <model>}`."
+            "`endotrl.rewards.endogenous_reward` reads its settings from environment variables, but ENDOTRL_MODEL, "
+            "the path or hub id of the frozen model, is not set. Set it in TRL's YAML file: "
+            "`env: {ENDOTRL_MODEL: <model>}`."
         )
     if is_url(settings["model"]):
         settings["model"] = ServedModel(settings["model"], asynchronous=False)  # TRL calls the object below

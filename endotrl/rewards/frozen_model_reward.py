@@ -71,8 +71,8 @@ class FrozenModelReward:
         plan_batches([], max_tokens_per_batch)  # raises now for an invalid budget
         if not isinstance(processing_class, PreTrainedTokenizerBase | ProcessorMixin | None):
             raise TypeError(
-                f"`processing_class` is a {type(processing_class).__name__}, but it must be a tokenizer, as "
-                "`AutoTokenizer.from_pretrained` loads it, a processor, or `None` to load that of the model."
+                f"`processing_class` is a {type(processing_class).__name__}, but it must be a tokenizer such as "
+                "`AutoTokenizer.from_pretrained` returns, a processor, or `None` to load the model's own."
             )
         self.max_tokens_per_batch = max_tokens_per_batch
         self.trust_remote_code = trust_remote_code
@@ -83,8 +83,8 @@ class FrozenModelReward:
         self._placement = place(model, dtype, device, trust_remote_code, offload, model_init_kwargs, adapter_name)
         if isinstance(self._placement, ServedModel) and self.rule.needs_logits is not None:
             raise ValueError(
-                f"The frozen model is on a server, which gives log-probabilities only, and {self.rule.needs_logits}. "
-                'Use `token_reward="log_prob"` with `alpha=1.0`, the default settings, or a model that is loaded here.'
+                f"The frozen model is on a server, which only returns log-probabilities: {self.rule.needs_logits}. "
+                'Use `token_reward="log_prob"` with `alpha=1.0`, the default settings, or a locally loaded model.'
             )
         self._made_for: tuple[str, str] | None = None  # name and digest of the given model, replaced by a trainer's
         makers = self._get_processing_class, self._make_renderer, warn_without_kl_penalty
@@ -108,10 +108,10 @@ class FrozenModelReward:
 
     def bind(self, trainer: Any) -> Self:
         """
-        Reads prompts as the policy of a trainer does: with its processor, chat template, `chat_template_kwargs` and
-        `tools`, except for this reward's own arguments. The weights stay its own. For rewards that are called from
-        another thread, or before training: otherwise a reward finds the trainer that calls it, and the token ids of
-        the prompts that the policy has read. `TypeError` for a trainer without `reward_funcs`.
+        Renders prompts like the policy of a trainer: with its processor, chat template, `chat_template_kwargs` and
+        `tools`, except where this reward has arguments of its own. It keeps its weights. Only needed by rewards that
+        are called from another thread or before training: otherwise a reward finds the trainer that calls it, and the
+        token ids of the policy's prompts. Raises `TypeError` for a trainer without `reward_funcs`.
         """
         self._prompts.bind(trainer)
         return self
@@ -120,11 +120,11 @@ class FrozenModelReward:
         """
         Shares the frozen weights of a trainer, so that the reward adds no second model to memory: with LoRA, the
         policy with its adapter disabled; with `beta` > 0, the trainer's reference model, whose forward pass over the
-        completions the reward then reuses instead of running its own. It reads prompts as with [`bind`].
+        completions the reward then reuses instead of running its own. It renders prompts as with [`bind`].
 
         Raises:
             `ValueError`: If the trainer has no frozen weights, updates them (`sync_ref_model=True`, LoRA biases) or
-            shards them by FSDP1, if its adapter was trained before, or if this reward was made for another model.
+            shards them with FSDP1, if its adapter was trained before, or if this reward was given another model.
 
         Example:
         ```python
@@ -136,8 +136,8 @@ class FrozenModelReward:
         """
         if isinstance(self._placement, ServedModel):
             raise ValueError(
-                f"The reward was made for {self._placement.description}, so that it needs none of the trainer's "
-                "weights. Do not attach it, or make it with `model=None`."
+                f"The reward scores with {self._placement.description}, so it does not need the trainer's weights. "
+                "Don't attach it, or create it with `model=None` to share them."
             )
         self.bind(trainer)
         placement = share_with(trainer)
@@ -148,8 +148,8 @@ class FrozenModelReward:
                 placement.recorder.close()
             raise ValueError(
                 f"The reward was made for the model {self._made_for[0]!r}, but the trainer's frozen weights "
-                f"({placement.config._name_or_path!r}) are others, by their values. Make it with `model=None` to "
-                "share the trainer's, or do not attach it to keep its own."
+                f"({placement.config._name_or_path!r}) have different values. Create it with `model=None` to share "
+                "the trainer's weights, or don't attach it to keep its own."
             )
         if self._placement is not None and self._placement.recorder is not None:
             self._placement.recorder.close()
@@ -160,14 +160,15 @@ class FrozenModelReward:
 
     def shard(self, trainer: Any) -> Self:
         """
-        Shards the reward's own copy over the processes, like the trainer's policy (DeepSpeed ZeRO-3, FSDP2). It is
-        gathered for each call. With other engines it stays whole. `ValueError` without a copy of its own, or if it is
-        loaded already, or was given a `device` or `offload=True`.
+        Shards the reward's own copy over the processes, like the trainer's policy (DeepSpeed ZeRO-3, FSDP2), and
+        gathers it for each call. With other engines it stays whole. Raises `ValueError` if the reward has no copy of
+        its own, has loaded it already, or was given a `device` or `offload=True`.
         """
         if not isinstance(self._placement, OwnCopy):
             raise ValueError(
-                "This reward has no copy of its own to split: it shares a trainer's weights, or was given a loaded "
-                "model or a server. Make it with a path: `EndogenousReward(model=<path>)`."
+                "Only a reward with its own copy of the weights can be sharded, but this one shares a trainer's "
+                "weights, or was given a loaded model or a server. Create it with a path: "
+                "`EndogenousReward(model=<path>)`."
             )
         if shards_weights(trainer.accelerator):
             self._placement.shard(trainer.accelerator)
@@ -182,7 +183,7 @@ class FrozenModelReward:
 
     @property
     def model(self) -> PreTrainedModel | ServedModel:
-        """The frozen model, for inspection: loaded if it was not, the trainer's if it is shared, or the servers."""
+        """The frozen model, for inspection: loaded if necessary, the trainer's if it is shared, or the servers."""
         placement = self._require_placement()
         if isinstance(placement, ServedModel):
             return placement
@@ -201,13 +202,13 @@ class FrozenModelReward:
 
     @property
     def chat_template_kwargs(self) -> dict[str, Any]:
-        """Chat template arguments: the given ones, and those of the trainer that it is bound to."""
+        """Chat template arguments: those given, and those of the trainer that the reward is bound to."""
         return self._prompts.reading().chat_template_kwargs
 
     def _render(
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None, columns: Mapping[str, Any]
     ) -> list[Rendered]:
-        """Renders the rows of a batch; `columns` are the further columns and the loggers that a trainer passes."""
+        """Renders the rows of a batch. `columns` has the other columns and the loggers that a trainer passes."""
         criteria = criteria_of_rows(self.criterion, columns.get("domain"), len(prompts))
         images = images_of_rows(columns.get("image"), columns.get("images"), len(prompts))
         given = prompts, completions, completion_ids, criteria, images
@@ -227,15 +228,15 @@ class FrozenModelReward:
     def _require_placement(self) -> Placement | ServedModel:
         if self._placement is None:
             raise RuntimeError(
-                "This reward was made with `model=None`, to share the frozen weights of a trainer, but it is not "
-                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or give it a model."
+                "This reward was created with `model=None` to share the frozen weights of a trainer, but it is not "
+                "attached to one. Call `reward.attach(trainer)` before `trainer.train()`, or pass a model."
             )
         if isinstance(self._placement, ServedModel):
             self._placement.connect(self._tokenizer)
         return self._placement
 
     def _get_processing_class(self) -> PreTrainedTokenizerBase | ProcessorMixin:
-        """The frozen model's own: given, of the trainer whose weights are shared, or loaded."""
+        """The frozen model's tokenizer or processor: given, of the trainer whose weights are shared, or loaded."""
         if self._prompts.given is not None:
             return self._prompts.given
         placement = self._placement if isinstance(self._placement, ServedModel) else self._require_placement()
@@ -254,7 +255,7 @@ class FrozenModelReward:
 
 
 def warn_without_kl_penalty(trainer: Any) -> None:
-    """Warns, once per trainer, about training without a KL penalty, which is TRL's default."""
+    """Warns once per trainer about training without a KL penalty, TRL's default."""
     from trl import GRPOTrainer, RLOOTrainer  # takes seconds, not needed to score a file
 
     if not isinstance(trainer, GRPOTrainer | RLOOTrainer) or trainer.beta != 0.0 or trainer in _warned:
@@ -264,9 +265,9 @@ def warn_without_kl_penalty(trainer: Any) -> None:
     if trained and trainer.accelerator.is_main_process:
         _warned.add(trainer)
         logger.warning(
-            "The trainer has `beta=0`, no KL penalty, and is trained on %s, the reward of a frozen model: the policy "
-            "collapses onto the most probable response, while the reward rises. Set `beta` > 0, for example "
-            "`%s(beta=0.05, ...)`: the optimum is then the frozen model to the power 1 + alpha / beta.",
+            "Training on %s, the reward of a frozen model, with `beta=0` has no KL penalty: the policy collapses onto "
+            "the most probable response while the reward keeps rising. Set `beta` > 0, for example "
+            "`%s(beta=0.05, ...)`. The optimum is then the frozen model to the power 1 + alpha / beta.",
             ", ".join(trained),
             type(trainer.args).__name__,
         )

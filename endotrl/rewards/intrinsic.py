@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Intrinsic rewards as TRL reward functions, rivals of the endogenous reward: also without training or labels. They read
-a frozen model; Intuitor and RENT score with the policy itself, which changes during training.
+Intrinsic rewards as TRL reward functions, alternatives to the endogenous reward that also need no training or labels.
+They read a frozen model; Intuitor and RENT score with the policy itself, which changes during training.
 """
 
 from collections.abc import Sequence
@@ -29,23 +29,20 @@ def relative_perplexity(log_probs: Tensor, log_probs_alone: Tensor) -> float:
     return (1 - ratio).clamp(-1.0, 1.0).item()
 
 
-def empty_prompt_ids(renderer: Renderer, chat: bool) -> list[int]:
-    """Tokens of an empty prompt: an empty message of a user, or, for plain text, BOS or else EOS."""
-    if chat:
-        return renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
-    tokenizer = renderer.tokenizer
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is None:
-        raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has neither BOS nor EOS, so that a response without its prompt "
-            "has no token before it. Give the tokenizer one of them."
-        )
-    return [first]
-
-
 def without_prompts(renderer: Renderer, rows: Sequence[Rendered], chats: Sequence[bool]) -> list[Rendered]:
-    """Rows in whose prompts nothing is said, each of a chat or of plain text: see [`empty_prompt_ids`]."""
-    empty = {chat: empty_prompt_ids(renderer, chat) for chat in set(chats)}
+    """Rows with empty prompts: an empty user message where `chats` is `True`, otherwise BOS, or else EOS."""
+    empty = {}
+    if True in chats:
+        empty[True] = renderer.prompt_ids([[{"role": "user", "content": ""}]])[0]
+    if False in chats:
+        tokenizer = renderer.tokenizer
+        first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if first is None:
+            raise ValueError(
+                f"The tokenizer {tokenizer.name_or_path!r} has neither a BOS nor an EOS token, so there is nothing to "
+                "put before a response without its prompt. Set one of them."
+            )
+        empty[False] = [first]
     return [replace(row, prompt_ids=empty[chat], images=None) for row, chat in zip(rows, chats, strict=True)]
 
 
@@ -120,7 +117,7 @@ class MeanLogProbReward(_IntrinsicReward):
 class RelativePerplexityReward(_IntrinsicReward):
     r"""
     Relative reduction of the response's perplexity by the prompt: see [`relative_perplexity`]. It needs a second
-    forward pass, without the prompt ([`empty_prompt_ids`]). Used like [`SelfCertaintyReward`].
+    forward pass, without the prompt ([`without_prompts`]). Used like [`SelfCertaintyReward`].
     """
 
     _default_name = "relative_perplexity_reward"

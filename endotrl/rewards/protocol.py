@@ -64,7 +64,7 @@ def check_same_tokens(rows: Sequence[Rendered], completion_ids: TokenIds | None)
     for i, (row, given) in enumerate(zip(rows, completion_ids or [], strict=completion_ids is not None)):
         if row.completion_ids != list(given):
             raise ValueError(
-                f"The completion of row {i} was encoded again for the frozen model, into {len(row.completion_ids)} "
-                f"tokens in place of {len(given)}, so its token rewards are of other tokens than the policy's. Use a "
-                "frozen model with the policy's tokenizer and chat template, or credit the outcome."
+                f"The completion of row {i} was re-encoded for the frozen model into {len(row.completion_ids)} tokens "
+                f"instead of {len(given)}, so its token rewards do not belong to the policy's tokens. Use a frozen "
+                "model with the policy's tokenizer and chat template, or credit the outcome."
             )

@@ -38,13 +38,13 @@ def residuals(
     scores: Sequence[Sequence[float]], covariates: Sequence[Sequence[Sequence[float]]], groups: Sequence[str]
 ) -> tuple[list[list[float]], dict[str, list[float]]]:
     r"""
-    Part of scores that style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C covariates
-    $x$, such as the logarithm of the length, among the responses of an item, pooled over the items of a group (least
-    squares with a level per item). It needs no labels, but all items: the score of one depends, a little, on the
-    others.
+    Part of the scores that style does not explain (ours): $s - b^\top x$, with the slopes $b$ of the score on C
+    covariates $x$, such as the logarithm of the length, among the responses to an item, pooled over the items of a
+    group (least squares with a level per item). It needs no labels, but all items: the residual of one depends
+    slightly on the others.
 
-    Returns the residuals, and the C slopes of each group: 0 if a covariate is the same for all responses of each
-    item, and in a group too small to fit them.
+    Returns the residuals, and the C slopes of each group: 0 if a covariate is the same for all responses to each item,
+    and in groups that are too small to fit them.
     """
     tables = [np.asarray(table, dtype=float) for table in covariates]  # (responses, C)
     fit = ResidualFit(tables[0].shape[1])

@@ -31,8 +31,8 @@ class RewardModelAdapter(nn.Module):
     shard, save or train it. The module's only parameter is a placeholder.
 
     A response ends before its first pad token. If the tokenizer pads with an end-of-sequence token, the response ends
-    with its first one, which is scored: TRL's trainer pads only finished responses, unless `stop_token_id` is another
-    token. A response without tokens gets 0, the log-probability of nothing; TRL masks its tokens.
+    with the first such token, which is scored: TRL's trainer only pads finished responses, unless `stop_token_id` is
+    another token. A response without tokens gets 0, the log-probability of an empty text; TRL masks its tokens.
 
     The frozen model must have the policy's tokenizer: token ids are scored unchanged. `ValueError` for a reward with
     `truncation="skip"`, a `criterion` or a correction other than [`ClipTokens`].
@@ -43,30 +43,27 @@ class RewardModelAdapter(nn.Module):
 
     def __init__(self, reward: "EndogenousReward") -> None:
         super().__init__()
-        problem = None
         if reward.truncation == "skip":
-            problem = (
-                "gives every response a number, and `truncation='skip'` none to those without EOS. Use 'terminal' or "
-                "'bootstrap', and `missing_eos_penalty` of the trainer's config."
+            raise ValueError(
+                "`truncation='skip'` gives no reward to responses without EOS, but a reward model must score every "
+                "response. Use 'terminal' or 'bootstrap', and `missing_eos_penalty` of the trainer's config."
             )
-        elif isinstance(reward.correction, LengthControl | InformationGain):
-            problem = (
-                f"sees single responses under one model, and not what {reward.correction!r} needs. Use no correction, "
-                "or `ClipTokens`."
+        if isinstance(reward.correction, LengthControl | InformationGain):
+            raise ValueError(
+                f"`correction` is {reward.correction!r}, but a reward model only sees single responses under one "
+                "model. Use `ClipTokens`, or no correction."
             )
-        elif reward.criterion is not None:
-            problem = (
-                "reads the trainer's queries, which are tokens already, so that no `criterion` can be put before the "
-                "prompt. Leave it out, or tokenize the queries with it."
+        if reward.criterion is not None:
+            raise ValueError(
+                "`criterion` cannot be added to the trainer's queries, because they are already tokenized. Remove it, "
+                "or tokenize the queries with it."
             )
-        if problem is not None:
-            raise ValueError(f"A reward model {problem}")
         self.reward = reward
         self.config = reward.config  # read by `trl.models.utils.prepare_deepspeed`
         self.score = nn.Identity()  # TRL's head from hidden states to rewards
         # DeepSpeed's ZeRO-3 engine takes its dtype from the first parameter, and fails without one.
         self.placeholder = nn.Parameter(torch.zeros(1), requires_grad=False)
-        self._said_pad_ends = False
+        self._warned = False
 
     def forward(self, query_responses: Tensor, pad_token_id: int, context_length: int) -> Tensor:
         """
@@ -75,27 +72,26 @@ class RewardModelAdapter(nn.Module):
         """
         renderer = self.reward._prompts.of()
         pad_ends = pad_token_id in renderer.ends.stops
-        if pad_ends and not self._said_pad_ends:
+        if pad_ends and not self._warned:
+            self._warned = True
             logger.warning(
-                "The tokenizer pads with a token that ends responses (%d). TRL's PPO hides such tokens from the "
-                "policy in the queries, and does not train it to end its responses. Give the tokenizer a pad token of "
-                "its own. (Said once.)",
+                "The pad token (%d) also ends responses. TRL's PPO hides pad tokens from the policy in the queries, "
+                "and does not train it to end its responses. Set another `tokenizer.pad_token`.",
                 pad_token_id,
             )
-            self._said_pad_ends = True
         if pad_token_id in renderer.tokenizer("a")["input_ids"][:1]:
             raise ValueError(
-                f"The tokenizer begins texts with the token that pads ({pad_token_id}), so the beginning of a query "
-                "cannot be told from its padding. Give it a pad token of its own: `tokenizer.pad_token = ...`."
+                f"The tokenizer starts every text with its pad token ({pad_token_id}), so the start of a query cannot "
+                "be distinguished from padding. Set another `tokenizer.pad_token`."
             )
         queries, responses = [], []
         for row, ids in enumerate(query_responses.tolist()):
             query, response = ids[:context_length], ids[context_length:]
             if pad_ends and query[-1:] == [pad_token_id]:
                 raise ValueError(
-                    f"The query of row {row} ends with the token that both pads and ends responses ({pad_token_id}), "
-                    "so it is not known where it ends. Pad queries on the left (`padding_side='left'`), and give the "
-                    "tokenizer a pad token of its own."
+                    f"The query of row {row} ends with the pad token ({pad_token_id}), which also ends responses, so "
+                    "the end of the query is unknown. Pad queries on the left (`padding_side='left'`), and set "
+                    "another `tokenizer.pad_token`."
                 )
             # A token that both pads and ends also occurs in queries, after their padding.
             written = dropwhile if pad_ends else filterfalse
@@ -115,9 +111,8 @@ class RewardModelAdapter(nn.Module):
         frame = sys._getframe(1)
         if frame.f_code is not get_reward.__code__:
             raise RuntimeError(
-                "The endogenous reward model was called as a backbone, but not by TRL's `get_reward`, so it cannot "
-                "know where responses begin. Call it itself: `reward_model(query_responses, pad_token_id, "
-                "context_length)`."
+                "The backbone of the endogenous reward model was not called by TRL's `get_reward`, so it does not "
+                "know where responses start. Call `reward_model(query_responses, pad_token_id, context_length)`."
             )
         given = frame.f_locals
         query_responses: Tensor = given["query_responses"]

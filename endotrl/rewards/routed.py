@@ -19,7 +19,7 @@ class RoutedReward:
     def __init__(self, rewards: Mapping[str, Any], column: str = "domain", name: str = "routed_reward") -> None:
         names = [getattr(reward, "__name__", repr(reward)) for reward in rewards.values()]
         if not rewards or len(set(names)) < len(names):
-            raise ValueError(f"`rewards` are named {names}, but there must be some, each with a name of its own.")
+            raise ValueError(f"`rewards` must contain rewards with distinct names, got {names}.")
         self.rewards, self.column = dict(rewards), column
         self.__name__ = name
 
@@ -39,12 +39,12 @@ class RoutedReward:
         **kwargs: Any,
     ) -> list[float | None]:
         """One reward per completion. `ValueError` if the column is missing, or a value of it has no reward."""
-        routes = kwargs.get(self.column)
-        unknown = sorted({str(route) for route in routes or [None]} - set(self.rewards))
-        if not isinstance(routes, Sequence) or unknown:
+        routes: Sequence[Any] = kwargs.get(self.column) or []
+        unknown = sorted(map(repr, set(routes or [None]) - set(self.rewards)))
+        if unknown:
             raise ValueError(
-                f"The dataset's column {self.column!r} names the reward of each row, one of {sorted(self.rewards)}, "
-                f"but it {'has also ' + str(unknown) if routes else 'is missing'}."
+                f"The column {self.column!r} of the dataset must name the reward of each row, one of "
+                f"{sorted(self.rewards)}, but it {'also contains ' + ', '.join(unknown) if routes else 'is missing'}."
             )
         # From another thread, frozen models identify their trainer by its loggers, and extra columns must be whole.
         trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None

@@ -22,7 +22,7 @@ from ..bellman import (
 from ..checks import check_choice
 from ..scoring.token_stats import TokenStats
 from .corrections import Correction, as_correction, correct_tokens
-from .settings import ONLY_EVALUATED, TOKEN_REWARDS, CorrectionName, TokenReward, Truncation, parse_aggregate
+from .settings import TOKEN_REWARDS, CorrectionName, TokenReward, Truncation, parse_aggregate
 
 
 def self_certainty(soft_values: Tensor, mean_logits: Tensor, vocab_size: int, alpha: float = 1.0) -> Tensor:
@@ -64,7 +64,7 @@ class RewardRule:
         check_alpha(self.alpha)
         check_discount("gamma", self.gamma)
         check_discount("discount", self.discount)
-        check_choice("token_reward", self.token_reward, TOKEN_REWARDS, ONLY_EVALUATED)
+        check_choice("token_reward", self.token_reward, TOKEN_REWARDS)
         check_choice("truncation", self.truncation, get_args(Truncation))
         name, number = parse_aggregate(self.aggregate)
         object.__setattr__(self, "correction", as_correction(self.correction, self.token_reward))
@@ -82,20 +82,20 @@ class RewardRule:
 
     @property
     def needs_logits(self) -> str | None:
-        """Reason why log-probabilities, all that a server gives, do not determine the outcome; `None` if they do."""
+        """Reason why a server's log-probabilities are not enough to compute the outcome; `None` if they are."""
         if self.alpha != 1.0:
-            return f"`alpha` is {self.alpha}, and another temperature than 1 needs all logits of a state"
+            return f"`alpha` is {self.alpha}, and any temperature other than 1 needs all logits of a state"
         if self.needs_entropy or self.needs_mean_logits:
             return f'`token_reward="{self.token_reward}"` needs the whole next-token distribution'
         if self.token_reward == "log_prob":
             return None
         name, _ = parse_aggregate(self.aggregate)
         if self.gamma != 1.0:
-            return f"`gamma` is {self.gamma}, so that soft values V remain in the sum"
+            return f"`gamma` is {self.gamma}, so the soft values V do not cancel in the sum"
         if name not in ("sum", "mean", "power"):
-            return f'`aggregate="{self.aggregate}"` of Bellman rewards does not cancel their soft values V'
+            return f'with `aggregate="{self.aggregate}"`, the soft values V of Bellman rewards do not cancel'
         if self.truncation == "bootstrap":
-            return '`truncation="bootstrap"` subtracts the soft value V of the state where a completion was cut off'
+            return '`truncation="bootstrap"` subtracts the soft value V of the state where a completion was truncated'
         return None
 
     @property
@@ -109,7 +109,7 @@ class RewardRule:
         if name in ("mean", "power", "min"):
             raise ValueError(
                 f'`aggregate="{self.aggregate}"` cannot be credited to single tokens, because the weight of a token '
-                'depends on tokens to come. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
+                'depends on later tokens. Use `aggregate="sum"` or `"discounted"`, or credit the outcome.'
             )
 
     def has_outcome(self, stats: TokenStats) -> bool:
@@ -117,13 +117,13 @@ class RewardRule:
         return len(stats.token_ids) > 0 and (self.truncation != "skip" or stats.finished)
 
     def state_values(self, stats: TokenStats) -> Tensor:
-        """Soft values, of shape `(H + 1,)`, with 0 after the last token of a completion that counts as ended there."""
+        """Soft values, of shape `(H + 1,)`; the last is 0 if the state after the last token counts as terminal."""
         if self.truncation == "terminal" and not stats.finished:
             return torch.cat([stats.soft_values[:-1], torch.zeros(1)])
         return stats.soft_values
 
     def token_rewards(self, stats: TokenStats) -> Tensor:
-        """Rewards of the scored tokens, shape `(H,)`, float32; NaN for completions left out by `truncation="skip"`."""
+        """Rewards of the scored tokens, shape `(H,)`, float32; NaN for completions excluded by `truncation="skip"`."""
         if self.truncation == "skip" and not stats.finished:
             return torch.full_like(stats.chosen_logits, torch.nan)
         form = self.token_reward
@@ -187,7 +187,7 @@ class RewardRule:
 
 def _given(value: Any, name: str) -> Any:
     if value is None:
-        raise ValueError(f"The token statistics have no `{name}`, which this reward needs. Score with it.")
+        raise ValueError(f"This reward needs `{name}`, but these token statistics have none. Score with this reward.")
     return value
 
 
@@ -195,9 +195,9 @@ def batch_diagnostics(
     rewards: Sequence[float | None], per_token: Sequence[float | None], stats: Sequence[TokenStats]
 ) -> dict[str, float]:
     """
-    Mean over completions of the reward per token, mean over tokens of log-probability, soft value and entropy (nats; a
-    server gives the first only), the fraction of truncated completions, and the correlation (Pearson) of the reward
-    with the length in tokens. Metrics that are undefined for the batch are left out (no scored token, equal lengths).
+    Mean over completions of the reward per token, mean over tokens of log-probability, soft value and entropy (nats;
+    a server only provides the first), fraction of truncated completions, and Pearson correlation of the reward with
+    the length in tokens. Metrics that are undefined for the batch (no scored token, equal lengths) are left out.
     """
     figures = {"truncated_fraction": sum(not row.finished for row in stats) / len(stats)}
     scored = [(r, row) for r, row in zip(rewards, stats, strict=True) if r is not None]

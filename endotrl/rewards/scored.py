@@ -28,9 +28,9 @@ MAX_PIXELS = 320  # longer side of a picture on the page
 
 class ScoredCompletions(list[TokenStats]):
     """
-    Result of [`EndogenousReward.score`]: a list of [`TokenStats`], with the reward that scored them, their prompts,
-    and images that are not in these. In a notebook it is rendered as a table, the best answer to each prompt first,
-    and heat maps of token contributions.
+    Result of [`EndogenousReward.score`]: a list of [`TokenStats`], with the reward that scored them, their prompts and
+    images. A notebook shows it as a table, with the best answer to each prompt first, and as heat maps of token
+    contributions.
 
     Example:
     ```python
@@ -88,10 +88,10 @@ class ScoredCompletions(list[TokenStats]):
         shown = sorted(range(len(self)), key=lambda i: (places.index(self.prompts[i]), order[i]))[:SHOWN]
         best = {self.prompts[i]: rewards[i] for i in reversed(shown)}
         lines, rows = [], []
-        for place, i in enumerate(shown):
+        for previous, i in zip([None, *shown], shown, strict=False):
             reward, first = rewards[i], best[self.prompts[i]]
             behind = None if reward is None or first is None else reward - first
-            new = place == 0 or self.prompts[i] != self.prompts[shown[place - 1]]
+            new = previous is None or self.prompts[i] != self.prompts[previous]
             prompt, images = self._asked[i] if new else ("", None)
             lines.append([message_text(prompt), completions[i], reward, behind, len(self[i].token_ids)])
             rows.append(heat_map_row(self.reward, self[i], prompt, images=images))
@@ -151,12 +151,12 @@ def columns_of(stats: TokenStats, token_rewards: Tensor) -> dict[str, Tensor]:
 
 def pictures_of(prompt: Any, images: Sequence[Any] | None = None) -> Markup:
     """Images of a prompt, including those of its columns: see [`~endotrl.rendering.images.place_images`]."""
-    shown = thumbnails(prompt, images)
-    return Markup("").join(figure(shown[i], alt=f"Image {i + 1} of the prompt") for i in range(len(shown)))
+    shown = enumerate(thumbnails(prompt, images), start=1)
+    return Markup("").join(figure(png, alt=f"Image {i} of the prompt") for i, png in shown)
 
 
 def thumbnails(prompt: Any, images: Sequence[Any] | None = None) -> list[bytes]:
-    """The same as PNG files."""
+    """Images of a prompt as small PNG files."""
     shown = []
     for picture in place_images(0, prompt, images)[1]:
         image = load_picture(0, picture).convert("RGB")

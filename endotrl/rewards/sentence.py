@@ -77,8 +77,8 @@ class SentenceReward:
     in TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`; and $a_i r_i$ at the last token of every sentence,
     which sum to that number, in [`DenseGRPOTrainer`] and [`PPOTrainer`].
 
-    Policy and reward model may have different tokenizers: the text is then re-encoded, and a sentence's reward goes to
-    the token of the policy that ends it. Outside of trainers, this requires `policy_processing_class`.
+    The policy and the reward model may have different tokenizers: the text is then re-encoded, and the reward of a
+    sentence goes to the policy's token that ends it. Outside of trainers, this requires `policy_processing_class`.
 
     Args:
         model (`str`, [`SentenceRewardModel`] or [`~peft.PeftModel`]):
@@ -123,7 +123,7 @@ class SentenceReward:
         if not isinstance(config, SentenceRewardConfig):
             raise ValueError(
                 f"{self._path or type(model).__name__!r} is a model of type {config.model_type!r}, not a sentence "
-                "reward model. Train one on it with `SentenceRewardTrainer`."
+                "reward model. Train one with `SentenceRewardTrainer`."
             )
         self.config = config
         self.segmenter = load_segmenter(config.segmenter) if segmenter is None else segmenter
@@ -139,7 +139,7 @@ class SentenceReward:
         self._prompts = PolicyBinding(processing_class, chat_template_kwargs, self._tokenizer, self._make_encoder)
         if policy_processing_class is not None:
             self._prompts.know(PolicyTokens(policy_processing_class))
-        self._said_other_text = False
+        self._warned = False
 
     def __repr__(self) -> str:
         return f"SentenceReward({self._source!r}, name={self.__name__!r})"
@@ -148,8 +148,8 @@ class SentenceReward:
         """Weights are not pickled, but loaded again on first use."""
         if self._path is None:
             raise TypeError(
-                "A sentence reward made from a loaded model cannot be pickled, because weights are not pickled. Save "
-                "the model, and make the reward from its path."
+                "A sentence reward of a loaded model cannot be pickled, because weights are not pickled. Save the "
+                "model, and create the reward from its path."
             )
         return {**self.__dict__, "_model": None}
 
@@ -177,8 +177,8 @@ class SentenceReward:
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
-        Scores a batch once, per completion and per token: the contract of [`DenseReward`]. Without `completion_ids`,
-        tokens are those of the reward model. `ValueError` if the policy has another tokenizer that is not known.
+        Scores a batch once, per completion and per token: see [`DenseReward`]. Without `completion_ids`, the tokens
+        are the reward model's. Raises `ValueError` if the policy has another tokenizer that is unknown.
         """
         rows = self._score(prompts, completions, completion_ids, kwargs)
         given = [row.completion_ids for row in rows] if completion_ids is None else map(list, completion_ids)
@@ -202,7 +202,7 @@ class SentenceReward:
         return self._score(prompts, completions, completion_ids, columns, progress)
 
     def bind(self, trainer: Any) -> Self:
-        """Reads prompts, and finds the ends of sentences, as the policy does: see [`EndogenousReward.bind`]."""
+        """Renders prompts and finds the ends of sentences like the policy: see [`EndogenousReward.bind`]."""
         self._prompts.bind(trainer)
         return self
 
@@ -246,12 +246,12 @@ class SentenceReward:
         columns: Mapping[str, Any],
         progress: bool = False,
     ) -> list[SentenceScores]:
-        """Encodes rows and scores them, in batches of similar lengths, in the given order; logs, in a trainer."""
+        """Encodes rows, scores them in batches of similar lengths, and logs in trainers. Keeps the order of rows."""
         refuse_images(columns, len(prompts), "the sentence reward model")
         given = prompts, completions, completion_ids
         rows = self._prompts.render(SentenceEncoder.__call__, *given, of_dataset=columns)
         results: dict[int, SentenceScores] = {}
-        model = self.load()._loaded()
+        model = self._loaded()
         rope = RopeLengths.from_config(model.config)
         with (
             exclusive(model),
@@ -277,8 +277,9 @@ class SentenceReward:
         bad = [i for i, row in enumerate(scored) if not math.isfinite(row.score)]
         if bad:
             raise ValueError(
-                f"The sentence reward model gives NaN or infinite scores for rows {', '.join(map(str, bad[:10]))} of "
-                f'{len(scored)}. Its weights are damaged, or its dtype is too narrow: try `dtype="float32"`.'
+                f"The sentence reward model returned NaN or infinite scores for rows "
+                f"{', '.join(map(str, bad[:10]))} of {len(scored)}. Its weights are damaged, or its dtype is too "
+                'narrow: try `dtype="float32"`.'
             )
         if (log_metric := columns.get("log_metric")) is not None:
             log_metric(f"{self.__name__}/sentences", sum(len(row.sentences.spans) for row in rows) / len(rows))
@@ -292,16 +293,17 @@ class SentenceReward:
         if ids[: len(row.completion_ids)] != row.completion_ids:
             if self.policy_processing_class is None:
                 raise ValueError(
-                    "Policy and reward model have different tokenizers, and rewards of sentences go to tokens of the "
-                    "policy. Pass its tokenizer as `policy_processing_class`, or call `reward.attach(trainer)`."
+                    "The policy and the reward model have different tokenizers, so assigning sentence rewards to the "
+                    "policy's tokens requires its tokenizer. Pass it as `policy_processing_class`, or call "
+                    "`reward.attach(trainer)`."
                 )
             tokens, exact = transfer(row.sentences, self.policy_processing_class, ids)
-            if not exact and not self._said_other_text:
+            if not exact and not self._warned:
+                self._warned = True
                 logger.warning(
-                    "The reward model's tokenizer changes the text of completions, so that the ends of sentences "
-                    "among the policy's tokens are approximate. (Said once.)"
+                    "The reward model's tokenizer changes the text of completions, so the positions of sentence ends "
+                    "among the policy's tokens are approximate."
                 )
-                self._said_other_text = True
         rewards = torch.zeros(len(ids))
         if len(ids) > 0:
             rewards.index_add_(0, torch.tensor(tokens, dtype=torch.long), row.contributions)

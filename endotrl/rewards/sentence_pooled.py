@@ -39,8 +39,8 @@ class SentencePooledReward:
     ) -> None:
         if not isinstance(reward, DenseReward):
             raise TypeError(
-                f"`reward` is a {type(reward).__name__}, which has no rewards of tokens to sum over sentences. Pass a "
-                "`DenseReward`, such as an `EndogenousReward`."
+                f"`reward` is a {type(reward).__name__}, but it must be a `DenseReward` such as `EndogenousReward`, "
+                "whose token rewards can be summed over sentences."
             )
         self.reward = reward
         self.processing_class = processing_class
@@ -55,12 +55,12 @@ class SentencePooledReward:
         self, prompts: Prompts, completions: Completions, completion_ids: TokenIds | None = None, **kwargs: Any
     ) -> DenseScores:
         """
-        Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. State
-        values, if there are any, are raised by what the sentence has earned before the token, which is paid at its
-        end.
+        Scores a batch once; see [`DenseReward`]. Outcomes and sums over tokens are those of the reward itself. If
+        there are state values, the rewards that the sentence has earned before the token are added to them, since
+        they are only paid at its end.
         """
         if completion_ids is None:
-            raise ValueError("Rewards of sentences go to tokens of the policy. Pass `completion_ids`.")
+            raise ValueError("Sentence rewards are assigned to the policy's tokens: pass `completion_ids`.")
         batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         scores = DenseScores(*self.reward.outcome_and_token_rewards(**batch, **kwargs))
         pooled = list(scores.token_rewards)

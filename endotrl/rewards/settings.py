@@ -27,20 +27,18 @@ TOKEN_REWARDS = get_args(TokenReward)
 AGGREGATES = ("sum", "mean", "discounted", "power", "first", "min")
 # Aggregates with a number, and an example of it.
 EXAMPLES = {"discounted": "0.95", "power": "0.5", "first": "20"}
-# A form of `endotrl eval` that reward functions do not support.
-ONLY_EVALUATED = {"gain": "which needs a second pass, without the prompt: see `RelativePerplexityReward`"}
 
 
 def parse_aggregate(aggregate: str) -> tuple[str, float | None]:
     """Name and number of an aggregate, such as `"sum"` or `"power=0.5"`."""
     name, has_number, text = aggregate.partition("=") if isinstance(aggregate, str) else (aggregate, "", "")
     check_choice("aggregate", name, AGGREGATES)
-    example = EXAMPLES.get(name)
-    if bool(has_number) != (example is not None) and (has_number or name != "discounted"):
-        wanted = f"a number, such as {name}={example}" if example else f"no number: {name}"
-        raise ValueError(f"`aggregate` is {aggregate!r}, but it needs {wanted}.")
     if not has_number:
+        if name in ("power", "first"):
+            raise ValueError(f"`aggregate` is {name!r}, but it needs a number, such as {name}={EXAMPLES[name]}.")
         return name, None
+    if name not in EXAMPLES:
+        raise ValueError(f"`aggregate` is {aggregate!r}, but {name!r} takes no number.")
     try:
         number = float(text)
     except ValueError as error:
@@ -116,55 +114,57 @@ class Settings:
 
     Args:
         alpha (`float`):
-            Temperature of the soft value; language models have 1.
+            Temperature of the soft value; 1 for language models.
         gamma (`float`):
-            Discount inside the operator, in (0, 1].
+            Discount inside the Bellman operator, in (0, 1].
         token_reward (`str`):
             Form of the token rewards: 'bellman' (f(s, a) - gamma V(s')), 'log_prob' (alpha log pi), 'centered' (alpha
             (log pi + entropy)), 'negative_entropy', or 'self_certainty' (KL of the uniform distribution to pi).
         aggregate (`str`):
             How token rewards become one number: 'sum' (without V(s_1), a constant of the prompt), 'mean' (the same per
-            token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum over H^NUMBER),
-            'first=NUMBER' (the sum over that many tokens), or 'min'.
+            token), 'discounted' (the sum of discount^(h-1) r_h), 'power=NUMBER' (the sum divided by H^NUMBER),
+            'first=NUMBER' (the sum of that many first tokens), or 'min'.
         discount (`float`):
             Discount of the aggregate 'discounted', in (0, 1].
         truncation (`str`):
-            Completions without an end-of-sequence token: 'terminal' (the last token is the end), 'bootstrap' (subtract
-            the model's own value of the state after it), or 'skip' (no reward).
+            How to treat completions without an end-of-sequence token: 'terminal' (the last token is the end),
+            'bootstrap' (subtract the model's own value of the state after it), or 'skip' (no reward).
         criterion (`str` or `dict`):
-            System message under which the frozen model judges; or one for each value of the column `domain`, as a
-            dictionary (JSON on the command line).
+            System message that tells the frozen model how to judge, or a dictionary (JSON on the command line) with
+            one for each value of the column `domain`.
         max_tokens_per_batch (`int`):
-            Tokens of one forward pass of the frozen model; bounds memory, does not change rewards.
+            Maximum number of tokens in a forward pass of the frozen model. Limits memory, does not change rewards.
         dtype (`str`):
-            Dtype of the frozen model's own copy: auto is bfloat16 on accelerators and float32 on CPU, where
-            commands and recipes take the faster of the two.
+            Dtype of the frozen model's own copy. 'auto' is bfloat16 on accelerators and float32 on CPU, where
+            commands and recipes choose the faster of the two.
         device (`str`):
-            Device of the frozen model's own copy, such as cpu or cuda:1 (default: the best there is, or the process's
-            own).
+            Device of the frozen model's own copy, such as cpu or cuda:1 (default: the process's own, or the best
+            available).
         trust_remote_code (`bool`):
-            Let code from the model's repository run.
+            Allow code from the model's repository to run.
         name (`str`):
-            Name in logs. Two endogenous rewards of one trainer need different names.
+            Name in logs. Two endogenous rewards of the same trainer need different names.
         overlong_prompt (`str`):
-            What is longer than the frozen model's context: report it, or drop the beginning of its prompt.
+            How to treat rows longer than the frozen model's context: raise an error, or drop the beginning of the
+            prompt.
         images (`str`):
-            What to do with images of prompts: read them, which takes a frozen model that reads images, or judge the
+            How to treat images in prompts: read them, which requires a frozen model that reads images, or judge
             completions as answers to the text alone.
         chat_template_kwargs (`dict`):
-            Further arguments of the chat template, such as {"enable_thinking": false}; in a trainer, its own are
-            taken over.
+            Additional arguments of the chat template, such as {"enable_thinking": false}. In a trainer, those of the
+            trainer are used by default.
         offload (`bool`):
-            Whether the frozen model's own copy waits in CPU memory between calls, which costs a transfer per call.
+            Whether to keep the frozen model's own copy in CPU memory between calls, at the cost of a transfer per
+            call.
         model_init_kwargs (`dict`):
-            Further arguments of `from_pretrained` for the frozen model's own copy, such as {"revision": "v1",
+            Additional arguments of `from_pretrained` for the frozen model's own copy, such as {"revision": "v1",
             "quantization_config": {"load_in_4bit": true}}.
         adapter_name (`str`):
-            Adapter of a `PeftModel` that makes the frozen model (default: the active one). Others may be trained: so
-            a policy can have a frozen adapter as its reward.
+            Adapter of a `PeftModel` that makes up the frozen model (default: the active one). Other adapters may be
+            trained, so a policy can have a frozen adapter as its reward.
         correction (`str`):
-            What is taken out of the reward: what length explains (in training only), or what single tokens lose beyond
-            a bound.
+            Part to remove from the reward: the effect of length ('length', in training only), or what single tokens
+            lose beyond a bound ('clip').
     """
 
     alpha: float = 1.0

@@ -25,17 +25,17 @@ class DenseGRPOConfig(GRPOConfig):
 
     Parameters:
         credit (`str`, *optional*, defaults to `"token"`):
-            Steps of credit assignment, each credited with what dense rewards earn from it on: `"token"`; `"sentence"`,
-            where the tokens of a sentence share one advantage; or `"outcome"`, where all of a completion do, as in
-            GRPO.
+            Unit of credit assignment. Each unit is credited with the dense rewards from it on: `"token"`;
+            `"sentence"`, where the tokens of a sentence share one advantage; or `"outcome"`, where all tokens of a
+            completion do, as in GRPO.
         gamma (`float`, *optional*, defaults to `1.0`):
-            Discount of dense rewards from one step to the next, in $(0, 1]$. Below 1, credit is more local and less
+            Discount of dense rewards from one unit to the next, in $(0, 1]$. Below 1, credit is more local and less
             noisy, but biased: the objective is no longer the total reward. Rewards that are not dense are never
             discounted.
         baseline (`str`, *optional*, defaults to `"group"`):
-            Baseline subtracted at each step: `"group"`, the mean of the group, as in GRPO; or `"leave_one_out"`, the
-            mean of the other completions, as in RLOO. Advantages with the second are $G / (G - 1)$ times those with
-            the first, with $G$ = `num_generations`; this matters relative to a KL penalty.
+            Baseline subtracted at each unit: `"group"`, the mean of the group, as in GRPO; or `"leave_one_out"`, the
+            mean of the other completions, as in RLOO. It makes advantages $G / (G - 1)$ times as large, with $G$ =
+            `num_generations`, which matters relative to a KL penalty.
         segmenter (`str`, *optional*, defaults to `"rules"`):
             Segmentation of completions into sentences, for `credit="sentence"`: `"rules"`, or the name or path of a
             SaT model. The trainer also accepts a segmenter object.

@@ -23,16 +23,16 @@ OTHER_CREDIT = ", or `credit='outcome'`"
 
 class DenseGRPOTrainer(DenseRewardTrainer):
     r"""
-    GRPO with dense rewards: each token's advantage is the reward *from it on*, relative to the other completions of
-    the prompt, instead of the reward of the whole completion.
+    GRPO with dense rewards: the advantage of a token is the reward *from this token on*, relative to the other
+    completions of the prompt, instead of the reward of the whole completion.
 
     Otherwise it is [`~trl.GRPOTrainer`], with its arguments, losses, logs and `reward_funcs`. A reward function is
     dense if it is a [`DenseReward`], such as [`EndogenousReward`], or if it returns a list of numbers per completion,
-    one for each token of `completion_ids`. All others (one number, `async`, reward models) credit all tokens alike, as
-    in TRL.
+    one for each token of `completion_ids`. All others (one number, `async`, reward models) credit all tokens equally,
+    as in TRL.
 
     The expected gradient is that of GRPO on the same rewards (exactly, with the default `gamma=1` and
-    `scale_rewards="none"`): rewards before a token do not depend on it, and are only noise in its advantage.
+    `scale_rewards="none"`): rewards before a token do not depend on it, and only add noise to its advantage.
     docs/dense.md has the formulas.
 
     Args:
@@ -66,7 +66,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
 
     _tag_names = ["trl", "endotrl", "dense-grpo"]
     _name = "Dense GRPO"
-    # Whose paper did not introduce token-level credit.
+    # GRPO's paper did not introduce token-level credit.
     _paper = {"citation": GRPOTrainer._paper["citation"]}
 
     def __init__(
@@ -79,7 +79,7 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         segmenter: Segmenter | None = None,
         **kwargs: Any,
     ) -> None:
-        args = checked_args(args, DenseGRPOConfig, model, "DenseGRPO", "dense credit")
+        args = checked_args(args, DenseGRPOConfig, model)
         self.segmenter: Segmenter = load_segmenter(args.segmenter) if segmenter is None else segmenter
         self._keep_token_rewards = args.credit != "outcome"
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]

@@ -34,7 +34,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     """
 
     reward_funcs: list[Any]
-    # Whether dense rewards are requested per token, or as one number per completion like all others.
+    # Whether to request dense rewards per token, or as one number per completion like all others.
     _keep_token_rewards = True
     # Prompts, completions and token ids that this process has rewarded last, for inspection.
     last_completions: tuple[list[Any], list[Any], list[list[int]]] = ([], [], [])
@@ -121,8 +121,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         )
         for index in (any_dense & any_numbers).nonzero()[:, 0].tolist():
             raise ValueError(
-                f"The reward function '{self.reward_func_names[index]}' gave one number a token on some processes, "
-                "and one number a completion on others. It must always do the same."
+                f"The reward function '{self.reward_func_names[index]}' returned one number per token on some "
+                "processes and one number per completion on others. It must return the same kind on all processes."
             )
         return any_dense.nonzero()[:, 0].tolist()
 
@@ -176,14 +176,15 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             skip_epochs(self._train_sampler, Path(checkpoint))
 
 
-def checked_args(args: Any, config_class: type[Config], model: Any, name: str, additions: str) -> Config:
-    """The configuration of a trainer, by default that of `config_class`. `TypeError` for one of another class."""
+def checked_args(args: Any, config_class: type[Config], model: Any) -> Config:
+    """The trainer's configuration, by default a `config_class`. Raises `TypeError` for one of another class."""
+    name = config_class.__name__.removesuffix("Config")
     if args is None:
         model_name = model if isinstance(model, str) else get_config_model_id(model.config)
         return config_class(f"{model_name.split('/')[-1]}-{name}")
     if not isinstance(args, config_class):
         raise TypeError(
-            f"`args` is a {type(args).__name__}, but {name}Trainer needs a `{name}Config`: it has all the parameters "
-            f"of TRL's `GRPOConfig`, and those of {additions}."
+            f"`args` is a {type(args).__name__}, but {name}Trainer needs a `{name}Config`, which extends TRL's "
+            "`GRPOConfig`."
         )
     return args

@@ -18,7 +18,7 @@ def with_rewards(card: str, trainer: Any) -> str:
     rewards = list(zip(trainer.reward_func_names, trainer.reward_funcs, trainer.reward_weights.tolist(), strict=True))
     lines = ["### Rewards", ""]
     if all(isinstance(reward, FrozenModelReward) for _, reward, weight in rewards if weight):
-        lines += ["No labels and no reward model were used: the rewards are read off a frozen language model.", ""]
+        lines += ["No labels and no reward model were used: the rewards come from a frozen language model.", ""]
     for name, reward, weight in rewards:
         use = f"weight {weight:g}" if weight else "weight 0: only logged"
         lines += [f"- `{name}` ({use}): {_described(reward)}"]
@@ -34,10 +34,10 @@ def with_rewards(card: str, trainer: Any) -> str:
 def _described(reward: Any) -> str:
     if isinstance(reward, FrozenModelReward):
         endogenous = "the [endogenous reward](https://huggingface.co/papers/2506.23235) of"
-        kind = endogenous if isinstance(reward, EndogenousReward) else f"{type(reward).__name__} of endotrl, read off"
+        kind = endogenous if isinstance(reward, EndogenousReward) else f"{type(reward).__name__} of endotrl with"
         return f"{kind} {_frozen(reward)}, with the settings"
     if isinstance(reward, SentenceReward):
-        return "a sentence-level reward model, which was trained on preferences"
+        return "a sentence-level reward model trained on preferences"
     if isinstance(reward, AccuracyReward):
         return f"agreement with the answers in the column `{reward.column}` of the dataset"
     return "a reward function"
@@ -49,7 +49,7 @@ def _frozen(reward: FrozenModelReward) -> str:
     # Of a folder, as in TRL's cards, only the last part is meaningful to others.
     path = Path(reward.config._name_or_path)
     name = f"`{path.name if path.is_dir() else path}`" if path.name else "a model without a name"
-    return f"{name}, frozen" + (": the policy as it was before training" if reward.is_shared else "")
+    return f"{name}, frozen" + (": the policy before training" if reward.is_shared else "")
 
 
 def _settings(reward: FrozenModelReward) -> dict[str, Any]:

@@ -48,16 +48,16 @@ FORMER_ARGUMENTS = {
 
 
 def check_names(given: Iterable[str], former: Mapping[str, str], where: str) -> None:
-    """Raises `TypeError` that says what became of options of TRL's own PPO, if some are `given`."""
+    """Raises `TypeError` that names the replacement for each name of TRL's own PPO that is `given`."""
     if found := [name for name in given if name in former]:
         raise TypeError(
-            f"{where} has no {', '.join(f'`{name}`' for name in found)}: that is TRL's own PPO, up to TRL 1.12. "
-            f"{' '.join(f'`{name}`: now {former[name]}.' for name in found)} See docs/questions/coming-from.md."
+            f"{where} has no {', '.join(f'`{name}`' for name in found)}, which belonged to TRL's own PPO (up to TRL "
+            f"1.12). {' '.join(f'`{name}`: now {former[name]}.' for name in found)} See docs/questions/coming-from.md."
         )
 
 
-class _SingleGeneration(int):
-    """The number 1, to which `GRPOConfig`'s check `num_generations < 2` (for its group baseline) does not apply."""
+class _NumGenerations(int):
+    """A number that passes `GRPOConfig`'s check `num_generations < 2`, which is for its group baseline."""
 
     def __lt__(self, other: object) -> bool:
         return False
@@ -79,7 +79,7 @@ class PPOConfig(GRPOConfig):
         > Parameters that control the rollout and its use
 
         num_generations (`int`, *optional*, defaults to `1`):
-            Completions per prompt in a generation batch, which are not compared with each other.
+            Completions per prompt in a generation batch. They are not compared with each other.
         num_iterations (`int`, *optional*, defaults to `4`):
             Optimization epochs over each generation batch.
 
@@ -93,13 +93,13 @@ class PPOConfig(GRPOConfig):
             Whether to scale the advantages of a generation batch to mean 0 and standard deviation 1, over all tokens
             of all processes.
         truncation (`str`, *optional*, defaults to `"terminal"`):
-            Value after the last token of a completion without EOS: `"terminal"`, none, so that the return ends
-            there; `"bootstrap"`, the critic's value of the state in which it was cut off.
+            Value after the last token of a completion without EOS: `"terminal"` uses none, so the return ends there;
+            `"bootstrap"` uses the critic's value of the state where the completion was truncated.
 
         > Parameters that control the critic
 
         critic (`str`, *optional*, defaults to `"value_head"`):
-            `"value_head"`: a linear head on the policy's hidden states. `"value_model"`: a model of its own, see the
+            `"value_head"`: a linear head on the policy's hidden states. `"value_model"`: a separate model, see the
             argument `value_model` of [`PPOTrainer`]. `"none"`: no trained critic; the baseline is the frozen model's
             soft value if `soft_value_baseline` applies, and 0 otherwise.
         soft_value_baseline (`bool`, *optional*, defaults to `True`):
@@ -107,31 +107,31 @@ class PPOConfig(GRPOConfig):
             prediction, $V(s) = \hat V(s) + u(s)$, if the reward contains that soft value (`token_reward="bellman"`).
             The critic then learns only $u(s)$, the expected log-probability of the continuation.
         detach_value (`bool`, *optional*, defaults to `True`):
-            Whether to keep the gradient of the value head out of the policy's trunk. With `False`, the trunk learns to
-            predict values too, and `vf_coef` matters.
+            Whether to detach the value head from the policy's trunk. With `False`, the trunk also learns to predict
+            values, and `vf_coef` matters.
         vf_coef (`float`, *optional*, defaults to `0.1`):
             Coefficient of the value loss.
         cliprange_value (`float`, *optional*, defaults to `0.2`):
-            Maximum change of the value since the rollout before its loss is clipped. In units of the returns' root
-            mean square if `scale_value_loss`, else of the reward (nats). `None` does not clip.
+            Maximum change of a value since the rollout before its loss is clipped, in units of the returns' root mean
+            square if `scale_value_loss`, otherwise of the reward (nats). `None` disables clipping.
         scale_value_loss (`bool`, *optional*, defaults to `True`):
             Whether to divide value errors by the root mean square of their targets in the generation batch, so that
             `vf_coef` and `cliprange_value` mean the same for rewards of any size.
         value_learning_rate (`float`, *optional*, defaults to `1e-5`):
-            Learning rate of the critic, on the same schedule as that of the policy. `None` takes `learning_rate`.
+            Learning rate of the critic, on the same schedule as the policy's. `None` uses `learning_rate`.
 
         > Parameters that control the KL penalty
 
         beta (`float`, *optional*, defaults to `0.01`):
-            Coefficient of the KL penalty towards the reference model. With `0.0`, there is no reference model.
+            Coefficient of the KL penalty to the reference model. With `0.0`, there is no reference model.
         kl_placement (`str`, *optional*, defaults to `"reward"`):
-            `"reward"`: every token's reward is reduced by $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$, so that
-            the penalty is part of returns and values. `"loss"`: TRL's KL term of the loss.
+            `"reward"` subtracts $\beta (\log \pi(a|s) - \log \pi_\text{ref}(a|s))$ from every token's reward, so the
+            penalty is part of returns and values. `"loss"` uses the KL term of TRL's loss.
         kl_target (`float`, *optional*):
-            KL to the reference in nats per completion to which `beta` is adapted, as in Section 2.2 of
-            https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
+            Target KL divergence from the reference model, in nats per completion, to which `beta` is adapted as in
+            Section 2.2 of https://huggingface.co/papers/1909.08593. `None` keeps `beta` fixed.
         kl_horizon (`int`, *optional*, defaults to `10000`):
-            Number of completions over which `beta` changes by at most 20 %, if `kl_target` is set.
+            If `kl_target` is set, number of completions over which `beta` changes by at most 20%.
     """
 
     # Parameters that control the rollout and its use
@@ -166,48 +166,45 @@ class PPOConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         if self.num_generations is None or self.num_generations < 1:
-            raise ValueError(f"`num_generations` is {self.num_generations}, but a prompt needs at least 1 completion.")
-        single = self.num_generations == 1
-        if single:
-            self.num_generations = _SingleGeneration(1)
+            raise ValueError(f"`num_generations` is {self.num_generations}, but it must be at least 1 completion.")
+        given, self.num_generations = self.num_generations, _NumGenerations(self.num_generations)
         super().__post_init__()
-        if single:
-            self.num_generations = 1
-
+        self.num_generations = given
         check_choice("truncation", self.truncation, get_args(PPOTruncation))
         check_choice("critic", self.critic, get_args(Critic))
         check_choice("kl_placement", self.kl_placement, get_args(KLPlacement))
         check_discount("gamma", self.gamma)
         clip, rate, target = self.cliprange_value, self.value_learning_rate, self.kl_target
         for name, is_in_range, rule in [
-            ("lam", 0.0 <= self.lam <= 1.0, "must be between 0 and 1."),
-            ("beta", 0.0 <= self.beta < inf, "must be 0 (no KL penalty) or greater, and finite."),
-            ("vf_coef", 0.0 <= self.vf_coef < inf, "must be 0 or greater, and finite."),
-            ("cliprange_value", clip is None or clip > 0.0, "must be greater than 0, or `None` not to clip."),
-            ("value_learning_rate", rate is None or rate > 0.0, "must be greater than 0, or `None` for the policy's."),
-            ("kl_target", target is None or target > 0.0, "must be greater than 0 nats a completion."),
-            ("kl_horizon", self.kl_horizon >= 1, "must be at least 1 completion."),
+            ("lam", 0.0 <= self.lam <= 1.0, "between 0 and 1"),
+            ("beta", 0.0 <= self.beta < inf, "0 (no KL penalty) or greater, and finite"),
+            ("vf_coef", 0.0 <= self.vf_coef < inf, "0 or greater, and finite"),
+            ("cliprange_value", clip is None or clip > 0.0, "greater than 0, or `None` to disable clipping"),
+            ("value_learning_rate", rate is None or rate > 0.0, "greater than 0, or `None` for the policy's"),
+            ("kl_target", target is None or target > 0.0, "greater than 0 nats per completion"),
+            ("kl_horizon", self.kl_horizon >= 1, "at least 1 completion"),
         ]:
             if not is_in_range:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but it {rule}")
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be {rule}.")
         for is_given, problem in [
             (
                 self.critic == "none" and self.truncation == "bootstrap",
-                "`truncation='bootstrap'` takes the value of the state that a completion was cut off in from the "
-                "critic, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
+                "`truncation='bootstrap'` needs a critic, which estimates the value of the state where a completion "
+                "was truncated, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
             ),
             (
                 self.critic != "value_head" and not self.detach_value,
-                "`detach_value=False` trains the policy's trunk with the loss of a value head on it, but `critic` is "
+                "`detach_value=False` trains the policy's trunk with the loss of its value head, but `critic` is "
                 f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`.",
             ),
             (
                 target is not None and self.beta == 0.0,
-                "`kl_target` adapts `beta`, by factors, but `beta` is 0. Set it to a first guess, such as 0.01.",
+                "`kl_target` multiplies `beta` by factors, but `beta` is 0. Set it to an initial value such as 0.01.",
             ),
             (
                 target is not None and self.kl_placement == "reward" and self.sync_ref_model,
-                "`kl_target` aims at a KL to the reference model, which `sync_ref_model=True` moves. Use one of them.",
+                "`kl_target` is a KL divergence from the reference model, but `sync_ref_model=True` updates that "
+                "model. Use only one of them.",
             ),
         ]:
             if is_given:

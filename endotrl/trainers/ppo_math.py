@@ -53,5 +53,5 @@ def adapted_kl_coefficient(coefficient: float, kl: float, target: float, num_com
     completion, measured on $n$ = `num_completions`.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    # A batch larger than the horizon also changes it by 20 %; the coefficient must stay positive.
+    # A batch larger than the horizon also changes it by at most 20%, so that the coefficient stays positive.
     return coefficient * (1.0 + error * min(num_completions / horizon, 1.0))

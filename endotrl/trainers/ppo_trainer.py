@@ -73,7 +73,7 @@ class PPOTrainer(DenseRewardTrainer):
         value_model (`str` or [`~transformers.PreTrainedModel`], *optional*):
             With `critic="value_model"`, the model whose hidden states are the value head's input: a path or hub id, or
             an instance, which is trained in place. If it is a classifier with one label, the value head starts from
-            its head (`score`), else at zero. Without it, a second copy of the policy's checkpoint is loaded.
+            its head (`score`), otherwise at zero. Defaults to a second copy of the policy's checkpoint.
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
@@ -120,10 +120,10 @@ class PPOTrainer(DenseRewardTrainer):
         check_names(kwargs, FORMER_ARGUMENTS, "PPOTrainer")
         if isinstance(model, GRPOConfig):
             raise TypeError(
-                "The first argument of `PPOTrainer` is the policy, and a configuration was given. Other than in TRL's "
-                "own PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
+                f"The first argument of `PPOTrainer` is the policy, got a `{type(model).__name__}`. Unlike TRL's own "
+                "PPO, the order is `model`, `reward_funcs`, `args`, `train_dataset`. Pass them by name."
             )
-        args = checked_args(args, PPOConfig, model, "PPO", "PPO")
+        args = checked_args(args, PPOConfig, model)
         rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
         _check_arguments(model, rewards, args, value_model, kwargs.get("optimizers"), kwargs.get("peft_config"))
         super().__init__(model, reward_funcs, args, train_dataset, **kwargs)
@@ -154,20 +154,21 @@ class PPOTrainer(DenseRewardTrainer):
             vocab_size = value_model.get_input_embeddings().num_embeddings
             if vocab_size < len(self._tokenizer):
                 raise ValueError(
-                    f"The value model has an embedding of {vocab_size} tokens, but the policy's tokenizer has "
-                    f"{len(self._tokenizer)}. It reads the policy's token ids, and must share its tokenizer."
+                    f"The value model has embeddings for {vocab_size} tokens, but the policy's tokenizer has "
+                    f"{len(self._tokenizer)}. The value model reads the policy's token ids, so it must use the same "
+                    "tokenizer."
                 )
             kind, theirs = value_model.config.model_type, policy.config.model_type
             if self._is_vlm and kind != theirs:
                 raise ValueError(
-                    f"The value model is a {kind!r} and the policy a {theirs!r}, which reads images: the value model "
-                    "is given the same inputs, and must be of the same kind."
+                    f"The value model is a {kind!r}, but the policy is a {theirs!r}, which reads images. Both get the "
+                    "same inputs, so the value model must have the same model type."
                 )
             trained_head = dict(value_model.named_children()).get("score")
             if trained_head is not None and trained_head.out_features != 1:
                 raise ValueError(
                     f"The value model has a head with {trained_head.out_features} labels, but a value is one number. "
-                    "Load it with `num_labels=1`, or pass the model without the head, its `base_model`."
+                    "Load it with `num_labels=1`, or pass its `base_model`, the model without the head."
                 )
             backbone = value_model.base_model.requires_grad_(True)
             if args.disable_dropout:
@@ -338,18 +339,18 @@ class PPOTrainer(DenseRewardTrainer):
             save_critic(critic, self.args.output_dir if output_dir is None else output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with self._critic_from(resume_from_checkpoint, beside=not self.is_fsdp_enabled):
+        with self._critic_from(resume_from_checkpoint, own_file=not self.is_fsdp_enabled):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        beside = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        with self._critic_from(self.state.best_model_checkpoint, beside):
+        own_file = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        with self._critic_from(self.state.best_model_checkpoint, own_file):
             super()._load_best_model()
 
     @contextmanager
-    def _critic_from(self, checkpoint: str | None, beside: bool) -> Iterator[None]:
-        """Context in which the policy loads without the critic, if `beside` it: FSDP's has the wrapped model."""
-        if self.args.critic == "none" or not beside:
+    def _critic_from(self, checkpoint: str | None, own_file: bool) -> Iterator[None]:
+        """Loads the critic after the policy if it has its `own_file`; FSDP's checkpoints have the wrapped model."""
+        if self.args.critic == "none" or not own_file:
             yield
             return
         with without_critic(self._base_policy):
@@ -374,7 +375,7 @@ def _check_arguments(
     if not isinstance(value_model, str | PreTrainedModel | None):
         raise TypeError(
             f"`value_model` is a {type(value_model).__name__}, but it must be a path or hub id, or a model of "
-            "transformers. Merge an adapter first."
+            "transformers. Merge adapters first."
         )
     if not isinstance(model, str) and is_peft_model(model):
         peft_config = model.active_peft_config
@@ -383,7 +384,7 @@ def _check_arguments(
         (
             value_model is not None and args.critic != "value_model",
             f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-            "`critic='value_model'` in `PPOConfig`, or remove the `value_model`.",
+            "`critic='value_model'` in `PPOConfig`, or remove `value_model`.",
         ),
         (
             isinstance(value_model, PreTrainedModel) and value_model is model,
@@ -392,28 +393,28 @@ def _check_arguments(
         ),
         (
             args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning,
-            f"`peft_config` is a {type(peft_config).__name__}, whose virtual tokens only the policy reads, and not "
-            "the value model. Use `critic='value_head'`, or LoRA.",
+            f"`peft_config` is a {type(peft_config).__name__}, but the value model does not read its virtual tokens. "
+            "Use `critic='value_head'`, or LoRA.",
         ),
         (
             has_critic and any(part is not None for part in optimizers or ()),
-            "`optimizers` was given, but the trainer makes the critic's parameters, which are not among those of the "
-            "optimizer. Set it through `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`.",
+            "`optimizers` was given, but it does not contain the critic's parameters, which the trainer creates. "
+            "Configure the optimizer in `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`.",
         ),
         (
             has_critic and args.value_learning_rate is not None and has_one_learning_rate(args),
-            "DeepSpeed's configuration has an `optimizer` of its own, with one learning rate for all parameters. "
-            "Remove it there, or set `value_learning_rate=None`.",
+            "The `optimizer` in DeepSpeed's configuration has one learning rate for all parameters, but "
+            "`value_learning_rate` is set. Remove the `optimizer` there, or set `value_learning_rate=None`.",
         ),
         (
             args.multi_objective_aggregation != "sum_then_normalize",
-            f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO compares no completions "
-            "with each other. Use 'sum_then_normalize', and `reward_weights`.",
+            f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO does not compare "
+            "completions with each other. Use 'sum_then_normalize' with `reward_weights`.",
         ),
         (
             bootstrap and args.mask_truncated_completions,
-            "`truncation='bootstrap'` says how the return of a completion that was cut off goes on, and "
-            "`mask_truncated_completions=True` leaves such completions out. Use one of the two.",
+            "`truncation='bootstrap'` estimates the return of truncated completions, but "
+            "`mask_truncated_completions=True` excludes them from the loss. Use only one of them.",
         ),
     ]:
         if is_given:
@@ -427,9 +428,9 @@ def _check_arguments(
         if bootstrap and has_soft_value and (reward.truncation == "bootstrap") == args.soft_value_baseline:
             raise ValueError(
                 "With `truncation='bootstrap'` in `PPOConfig`, the reward must subtract the soft value of the state "
-                "that a completion was cut off in if, and only if, the critic learns that soft value, but they are "
-                f"`truncation={reward.truncation!r}` and `soft_value_baseline={args.soft_value_baseline}`. Use "
-                "`EndogenousReward(truncation='terminal')` and `soft_value_baseline=True`, the defaults."
+                "where a completion was truncated if, and only if, the critic learns that soft value, but the reward "
+                f"has `truncation={reward.truncation!r}` and `soft_value_baseline={args.soft_value_baseline}`. Use "
+                "the defaults, `EndogenousReward(truncation='terminal')` and `soft_value_baseline=True`."
             )
     warn_of_constants(rewards, args.gamma, baseline=args.soft_value_baseline, bootstrap=bootstrap)
 
@@ -440,6 +441,6 @@ def _check_finite(what: str, values: Tensor, mask: Tensor) -> None:
         row, position = bad.nonzero()[0].tolist()
         raise ValueError(
             f"The {what} of {int(bad.any(dim=1).sum())} of {len(values)} completions are NaN or infinite; the first "
-            f"is {values[row, position].item()} at token {position} of row {row}. A reward function must return a "
-            "finite number or `None`; otherwise lower the learning rate, or use a wider dtype."
+            f"is {values[row, position].item()} at token {position} of row {row}. Make sure that reward functions "
+            "return finite numbers or `None`. If they do, lower the learning rate or use a wider dtype."
         )

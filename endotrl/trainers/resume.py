@@ -23,8 +23,8 @@ REWARDS_FILE = "rewards_{rank}.pt"
 
 def save_rollouts(trainer: GRPOTrainer, folder: Path) -> None:
     """
-    Writes the rest of the generation batch to a checkpoint, as TRL would generate in the middle of it on resuming; and
-    the state of reward functions that have `state_dict` and `load_state_dict`.
+    Writes the rest of the generation batch to a checkpoint (TRL would generate a new batch on resuming), and the state
+    of reward functions that have `state_dict` and `load_state_dict`.
     """
     args = trainer.args
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +44,8 @@ def load_rollouts(trainer: GRPOTrainer, checkpoint: Path) -> None:
     state, args = json.loads((checkpoint / STATE_FILE).read_text()), trainer.args
     if state["world_size"] != args.world_size:
         logger.warning(
-            f"The checkpoint was written by {state['world_size']} processes and is resumed by {args.world_size}: its "
-            "unfinished generation batch and the state of its reward functions are dropped."
+            f"The checkpoint was written by {state['world_size']} processes but is resumed by {args.world_size}, so "
+            "its unfinished generation batch and the state of its reward functions are discarded."
         )
         return
 
@@ -68,8 +68,8 @@ def _stateful_rewards(trainer: GRPOTrainer) -> dict[str, Stateful]:
 
 def skip_epochs(sampler: RepeatSampler | None, checkpoint: Path) -> None:
     """
-    Draws the orders of the epochs before a checkpoint: the generator of TRL's sampler restarts in a resumed run,
-    which would get the prompts of the first epoch again.
+    Draws the orders of the epochs before a checkpoint: TRL's sampler restarts its generator in a resumed run, which
+    would get the prompts of the first epoch again.
     """
     path = checkpoint / TRAINER_STATE_NAME
     if sampler is None or not sampler.shuffle or not path.exists():

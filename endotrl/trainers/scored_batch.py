@@ -40,14 +40,14 @@ class RewardRecorder:
         return scores.outcomes
 
     def _sum(self, output: Sequence[Any]) -> DenseScores:
-        numbers = [row for row, value in enumerate(output) if value is not None and not _is_list_of_numbers(value)]
-        if numbers:
-            raise TypeError(
-                f"The reward function '{self.name}' gave one number a token for some completions, and for row "
-                f"{numbers[0]} {output[numbers[0]]!r}. It must return a list of numbers for each, or `None`."
-            )
-        tokens = [torch.as_tensor([] if row is None else row, dtype=torch.float32) for row in output]
-        totals = [None if row is None else t.double().sum().item() for row, t in zip(output, tokens, strict=True)]
+        for row, value in enumerate(output):
+            if value is not None and not _is_list_of_numbers(value):
+                raise TypeError(
+                    f"The reward function '{self.name}' returned one number per token for some completions, but "
+                    f"{value!r} for row {row}. It must return a list of numbers or `None` for each."
+                )
+        tokens = [torch.as_tensor([] if value is None else value, dtype=torch.float32) for value in output]
+        totals = [None if v is None else t.double().sum().item() for v, t in zip(output, tokens, strict=True)]
         return DenseScores(totals, tokens)
 
     def _checked(
@@ -65,13 +65,13 @@ class RewardRecorder:
             if tensor.shape != (len(ids),):
                 raise ValueError(
                     f"The reward function '{self.name}' returned {field} of shape {tuple(tensor.shape)} for row "
-                    f"{row}, but this completion has {len(ids)} tokens. There must be one number for each of "
-                    f"`completion_ids[{row}]`, EOS and the tokens of tools included."
+                    f"{row}, but this completion has {len(ids)} tokens. Return one number for each token of "
+                    f"`completion_ids[{row}]`, including EOS and what tools wrote."
                 )
             for position in (~tensor.isfinite()).nonzero()[:1, 0].tolist():
                 raise ValueError(
                     f"The reward function '{self.name}' returned {field} of {tensor[position].item()} for token "
-                    f"{position} of row {row}. They must be finite; the reward of a whole completion may be `None`."
+                    f"{position} of row {row}. They must be finite. The reward of a whole completion may be `None`."
                 )
             checked.append(tensor)
         return checked

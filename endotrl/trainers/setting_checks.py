@@ -27,13 +27,13 @@ def check_token_credit(args: GRPOConfig, alternative: str = "") -> None:
     """Raises `ValueError` for settings of TRL's loss under which tokens cannot have advantages of their own."""
     if args.importance_sampling_level == "sequence":
         raise ValueError(
-            "`importance_sampling_level='sequence'` puts one importance ratio before all tokens of a completion, "
-            f"which undoes their own advantages. Use `importance_sampling_level='token'`{alternative}."
+            "`importance_sampling_level='sequence'` uses one importance ratio for all tokens of a completion, which "
+            f"undoes token-level advantages. Use `importance_sampling_level='token'`{alternative}."
         )
     if args.off_policy_mask_threshold is not None:
         raise ValueError(
-            f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it drops whole completions with a "
-            "negative advantage, and here it would drop the tokens with one and keep the others. Use "
+            f"`off_policy_mask_threshold` is {args.off_policy_mask_threshold}, but it is meant to drop whole "
+            "completions with a negative advantage. With token-level advantages, it would drop single tokens. Use "
             f"`off_policy_mask_threshold=None`{alternative}."
         )
 
@@ -55,8 +55,8 @@ def check_prompts(name: str, dataset: Any) -> None:
         columns = part.column_names if isinstance(part, Dataset | IterableDataset) else None
         if columns and "input_ids" in columns and "prompt" not in columns:  # unknown for some streams
             raise ValueError(
-                f"`{name}` has a column `input_ids` and none called `prompt`: it is tokenized. This trainer renders "
-                "and tokenizes prompts itself; pass them as text or as messages, in a column `prompt`."
+                f"`{name}` is tokenized: it has a column `input_ids` but no column `prompt`. This trainer renders and "
+                "tokenizes prompts itself. Pass them as text or messages in a column `prompt`."
             )
 
 
@@ -79,35 +79,41 @@ def warn_of_constants(
     for reward in reward_funcs:
         if not isinstance(reward, EndogenousReward) or reward.token_reward != "bellman":
             continue
-        step = reward.rule.step_discount
-        by_outcome = gamma is None
+        step, by_outcome = reward.rule.step_discount, gamma is None
         discount = step if gamma is None else gamma * step
-        between_sentences = sentences and not by_outcome and discount < step
-        reads_outcome = by_outcome or isinstance(reward.correction, LengthControl)
-        outcome_differs = reads_outcome and abs(step - reward.gamma) > 1e-9
-        reasons = {
-            "`gamma` discounts from sentence to sentence, and soft values change from token to token: use 1.0.": (
-                between_sentences
-            ),
-            f"The discount of the returns is {discount:g} and that inside the endogenous reward {reward.gamma:g}: set "
-            "both the same.": not by_outcome and not between_sentences and abs(discount - reward.gamma) > 1e-9,
-            f"The outcome of a completion discounts by {step:g}, and `gamma` of the endogenous reward is "
-            f"{reward.gamma:g}: set both the same.": outcome_differs,
-            "The discounted outcome contains the soft value of the prompt, and `scale_rewards='batch'` compares "
-            "prompts: use 'group' or 'none'.": (
-                by_outcome and batch and not outcome_differs and reward.aggregate == "discounted"
-            ),
-            f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.": (
-                reward.aggregate.startswith(("first", "min"))
-            ),
-            "`soft_value_baseline=False` leaves the soft value to the critic, which has to learn it: use `True`, the "
-            "default.": not baseline,
-            "The endogenous reward has `truncation='bootstrap'`, which subtracts the soft value of the state that a "
-            "completion was cut off in: use 'terminal'.": reward.truncation == "bootstrap" and not bootstrap,
-        }
-        found = [reason for reason, holds in reasons.items() if holds]
-        if found:
+        reasons = []
+        if sentences and not by_outcome and discount < step:
+            reasons.append(
+                "`gamma` discounts from sentence to sentence, but soft values change from token to token: use 1.0."
+            )
+        elif not by_outcome and abs(discount - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The returns are discounted by {discount:g}, but `gamma` of the endogenous reward is "
+                f"{reward.gamma:g}: use the same value."
+            )
+        if (by_outcome or isinstance(reward.correction, LengthControl)) and abs(step - reward.gamma) > 1e-9:
+            reasons.append(
+                f"The outcome of a completion is discounted by {step:g}, but `gamma` of the endogenous reward is "
+                f"{reward.gamma:g}: use the same value."
+            )
+        elif by_outcome and batch and reward.aggregate == "discounted":
+            reasons.append(
+                "The discounted outcome contains the soft value of the prompt, but `scale_rewards='batch'` compares "
+                "prompts: use 'group' or 'none'."
+            )
+        if reward.aggregate.startswith(("first", "min")):
+            reasons.append(f"The aggregate '{reward.aggregate}' keeps the soft value of the state where it stops.")
+        if not baseline:
+            reasons.append(
+                "`soft_value_baseline=False` leaves the soft value for the critic to learn: use the default, `True`."
+            )
+        if reward.truncation == "bootstrap" and not bootstrap:
+            reasons.append(
+                "`truncation='bootstrap'` of the endogenous reward subtracts the soft value of the state where a "
+                "completion was truncated: use 'terminal'."
+            )
+        if reasons:
             logger.warning(
                 f"The advantages from '{reward.__name__}' depend on constants that the frozen model's logits may "
-                f"contain. {' '.join(found)} With `token_reward='log_prob'`, no setting does this."
+                f"contain. {' '.join(reasons)} With `token_reward='log_prob'`, no setting has this effect."
             )

@@ -129,8 +129,8 @@ class ForwardRecorder:
             values = torch.cat(self._chunks)
             if len(values) != len(attention_mask) or values.shape[1] < attention_mask.shape[1]:
                 raise RuntimeError(
-                    f"The policy gave state values of shape {tuple(values.shape)} for {len(attention_mask)} rows: TRL "
-                    "computes them in another way now. Use `critic='none'`, or another version of TRL."
+                    f"The policy returned state values of shape {tuple(values.shape)} for {len(attention_mask)} rows: "
+                    "this version of TRL computes them differently. Use `critic='none'`, or another version of TRL."
                 )
             self.values = values[:, -(log_probs.shape[1] + 1) :]
             self._chunks = []
@@ -192,7 +192,7 @@ def load_critic(critic: Critic, folder: str) -> None:
     path = Path(folder) / CRITIC_FILE
     if not path.exists():
         raise FileNotFoundError(
-            f"The checkpoint {folder!r} has no {CRITIC_FILE!r}: it was not written by a PPO run with a critic. Resume "
-            "from one that was, or start a new run from its weights."
+            f"The checkpoint {folder!r} has no {CRITIC_FILE!r}, so it was not written by a PPO run with a critic. "
+            "Resume from a checkpoint of such a run, or start a new run from these weights."
         )
     critic.load_state_dict(load_file(path))

@@ -39,7 +39,7 @@ PROMPTS = ["a b c", "d e", "f", "g h i j"]
 
 
 class Run:
-    """A PPO run of a policy, whose checkpoint is also the frozen model, and what its reward model was given and gave."""
+    """A PPO run of a policy whose checkpoint is also the frozen model, with its reward model's inputs and outputs."""
 
     def __init__(self, path: str, reward: EndogenousReward, output_dir: Path, **settings: Any) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -66,7 +66,7 @@ class Run:
         )
 
     def train(self) -> list[dict[str, float]]:
-        """Returns TRL's log, one entry a step."""
+        """Returns TRL's log, one entry per step."""
         self.trainer.train()
         return [entry for entry in self.trainer.state.log_history if "objective/scores" in entry]
 
@@ -111,7 +111,7 @@ def test_the_reward_rises(tiny_policy_path: str, tmp_path: Path) -> None:
         # What TRL got out of the reward model, and trained on.
         assert entry["objective/scores"] == pytest.approx(expected.mean().item(), abs=1e-4)
     scores = [entry["objective/scores"] for entry in log]
-    # From -13 nats to -4: the policy finds the responses that its own start takes for probable.
+    # From -13 nats to -4: the policy finds the responses that are probable under its initial weights.
     assert mean(scores[-5:]) > mean(scores[:2]) + 4
     assert moved(run.start, run.policy)
     assert_same_to_the_bit(before, frozen_weights(reward))

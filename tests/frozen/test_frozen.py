@@ -292,7 +292,7 @@ class TestIdentity:
         reward = EndogenousReward(model, AutoTokenizer.from_pretrained(path))
         expected = naive_rewards(model)
         trainer = make_trainer(path, tmp_path, beta=0.1)
-        with pytest.raises(ValueError, match=f"was made for the model '{path}'.*others, by their values"):
+        with pytest.raises(ValueError, match=f"was made for the model '{path}'.*have different values"):
             reward.attach(trainer)
         assert not trainer.ref_model.model._forward_hooks  # nothing watches its passes
         assert reward(**ROWS) == pytest.approx(expected, abs=1e-4)  # as before

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reward of right answers. What is right: `tests/grading`."""
+"""Accuracy as a reward. The grader itself is tested in `tests/grading`."""
 
 import pickle
 

@@ -101,7 +101,7 @@ def test_against_each_row_alone(family, budget, visions):
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
-    """A family whose cache does not go on as the whole row does is found out, and scored row by row."""
+    """A family whose cache does not continue like the whole row is detected and scored row by row."""
     own = visions[family]
 
     class Forgetful(scorer_module.ImagePrompt):
@@ -110,7 +110,7 @@ def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
 
     monkeypatch.setattr(scorer_module, "ImagePrompt", Forgetful)
     reward = EndogenousReward(own.model, own.processor)
-    ids = [[], *map(own.ids, ANSWERS[:2])]  # the first completion, with which it is tried, has no token
+    ids = [[], *map(own.ids, ANSWERS[:2])]  # the completion that is used to detect it has no token
     nothing, *scores = reward([ONE] * 3, ["", *ANSWERS[:2]], ids, images=[[RED]] * 3)
     assert nothing is None
     assert reward._scorer is not None and reward._scorer._shares_image_prompts is False
@@ -119,7 +119,7 @@ def test_rows_that_cannot_share_a_prompt(family, visions, monkeypatch):
 
 def test_an_image_is_encoded_once_for_its_completions(llava, monkeypatch):
     reward = EndogenousReward(llava.model, llava.processor)
-    reward(prompts=[ONE], completions=["x"], images=[[RED]])  # tries itself
+    reward(prompts=[ONE], completions=["x"], images=[[RED]])  # detects whether prompts can be shared
     calls: list[int] = []
     tower = llava.model.model.vision_tower
     monkeypatch.setattr(tower, "forward", lambda *a, own=tower.forward, **k: calls.append(1) or own(*a, **k))
@@ -148,7 +148,7 @@ def test_forms_in_which_an_image_is_given(llava, tmp_path):
     question = {"type": "text", "text": "What is it?", "image": None}  # as datasets fill missing keys
     prompts = [[{"role": "user", "content": [part, question]}] for part in parts]
     assert reward(prompts=prompts, completions=["x"] * len(parts)) == pytest.approx([expected] * len(parts), abs=1e-4)
-    plain = [{"role": "user", "content": "What is it?"}]  # TRL's rule: before what the first user says
+    plain = [{"role": "user", "content": "What is it?"}]  # TRL's rule: images precede the first user message
     for prompt, column in ((plain, "images"), (ONE, "images"), (plain, "image"), (user("What is it?"), "image")):
         columns = {column: [[RED]] if column == "images" else [RED]}
         assert reward(prompts=[prompt], completions=["x"], **columns) == pytest.approx([expected], abs=1e-4)
@@ -180,14 +180,17 @@ class TestOwnCopy:
         assert given == pytest.approx(max(-1.0, min(1.0, relative)), abs=1e-4)
 
 
-def test_criterion(llava):
+def test_criterion_and_information_gain(llava):
+    gain = InformationGain(llava.model)  # over itself
+    reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
+    assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]
     reward = EndogenousReward(llava.model, llava.processor, criterion="Be short.")
     (value,) = reward(prompts=[ONE], completions=["x"], images=[[picture(2, 32, 20)]])
     assert value == pytest.approx(llava.expected(SYSTEM, [picture(2, 32, 20)], "x"), abs=1e-4)
 
 
 def test_groups_of_length_control(llava):
-    """Two prompts that differ in their image are two groups, so that what one image adds is no effect of length."""
+    """Prompts that differ only in their image form two groups, so an image's effect is not taken for that of length."""
     batch: dict[str, Any] = {"prompts": [ONE] * 4, "images": [[RED], [RED], [BLUE], [BLUE]]}
     batch["completions"] = ["x", "A cat.", "xyz", "A cat, or a dog."]
     reward = EndogenousReward(llava.model, llava.processor, correction="length")
@@ -197,12 +200,6 @@ def test_groups_of_length_control(llava):
     x = lengths - lengths.view(2, 2).mean(1).repeat_interleave(2)
     y = torch.tensor(plain).double() - torch.tensor(plain).double().view(2, 2).mean(1).repeat_interleave(2)
     assert reward.length_slope == pytest.approx(((x @ y) / (x @ x)).item(), rel=1e-4)
-
-
-def test_information_gain_reads_them_too(llava, tiny_model_path):
-    gain = InformationGain(llava.model)
-    reward = EndogenousReward(llava.model, llava.processor, token_reward="log_prob", correction=gain)
-    assert reward(prompts=[ONE], completions=["x"], images=[[RED]]) == [0.0]  # over itself
 
 
 class TestIgnored:
@@ -223,7 +220,7 @@ class TestIgnored:
 
 
 class TestRefused:
-    """Whatever would be a reward for an answer to another question, before anything is computed."""
+    """Inputs whose reward would be for an answer to another question are rejected before anything is computed."""
 
     @pytest.fixture
     def reward(self, llava, monkeypatch):

@@ -83,14 +83,7 @@ class TestRewards:
         for kind in ALL:
             assert kind(tiny_model_path, device="cpu")(**BATCH) == pytest.approx(expected[kind], abs=2e-4), kind
 
-    def test_no_token_no_reward(self, tiny_model_path):
-        for kind in ALL:
-            rewards = kind(tiny_model_path, device="cpu")(
-                prompts=["The capital", "The"], completions=["", " end"], completion_ids=[[], [5, 6]]
-            )
-            assert rewards[0] is None and math.isfinite(rewards[1])
-
-    def test_names_pickles_and_metrics(self, tiny_model_path):
+    def test_rows_without_tokens_names_pickles_and_metrics(self, tiny_model_path):
         names = ("self_certainty", "negative_entropy", "mean_log_prob", "relative_perplexity")
         for kind, name in zip(ALL, names, strict=True):
             reward = kind(tiny_model_path, device="cpu")
@@ -99,6 +92,9 @@ class TestRewards:
             metrics = {}
             assert copy(**BATCH, log_metric=metrics.__setitem__) == reward(**BATCH)
             assert f"{name}_reward/length_correlation" in metrics
+            ragged = {"prompts": ["The capital", "The"], "completions": ["", " end"], "completion_ids": [[], [5, 6]]}
+            without, with_tokens = reward(**ragged)
+            assert without is None and math.isfinite(with_tokens)
         assert SelfCertaintyReward(tiny_model_path, name="mine").__name__ == "mine"
 
     @pytest.mark.parametrize("kind", ALL)

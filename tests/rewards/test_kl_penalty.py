@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Training on a frozen model's reward without a KL penalty, TRL's default, is warned of: once, whoever sees it first.
+Warning about training on a frozen model's reward without a KL penalty, TRL's default: logged once per trainer.
 """
 
 import logging
@@ -31,7 +31,7 @@ def test_attach_and_the_monitor_warn_once(reward_class, tiny_policy_path, caplog
     CollapseMonitor().attach(trainer)
     reward.attach(trainer)
     (warning,) = warnings(caplog)
-    assert f"is trained on {reward.__name__}" in warning and "`GRPOConfig(beta=0.05, ...)`" in warning
+    assert f"Training on {reward.__name__}," in warning and "`GRPOConfig(beta=0.05, ...)`" in warning
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_attach_and_the_monitor_warn_once(reward_class, tiny_policy_path, caplog
         (RLOOTrainer, {}, 0),  # its default is 0.05
         (DenseGRPOTrainer, {"beta": 0.1}, 0),
         (PPOTrainer, {}, 0),  # its default is 0.01
-        (GRPOTrainer, {"reward_weights": [0.0, 1.0]}, 0),  # only looked at
+        (GRPOTrainer, {"reward_weights": [0.0, 1.0]}, 0),  # only logged
     ],
 )
 def test_trainers(kind, settings, number, tiny_policy_path, caplog):
-    """Ours warn by themselves, and the monitor not again; nobody without a reason."""
+    """Our trainers warn, and the monitor does not repeat it; there is no warning without a reason."""
     rewards = [EndogenousReward(tiny_policy_path), LengthReward()]
     trainer = make(kind, tiny_policy_path, rewards, **settings)
     assert len(warnings(caplog)) == number

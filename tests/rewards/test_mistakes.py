@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The mistakes that users are most likely to make: each is answered by what was given, what is wrong, and what to do.
+The mistakes that users are most likely to make: the error says what was given, what is wrong, and how to fix it.
 """
 
 import shutil
@@ -30,7 +30,7 @@ def test_a_model_that_writes_no_text(tmp_path):
     CLIPVisionConfig(image_size=8, patch_size=4, **SMALL).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="type 'clip_vision_model'.*one that `AutoModelForCausalLM` loads") as caught:
         EndogenousReward(str(tmp_path))
-    assert len(str(caught.value)) < 600  # transformers lists all the models that there are
+    assert len(str(caught.value)) < 600  # without transformers' list of all models
 
 
 @pytest.mark.parametrize("ids", [[1.5], ["7"], None, 7])
@@ -64,7 +64,7 @@ def test_the_policy_itself_as_frozen_model(tiny_policy_path, tmp_path):
 
 
 def test_answers_in_a_column_that_is_not_there():
-    with pytest.raises(ValueError, match=r"column 'answer', which the dataset does not have. It has \['solution'\]"):
+    with pytest.raises(ValueError, match=r"column 'answer', but the dataset only has \['solution'\]"):
         AccuracyReward("answer")(completions=["a"], solution=["a"])
 
 

@@ -80,7 +80,7 @@ def path(tiny_model_path, tmp_path_factory):
 
 
 class Watched:
-    """A reward that keeps the rows that it scores."""
+    """A reward that records the rows it scores."""
 
     def __init__(self, reward: Any) -> None:
         self.reward, self.__name__ = reward, reward.__name__
@@ -107,7 +107,7 @@ def make_trainer(
 
 
 def ask(trainer: Any, prompts: list[Any], completions: list[Any], ids: list[list[int]], **columns: list[Any]) -> None:
-    """Has a trainer calculate the rewards of given completions, as it does for those that its policy has generated."""
+    """Lets a trainer compute the rewards of given completions as if its policy had generated them."""
     inputs = [{"prompt": p, **{k: v[i] for k, v in columns.items()}} for i, p in enumerate(prompts)]
     trainer._calculate_rewards(inputs, prompts, completions, ids)
 
@@ -152,11 +152,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_reads_what_the_policy_reads(name, path, tmp_path, warnings_logged):
-    """The README's one line: the reward is told nothing."""
+    """The README's one line: the reward gets no settings."""
     settings: dict[str, Any] = {"reward": EndogenousReward, "prompts": PROMPTS, **SCENARIOS[name]}
     reward, prompts = Watched(settings.pop("reward")(path)), settings["prompts"]
     trainer = make_trainer(path, reward, tmp_path, beta=0.1, shuffle_dataset=False, **NOT_THINKING, **settings)
-    if "tools" in settings:  # of which the policy has no idea
+    if "tools" in settings:  # the random policy cannot call them
         ask(trainer, [prompts[0]] * 2 + [prompts[1]] * 2, *answers(trainer.processing_class, 4))
     else:
         trainer.train()
@@ -169,7 +169,7 @@ def test_reads_what_the_policy_reads(name, path, tmp_path, warnings_logged):
 
 
 def rollout_of(prompt_ids: list[int] | None, completion_ids: list[int], mask: list[int] | None = None) -> Any:
-    """A rollout function that writes one completion of everything; by default, of the trainer's own prompts."""
+    """A rollout function that returns the same completion for each prompt, by default the trainer's own prompts."""
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         row: dict[str, Any] = {"completion_ids": completion_ids, "logprobs": [0.0] * len(completion_ids)}
@@ -262,7 +262,7 @@ class TestOwnCopy:
 
 @pytest.fixture(scope="module")
 def trainer_of_templates(path, tmp_path_factory):
-    """One for all of them, which costs less than one for each."""
+    """One trainer for all templates, to save time."""
     return make_trainer(path, EndogenousReward(path), tmp_path_factory.mktemp("templates"))
 
 
@@ -289,7 +289,7 @@ def test_every_template_of_trl(name, path, trainer_of_templates):
 
 
 class TestGiven:
-    """What the user gave to the reward holds."""
+    """Arguments of the reward take precedence."""
 
     def test_arguments_of_the_template(self, path, tmp_path, warnings_logged):
         reward = Watched(EndogenousReward(path, chat_template_kwargs={"enable_thinking": True}))
@@ -317,7 +317,7 @@ class TestGiven:
 
 
 def test_another_tokenizer_keeps_its_template(path, tiny_policy_path, tmp_path):
-    """Of tools and arguments it gets what its template has a use for; token ids of the policy mean nothing to it."""
+    """It only gets the tools and arguments that its template uses; the policy's token ids mean nothing to it."""
     reward = Watched(EndogenousReward(tiny_policy_path))
     trainer = make_trainer(path, reward, tmp_path, tools=[multiply])
     ask(trainer, [[{"role": "user", "content": "a b"}]], *answers(trainer.processing_class, 1))
@@ -348,6 +348,12 @@ class TestBind:
         assert reward.chat_template_kwargs == expected
         (row,) = reward._render([QUESTION], ["12"], None, {})
         assert row.prompt_ids == trainer._tokenize_prompts([QUESTION])[0][0]
+        copy = Watched(pickle.loads(pickle.dumps(reward)))
+        assert copy.reward.chat_template_kwargs == {}  # of no trainer
+        trainer.reward_funcs = [copy]
+        assert_reads_as_policy(trainer, copy)
+        # Without tools there is no empty list of them: Llama's template would mention tools.
+        assert PromptSettings.of(make_trainer(path, copy, tmp_path)).chat_template_kwargs == {}
 
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.15"), reason="The trainers of endotrl need TRL 1.15.")
     @pytest.mark.parametrize("algorithm", ["DenseGRPO", "PPO"])
@@ -357,14 +363,6 @@ class TestBind:
         reward = EndogenousReward(path)
         make_trainer(path, reward, tmp_path, getattr(endotrl, f"{algorithm}Trainer"), **NOT_THINKING)
         assert reward.chat_template_kwargs == {"enable_thinking": False}
-
-    def test_pickled(self, path, tmp_path):
-        reward = EndogenousReward(path)
-        trainer = make_trainer(path, reward, tmp_path, **NOT_THINKING)
-        copy = Watched(pickle.loads(pickle.dumps(reward.bind(trainer))))
-        assert copy.reward.chat_template_kwargs == {}  # of no trainer
-        trainer.reward_funcs = [copy]
-        assert_reads_as_policy(trainer, copy)
 
 
 class TestOnlineDPO:
@@ -403,12 +401,6 @@ def test_a_sentence_reward_reads_what_the_policy_reads(path, tmp_path):
     read = trainer._tokenize_prompts([QUESTION])[0][0]
     assert row.input_ids[: len(read)] == read
     assert reward.policy_processing_class is trainer.processing_class
-
-
-def test_settings_of_a_trainer_without_tools(path, tmp_path):
-    # No tools are not an empty list of them: Llama's template writes of tools then.
-    trainer = make_trainer(path, EndogenousReward(path), tmp_path)
-    assert PromptSettings.of(trainer).chat_template_kwargs == {}
 
 
 @pytest.mark.parametrize("writes_bos", [None, False, True], ids=["none", "tokenizer", "template and tokenizer"])

@@ -83,27 +83,16 @@ class TestEquality:
         expected = reward(prompts=PROMPTS, completions=texts, completion_ids=RESPONSES)
         torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-5, rtol=0)
 
-    def test_response_truncated_at_the_stop_token(self, model, tokenizer):
-        # TRL overwrites what follows the stop token with padding.
+    def test_where_responses_end(self, model, tokenizer):
         (query,) = queries_of(tokenizer, ["a b"])
-        whole, context = make_batch([query], [[7, EOS, 9, 10]], PAD)
-        truncated, _ = make_batch([query], [[7, EOS, PAD, PAD]], PAD)
-        ended, _ = make_batch([query], [[7, EOS]], PAD)
-        assert scores_of(model, truncated, PAD, context) == scores_of(model, ended, PAD, context)
-        assert scores_of(model, truncated, PAD, context) > scores_of(model, whole, PAD, context) + 1
-
-    def test_what_follows_the_first_pad_is_not_read(self, model, tokenizer):
-        # A policy can sample the pad token. For TRL the response ends there.
-        (query,) = queries_of(tokenizer, ["a b"])
-        batch, context = make_batch([query, query, query], [[7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8]], PAD)
-        torch.testing.assert_close(
-            scores_of(model, batch, PAD, context), scores_of(model, batch[-1:].expand(3, -1), PAD, context)
-        )
-
-    def test_empty_response(self, model, tokenizer):
-        batch, context = make_batch(queries_of(tokenizer, ["a", "b"]), [[PAD, 7], [7, 8]], PAD)
-        empty, other = scores_of(model, batch, PAD, context)
-        assert empty == 0.0 > other
+        # TRL overwrites what follows the stop token with padding. A policy can sample the pad token: for TRL the
+        # response ends there.
+        responses = [[7, EOS, 9, 10], [7, EOS, PAD, PAD], [7, EOS], [7, 8, PAD, 9], [7, 8, PAD, 10], [7, 8], [PAD, 7]]
+        batch, context = make_batch([query] * len(responses), responses, PAD)
+        whole, *ended, first, second, bare, empty = scores_of(model, batch, PAD, context).tolist()
+        assert ended[0] == pytest.approx(ended[1], abs=1e-5) and ended[0] > whole + 1
+        assert first == pytest.approx(bare, abs=1e-5) and second == pytest.approx(bare, abs=1e-5)
+        assert empty == 0.0 > bare
 
     def test_long_queries_are_cut_as_in_the_reward_function(self, tiny_policy_path, tokenizer):
         prompt = " ".join("abcdefghij" * 8)  # 80 tokens; the context has 64
@@ -161,7 +150,7 @@ class TestPadIsEos:
         for _ in range(2):
             scores = scores_of(model, batch, end, context)
             torch.testing.assert_close(scores, torch.tensor(expected), atol=1e-4, rtol=0)
-        assert [message.count("a pad token of its own") for message in warnings_logged()] == [1]
+        assert [message.count("another `tokenizer.pad_token`") for message in warnings_logged()] == [1]
 
     def test_two_ends(self, tiny_policy_path):
         # Padding with one end after another end adds no token.
@@ -174,16 +163,14 @@ class TestPadIsEos:
         padded, _ = make_batch([query], [[7, EOS, 18, 18]], 18)
         assert scores_of(adapter, padded, 18, context) == scores_of(adapter, ended, 18, context)
 
-    def test_queries_padded_on_the_right_are_refused(self, tiny_model_path):
-        model = EndogenousReward(tiny_model_path).as_reward_model()
+    def test_padding_that_cannot_be_told_from_text(self, model, tiny_model_path, tiny_policy_path):
         end = AutoTokenizer.from_pretrained(tiny_model_path).eos_token_id
-        with pytest.raises(ValueError, match="query of row 1 ends with the token that both.*padding_side='left'"):
-            scores_of(model, torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2)
-
-    def test_bos_is_pad(self, model, tiny_policy_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
-        (first,) = tokenizer("a")["input_ids"]  # this tokenizer adds no BOS: "a" itself stands for one
-        with pytest.raises(ValueError, match=rf"begins texts with the token that pads \({first}\)"):
+        with pytest.raises(ValueError, match="query of row 1 ends with the pad token.*padding_side='left'"):
+            scores_of(
+                EndogenousReward(tiny_model_path).as_reward_model(), torch.tensor([[5, 6, 7], [5, end, 7]]), end, 2
+            )
+        (first,) = AutoTokenizer.from_pretrained(tiny_policy_path)("a")["input_ids"]  # stands for a BOS
+        with pytest.raises(ValueError, match=rf"starts every text with its pad token \({first}\)"):
             scores_of(model, torch.tensor([[first, 8, 9]]), first, 2)
 
 
@@ -195,15 +182,12 @@ class TestModule:
         expected = scores_of(model, batch[0], PAD, batch[1])
         assert list(model.state_dict()) == ["placeholder"]
         assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert model.config.hidden_size == 16 and next(model.parameters()).dtype == torch.float32  # for DeepSpeed
         model.load_state_dict(model.state_dict())
         model = model.to(torch.float16).train()
         assert lm.dtype == torch.float32
         assert torch.equal(scores_of(model, batch[0], PAD, batch[1]), expected)
         assert_same_to_the_bit(before, weights(lm))
-
-    def test_what_deepspeed_reads(self, model):
-        assert model.config.hidden_size == 16
-        assert next(model.parameters()).dtype == torch.float32
 
     @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
     def test_copies(self, tiny_policy_path, batch, duplicate):
@@ -228,10 +212,8 @@ class TestRefused:
         with pytest.raises(error, match=message):
             EndogenousReward(**{"model": tiny_policy_path, **settings}).as_reward_model()
 
-    def test_another_caller(self, model):
-        with pytest.raises(RuntimeError, match=r"not by TRL's `get_reward`.*reward_model\(query_responses"):
+    def test_another_caller_and_ids_of_another_vocabulary(self, model):
+        with pytest.raises(RuntimeError, match=r"not called by TRL's `get_reward`.*reward_model\(query_responses"):
             model.endogenous_backbone(input_ids=torch.tensor([[7, 8]]))
-
-    def test_ids_of_another_vocabulary(self, model):
         with pytest.raises(ValueError, match="another tokenizer"):
             scores_of(model, torch.tensor([[7, 8, 300]]), PAD, 2)

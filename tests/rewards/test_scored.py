@@ -74,18 +74,7 @@ def test_bellman_rewards_are_coloured_by_log_probability(reward, tiny_model_path
     for theirs, ours in zip(log_prob.score(PROMPTS, ANSWERS), scored, strict=True):
         row = heat_map_row(reward, ours)
         assert row.contributions == pytest.approx(theirs.log_probs.tolist(), abs=1e-5)
-        # The Bellman rewards themselves are there to be pointed at.
+        # The Bellman rewards themselves are in the tooltips.
         assert row.columns["token reward"] == reward.token_rewards_from(ours).tolist()
     page = heat_maps([heat_map_row(reward, stats) for stats in scored])
     assert "</span>0.0</span>" in page and 'class="t p' not in page  # of one sign: a sequential scale
-
-
-@pytest.mark.slow
-def test_the_wrong_word_has_the_strongest_colour(smollm2_path):
-    reward = EndogenousReward(smollm2_path, device="cpu", dtype="float32")
-    prompts = [[{"role": "user", "content": "What is the capital of France?"}]] * 2
-    answers = [[{"role": "assistant", "content": f"The capital of France is {city}."}] for city in ("Paris", "Rome")]
-    page = heat_maps([heat_map_row(reward, stats) for stats in reward.score(prompts, answers)])
-
-    words = {word: shade for shade, word in re.findall(r'<span class="t ?(\w*)[^>]*>(Paris|Rome)<', page)}
-    assert words == {"Paris": "", "Rome": "n8"}

@@ -77,7 +77,7 @@ def test_neighbours_of_another_length_change_nothing(tiny_model_path, tmp_path):
     completions = ["No.", "Yes. " * 20, "It is."]
     alone = [reward(["Hi?"], [completion])[0] for completion in completions]
     assert reward(["Hi?"] * 3, completions) == pytest.approx(alone, abs=1e-5)
-    # It would matter: a pass of both lengths gives other numbers.
+    # The split matters: a pass with both lengths gives different numbers.
     model.config.get_text_config().rope_parameters["rope_type"] = "default"
     assert reward(["Hi?"] * 3, completions) != pytest.approx(alone, abs=1e-5)
 
@@ -92,7 +92,6 @@ def test_the_policys_tokens_are_scored_as_they_are(model_path):
     assert [len(rewards) for rewards in token_rewards] == [len(ids), len(ids) + 1]
     assert token_rewards[0].nonzero().flatten().tolist() == [6, 9]  # after "It is. ", where the space is a token
     assert token_rewards[1].nonzero().flatten().tolist() == [6, 10]  # at EOS
-    # That the second one ended shows.
     assert scores[0] != scores[1]
     assert scores[1] != reward(["Hi?"], [text])[0]  # other tokens than the tokenizer's own
 
@@ -136,22 +135,18 @@ def test_logs(model_path):
     assert columns["mine/weakest_sentence"][1:3] == ["No.<|im_end|>", "<|im_end|>"]
 
 
-def test_pickle(model_path):
+def test_pickles_and_loaded_models(model_path):
     reward = SentenceReward(model_path, name="mine")
     expected = reward(PROMPTS, COMPLETIONS)
     data = pickle.dumps(reward)
     assert len(data) < 100_000  # no weights
     again = pickle.loads(data)
     assert again(PROMPTS, COMPLETIONS) == expected and again.__name__ == "mine"
-    with pytest.raises(TypeError, match="Save the model"):
-        pickle.dumps(SentenceReward(SentenceRewardModel.from_pretrained(model_path)))
-
-
-def test_a_loaded_model_is_used_as_it_is(model_path):
     model = SentenceRewardModel.from_pretrained(model_path).train()
-    reward = SentenceReward(model)
-    assert reward(PROMPTS, COMPLETIONS) == SentenceReward(model_path)(PROMPTS, COMPLETIONS)
-    assert model.training
+    loaded = SentenceReward(model)
+    assert loaded(PROMPTS, COMPLETIONS) == expected and model.training
+    with pytest.raises(TypeError, match="Save the model"):
+        pickle.dumps(loaded)
 
 
 def test_what_is_refused(tiny_model_path, model_path, tmp_path):

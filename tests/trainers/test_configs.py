@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Configurations and arguments of both trainers: what TRL's parser makes of them, errors before a model is loaded, and,
-for who comes from TRL's own PPO, what to use instead.
+Configurations and arguments of both trainers: TRL's parser, errors before a model is loaded, and replacements for the
+options of TRL's own PPO.
 """
 
 import dataclasses
@@ -57,11 +57,11 @@ class TestConfigs:
             (PPOConfig, {"critic": "head"}, "`critic` is 'head', .* one of 'value_head', 'value_model', 'none'"),
             (PPOConfig, {"truncation": "skip"}, "`truncation` is 'skip'"),
             (PPOConfig, {"kl_placement": "both"}, "`kl_placement` is 'both'"),
-            (PPOConfig, {"critic": "none", "truncation": "bootstrap"}, "from the critic"),
+            (PPOConfig, {"critic": "none", "truncation": "bootstrap"}, "needs a critic"),
             (PPOConfig, {"critic": "none", "detach_value": False}, "`detach_value=False`"),
             (PPOConfig, {"kl_target": 0.0}, "`kl_target` is 0.0"),
             (PPOConfig, {"kl_target": 6.0, "beta": 0.0}, "`beta` is 0"),
-            (PPOConfig, {"kl_target": 6.0, "sync_ref_model": True}, "`sync_ref_model=True` moves"),
+            (PPOConfig, {"kl_target": 6.0, "sync_ref_model": True}, "`sync_ref_model=True` updates"),
             (PPOConfig, {"num_generations": 0}, "at least 1 completion"),
             (PPOConfig, {"num_generations": 3}, "must be divisible by num_generations"),
             (DenseGRPOConfig, {"credit": "word"}, "`credit` is 'word"),
@@ -95,7 +95,7 @@ class TestConfigs:
 
 
 class TestArguments:
-    """Before any model is loaded: the model's path leads nowhere."""
+    """Errors before any model is loaded: the model's path does not exist."""
 
     @pytest.mark.parametrize(
         ("kinds", "settings", "error", "message"),
@@ -103,9 +103,9 @@ class TestArguments:
             ([PPOTrainer], {"value_model": "path"}, ValueError, "`critic` is 'value_head', which does not use it"),
             ([PPOTrainer], {"critic": "value_model", "value_model": 3}, TypeError, "`value_model` is a int"),
             ([PPOTrainer], {"optimizers": (SGD([torch.zeros(1)]), None)}, ValueError, "`optimizers` was given"),
-            (BOTH, {"train_dataset": TOKENIZED}, ValueError, "`train_dataset` has a column `input_ids` and none"),
-            (BOTH, {"train_dataset": TOKENIZED.to_iterable_dataset()}, ValueError, "it is tokenized"),
-            (BOTH, {"eval_dataset": DatasetDict({"a": TOKENIZED})}, ValueError, "`eval_dataset` .* it is tokenized"),
+            (BOTH, {"train_dataset": TOKENIZED}, ValueError, "`train_dataset` is tokenized: it has a column"),
+            (BOTH, {"train_dataset": TOKENIZED.to_iterable_dataset()}, ValueError, "`train_dataset` is tokenized"),
+            (BOTH, {"eval_dataset": DatasetDict({"a": TOKENIZED})}, ValueError, "`eval_dataset` is tokenized"),
             (BOTH, {"rewards": EndogenousReward("quickstart", aggregate="mean")}, ValueError, "cannot be credited to"),
         ],
         ids=str,
@@ -126,7 +126,8 @@ class TestArguments:
     @pytest.mark.parametrize("kind", BOTH)
     def test_no_config(self, kind, tiny_policy_path, tmp_path, monkeypatch):
         config = trainers.CONFIGS[kind]
-        on_cpu = dataclasses.make_dataclass("OnCpu", [("use_cpu", bool, True), ("bf16", Any, False)], bases=(config,))
+        fields = [("use_cpu", bool, True), ("bf16", Any, False)]
+        on_cpu = dataclasses.make_dataclass(config.__name__, fields, bases=(config,))
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(f"{kind.__module__}.{config.__name__}", on_cpu)
         trainer = kind(tiny_policy_path, length, train_dataset=PROMPTS)
@@ -136,7 +137,7 @@ class TestArguments:
         policy = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
         for model, value_model, message in (
             (policy, policy, "is the policy itself"),
-            (tiny_model_path, tiny_policy_path, "has an embedding of 19 tokens, but the policy's tokenizer has 3"),
+            (tiny_model_path, tiny_policy_path, "has embeddings for 19 tokens, but the policy's tokenizer has 3"),
         ):
             with pytest.raises(ValueError, match=message):
                 settings = {"critic": "value_model", "value_model": value_model}
@@ -166,22 +167,21 @@ ACCEPTED = set(inspect.signature(PPOTrainer).parameters) | set(inspect.signature
 class TestComingFromTrlsPPO:
     """Each of its options and arguments works here, or the error says what to use instead."""
 
-    @pytest.mark.parametrize("name", FIELDS)
-    def test_options(self, name, tmp_path):
-        assert (name in NOW) != (name in FORMER_OPTIONS)
-        if name in FORMER_OPTIONS:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_OPTIONS[name]}.")):
-                PPOConfig(str(tmp_path), **QUIET, **{name: None})
-
-    @pytest.mark.parametrize("name", [*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"])
-    def test_arguments(self, name, tmp_path):
-        assert (name in ACCEPTED) != (name in FORMER_ARGUMENTS)
-        if name in FORMER_ARGUMENTS:
-            with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_ARGUMENTS[name]}.")):
-                PPOTrainer("/nowhere", args=PPOConfig(str(tmp_path), **QUIET), **{name: None})
+    def test_each(self, tmp_path):
+        args = PPOConfig(str(tmp_path), **QUIET)
+        for name in (*PARAMETERS, "policy", "policy_model", "config", "tokenizer", "dataset"):
+            assert (name in ACCEPTED) != (name in FORMER_ARGUMENTS), name
+            if name in FORMER_ARGUMENTS:
+                with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_ARGUMENTS[name]}.")):
+                    PPOTrainer("/nowhere", **{"args": args, name: None})
+        for name in FIELDS:
+            assert (name in NOW) != (name in FORMER_OPTIONS), name
+            if name in FORMER_OPTIONS:
+                with pytest.raises(TypeError, match=re.escape(f"`{name}`: now {FORMER_OPTIONS[name]}.")):
+                    PPOConfig(str(tmp_path), **QUIET, **{name: None})
 
     def test_several_at_once_and_pythons_own_errors(self, tmp_path):
-        with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`: .* `beta`\. `cliprange`: now `epsilon`"):
+        with pytest.raises(TypeError, match=r"has no `kl_coef`, `cliprange`, .* `beta`\. `cliprange`: now `epsilon`"):
             PPOConfig(str(tmp_path), kl_coef=0.05, gamma=1.0, cliprange=0.1)
         with pytest.raises(TypeError, match="unexpected keyword argument 'kl_coeff'"):
             PPOConfig(str(tmp_path), kl_coeff=0.05)

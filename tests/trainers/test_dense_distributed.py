@@ -60,5 +60,5 @@ def test_two_processes_are_one(run, one, two):
 
 def test_a_function_that_differs_by_process_is_refused_on_all(one, two):
     for rank in two:
-        assert "'one_kind_here_another_there' gave one number a token on some processes" in rank["error"]
-    assert "'one_kind_here_another_there' gave one number a token for some completions" in one["error"]
+        assert "'one_kind_here_another_there' returned one number per token on some processes" in rank["error"]
+    assert "'one_kind_here_another_there' returned one number per token for some completions" in one["error"]

@@ -284,7 +284,7 @@ class TestModelCard:
         assert "This model was trained with Dense GRPO.\n" in card
         assert "No labels and no reward model were used" in card
         name = Path(tiny_policy_path).name
-        assert f"of `{name}`, frozen: the policy as it was before training" in card
+        assert f"of `{name}`, frozen: the policy before training" in card
         (shown,) = (json.loads(part.split("```")[0]) for part in card.split("```json")[1:])
         assert (shown["alpha"], shown["token_reward"], shown["criterion"]) == (0.5, "centered", "a `b`")
         assert "discount" not in shown  # of another aggregate

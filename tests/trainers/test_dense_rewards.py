@@ -85,7 +85,7 @@ class TestRecorder:
         [
             (returning([[1.0] * 4, [1.0], [1.0] * 2]), ValueError, r"'mine'.*\(4,\) for row 0.* 3 tokens"),
             (returning([[1.0] * 3, [1.0]]), ValueError, "3 completions"),
-            (returning([[1.0] * 3, 0.5, None]), TypeError, r"for some completions, and for row 1 0\.5"),
+            (returning([[1.0] * 3, 0.5, None]), TypeError, r"for some completions, but 0\.5 for row 1"),
             (returning([[1.0] * 3, [1.0], [0.0, math.nan]]), ValueError, "token_rewards of nan for token 1 of row 2"),
             (returning([[1.0] * 3, [1.0], [0.0, math.inf]]), ValueError, "token_rewards of inf for token 1 of row 2"),
             (Dense([1.0] * 3, LONG), ValueError, r"token_rewards of shape \(5,\) for row 1.* 1 tokens"),
@@ -152,7 +152,7 @@ class TestEndogenousReward:
 
     def test_tokens_of_another_tokenizer(self, tiny_model_path, tiny_policy_path):
         reward = EndogenousReward(tiny_model_path)
-        with pytest.raises(ValueError, match=r"row 0 was encoded again .* in place of 2"):
+        with pytest.raises(ValueError, match=r"row 0 was re-encoded .* instead of 2"):
             reward.outcome_and_token_rewards(["a b"], ["c d"], [[9, 10]])
         assert reward._scorer is None
 

@@ -158,21 +158,26 @@ def test_trained_weights_do_not_change(kind, settings, reward, shifted, tiny_pol
 @pytest.mark.parametrize(
     ("kind", "settings", "reward", "reason"),
     [
-        ("dense", {"gamma": 0.9}, {}, "The discount of the returns is 0.9 and that inside the endogenous reward 1"),
-        ("dense", {}, {"gamma": 0.9}, "The discount of the returns is 1 and that inside the endogenous reward 0.9"),
-        ("dense", {}, {"aggregate": "discounted"}, "The discount of the returns is 0.95"),
+        ("dense", {"gamma": 0.9}, {}, "discounted by 0.9, but `gamma` of the endogenous reward is 1: use the same"),
+        ("dense", {}, {"gamma": 0.9}, "discounted by 1, but `gamma` of the endogenous reward is 0.9: use the same"),
+        ("dense", {}, {"aggregate": "discounted"}, "The returns are discounted by 0.95"),
         ("dense", {"credit": "sentence", "gamma": 0.9}, {"gamma": 0.9}, "from sentence to sentence"),
         ("dense", {"credit": "sentence", "gamma": 0.9}, {}, "from sentence to sentence"),
-        ("dense", {}, BOOTSTRAP, "which subtracts the soft value of the state"),
-        ("dense", {"gamma": 0.9}, {"gamma": 0.9, "correction": "length"}, "outcome of a completion discounts by 1"),
-        ("dense", {"credit": "outcome"}, {"aggregate": "discounted"}, "The outcome of a completion discounts by 0.95"),
-        ("dense", {"credit": "outcome"}, {"gamma": 0.9}, "The outcome of a completion discounts by 1"),
+        ("dense", {}, BOOTSTRAP, "subtracts the soft value of the state"),
+        (
+            "dense",
+            {"gamma": 0.9},
+            {"gamma": 0.9, "correction": "length"},
+            "outcome of a completion is discounted by 1",
+        ),
+        ("dense", {"credit": "outcome"}, {"aggregate": "discounted"}, "outcome of a completion is discounted by 0.95"),
+        ("dense", {"credit": "outcome"}, {"gamma": 0.9}, "outcome of a completion is discounted by 1"),
         ("dense", {"credit": "outcome", "scale_rewards": "batch"}, DISCOUNTED, "compares prompts"),
-        ("ppo", {"gamma": 0.9}, {}, "The discount of the returns is 0.9 and that inside the endogenous reward 1"),
-        ("ppo", {}, {"aggregate": "discounted"}, "The discount of the returns is 0.95"),
-        ("ppo", {}, BOOTSTRAP, "which subtracts the soft value of the state"),
-        ("ppo", {"soft_value_baseline": False}, {}, "leaves the soft value to the critic"),
-        ("ppo", {"soft_value_baseline": False, **BOOTSTRAP}, BOOTSTRAP, "leaves the soft value to the critic"),
+        ("ppo", {"gamma": 0.9}, {}, "discounted by 0.9, but `gamma` of the endogenous reward is 1: use the same"),
+        ("ppo", {}, {"aggregate": "discounted"}, "The returns are discounted by 0.95"),
+        ("ppo", {}, BOOTSTRAP, "subtracts the soft value of the state"),
+        ("ppo", {"soft_value_baseline": False}, {}, "leaves the soft value for the critic"),
+        ("ppo", {"soft_value_baseline": False, **BOOTSTRAP}, BOOTSTRAP, "leaves the soft value for the critic"),
     ],
     ids=str,
 )
@@ -183,17 +188,16 @@ def test_one_warning_where_they_do(kind, settings, reward, reason, shifted, tiny
     assert len(warnings) == 1 and reason in warnings[0] and "'endogenous_reward'" in warnings[0]
     other = make(kind, tiny_policy_path, tmp_path, shifted, reward, **settings)
     moved = trainers.rollout(other)["advantages"] - trainers.rollout(plain)["advantages"]
-    assert moved.abs().max() > 0.05  # it is true
+    assert moved.abs().max() > 0.05  # the warning is justified
 
 
 @pytest.mark.parametrize(
     ("truncation", "soft_value_baseline"),
     [
-        # Being cut off would earn the critic's value of a state, in which soft values are that the reward has not
-        # subtracted,
+        # A truncated completion would earn the critic's value, with soft values that the reward has not subtracted,
         ("terminal", False),
         ("skip", False),
-        # or cost a soft value that no value of the critic's brings back.
+        # or lose a soft value that the critic's value does not restore.
         ("bootstrap", True),
     ],
 )

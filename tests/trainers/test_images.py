@@ -65,7 +65,7 @@ def parity(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
 
 
 def dataset(kind: str) -> Dataset:
-    """The same question about four pictures, or, in "several", about one or two. (TRL trains on no fewer.)"""
+    """The same question about four pictures, or, in "several", about one or two pictures each."""
     question = [{"role": "user", "content": "What is it?"}]
     pictures = [picture(seed) for seed in range(4)]
     if kind == "image":
@@ -86,7 +86,7 @@ def make_trainer(trainer: type, model: Any, reward: Any, folder: Path, kind: str
 
 
 def test_what_trainers_give_a_model_for_images():
-    """Names of TRL's own: a recorded pass with others is not read."""
+    """TRL's argument names: a recorded pass with other inputs is not used."""
     for trainer in (GRPOTrainer, RLOOTrainer):
         names = set(inspect.signature(trainer._get_per_token_logps_and_entropies).parameters)
         assert names >= KNOWN_INPUTS
@@ -110,7 +110,7 @@ def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)
     kwargs = {"peft_config": LORA} if placement == "adapter off" else {}
-    # The monitor compares the policy with the first one on a held-out reward, in passes of its own.
+    # The monitor compares the policy with the initial one on a held-out reward, in its own forward passes.
     rewards = [seen, parity]
     made = make_trainer(trainer, path, rewards, tmp_path, "images", reward_weights=[1.0, 0.0], **kwargs)
     if placement != "own copy":
@@ -127,7 +127,7 @@ def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     monkeypatch.setattr(FrozenScorer, "_image_passes", watch)
     made.train()
     assert seen.compared >= 8
-    # Attached, it reads the pass that the trainer runs over the same rows.
+    # An attached reward reads the trainer's pass over the same rows.
     assert bool(passes) == (placement == "own copy")
     after = dict(made.model.named_parameters())
     assert any(not torch.equal(after[name], weight) for name, weight in before.items())
@@ -144,7 +144,7 @@ def test_what_trl_hands_over(kind, family, paths, tmp_path):
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
 def test_positions_of_qwen(family, tiny_model_path, tmp_path):
-    """Its positions are state of the model, which the policy's own passes leave there."""
+    """Positions are part of the model's state, which the policy's own passes leave behind."""
     tokenizer = make_tokenizer(tiny_model_path, family)
     processor, model = make_processor(tokenizer, family), make_model(tokenizer, family)
     reward = EndogenousReward(None)
@@ -157,7 +157,7 @@ def test_positions_of_qwen(family, tiny_model_path, tmp_path):
 
 
 def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_path):
-    """A model of text is given nothing to judge without the image, unless it is told to do without."""
+    """A text model does not judge answers about images, unless `images="ignore"`."""
     calls: list[tuple[list[Any], list[list[int]]]] = []
 
     def train(**settings: Any) -> None:
@@ -183,7 +183,7 @@ def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["own copy", "reference model"])
 def test_online_dpo(placement, paths, tmp_path):
-    """It leaves placeholders bare in prompts, and the pictures in the column."""
+    """OnlineDPO leaves placeholders in prompts, and the pictures in their column."""
     path = paths["llava"]
     reward = EndogenousReward(path if placement == "own copy" else None)
     seen = watched(path, reward)

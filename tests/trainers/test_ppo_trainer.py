@@ -137,14 +137,12 @@ class TestAdvantages:
             expected = torch.tensor(naive(frozen, prompt, completion)[0])
             torch.testing.assert_close(output["advantages"][i, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
-    def test_rewards_that_are_no_numbers(self, make):
+    def test_numbers_that_are_not_finite(self, make):
         def infinite(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
             return [0.0, math.inf] * (len(completion_ids) // 2)
 
         with pytest.raises(ValueError, match="'infinite' returned an infinite reward"):
             make(infinite).train()
-
-    def test_critic_that_is_broken(self, make):
         trainer = make()
         set_head(trainer, bias=math.nan)
         with pytest.raises(ValueError, match="values of 8 of 8 completions are NaN"):

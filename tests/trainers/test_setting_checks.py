@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each setting of TRL's `GRPOConfig`: it goes with the credit of tokens, or it is refused when the trainer is made."""
+"""Each setting of TRL's `GRPOConfig` either works with token-level credit or is rejected by the trainer's `__init__`."""
 
 import dataclasses
 from pathlib import Path
@@ -37,18 +37,18 @@ FINE = """
     vllm_importance_sampling_mode vllm_max_model_length vllm_mode vllm_model_impl vllm_server_base_url vllm_server_host
     vllm_server_port vllm_server_timeout vllm_structured_outputs_regex vllm_tensor_parallel_size
 """.split()
-# And those that would undo the credit of tokens, or have no meaning: of both trainers, or of PPO.
+# Settings that would undo token-level credit or have no meaning, in both trainers or in PPO.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio before all tokens"),
-    "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drops whole completions"),
+    "importance_sampling_level": ({"importance_sampling_level": "sequence"}, "one importance ratio for all tokens"),
+    "off_policy_mask_threshold": ({"off_policy_mask_threshold": 0.5}, "drop whole completions"),
 }
 BY_FUNCTION = {"multi_objective_aggregation": "normalize_then_sum"}
 MASKED = {"mask_truncated_completions": True, "truncation": "bootstrap"}
 REFUSED_BY_PPO: dict[str, tuple[dict[str, Any], str]] = {
-    "multi_objective_aggregation": (BY_FUNCTION, "PPO compares no completions"),
-    "mask_truncated_completions": (MASKED, "leaves such completions out"),
+    "multi_objective_aggregation": (BY_FUNCTION, "PPO does not compare completions"),
+    "mask_truncated_completions": (MASKED, "excludes them from the loss"),
 }
-# They warn, and set another one.
+# They warn and set another field.
 DEPRECATED = {"use_transformers_paged", "vllm_importance_sampling_cap"}
 
 
@@ -80,7 +80,7 @@ def test_refused(kind, settings, message, tmp_path):
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=str)
 def test_credit_of_whole_completions(settings, message, tiny_policy_path, tmp_path):
-    """Where all tokens of a completion are credited alike, TRL's settings mean what they mean in TRL."""
+    """If all tokens of a completion get the same credit, TRL's settings keep their meaning."""
     for rewards, credit in ((EndogenousReward(tiny_policy_path), "outcome"), (trainers.length, "token")):
         make_trainer("dense", tiny_policy_path, tmp_path, rewards, credit=credit, **settings).train()
     trainer = make_trainer("dense", tiny_policy_path, tmp_path, every_second, **settings)
@@ -101,7 +101,7 @@ def test_credit_of_whole_completions(settings, message, tiny_policy_path, tmp_pa
     ids=str,
 )
 def test_gradient(settings, kind, tiny_policy_path, tmp_path):
-    """On the policy, the gradient at a token is minus its advantage, times what a completion has in common."""
+    """At the initial policy, the gradient of a token is proportional to its advantage within a completion."""
     trainer = make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path), **settings)
     output = trainers.rollout(trainer)
     log_probs: list[Tensor] = []

@@ -130,7 +130,7 @@ class TestForward:
         assert any(not is_critic(name) for name in trained) == (kind == "attached")
 
     def test_mixed_precision(self, tiny_policy_path):
-        # It rebuilds outputs from their entries, and takes them for dictionaries.
+        # accelerate rebuilds outputs from their items, like dictionaries.
         AcceleratorState._reset_state(reset_partial_state=True)  # that of trainers in other tests
         policy = policy_with(tiny_policy_path, Critic(random_head()))
         model = Accelerator(cpu=True, mixed_precision="bf16").prepare_model(policy)
@@ -158,7 +158,7 @@ class TestRecorder:
             torch.testing.assert_close(recorder.values, outputs.state_values[:, 2:])
 
     def test_passes_without_padding(self, tiny_policy_path):
-        """All tokens in one row, as TRL may compute them one day."""
+        """All tokens in one row, as future versions of TRL may compute them."""
         recorder = ForwardRecorder(policy_with(tiny_policy_path, Critic(random_head())), return_values=True)
         mask = batch()["attention_mask"].bool()
         recorder(**{name: tensor[mask][None] for name, tensor in batch().items()}, fused_lm_head=True)

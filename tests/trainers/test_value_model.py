@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPO's critic as a model of its own: it is given what the policy is given, and brings its trained head along."""
+"""PPO's critic as a separate model: it gets the policy's inputs and keeps its trained head."""
 
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class TestImages:
 
     def test_value_model_without_eyes(self, tiny_vlm_path, tmp_path):
         blind = LlamaForCausalLM(LlamaConfig(vocab_size=400, **SMALL))
-        with pytest.raises(ValueError, match=r"'llama' and the policy a 'llava_next', which reads images"):
+        with pytest.raises(ValueError, match=r"'llama', but the policy is a 'llava_next', which reads images"):
             make_trainer(tiny_vlm_path, tmp_path, IMAGES, critic="value_model", value_model=blind)
 
 
@@ -128,5 +128,5 @@ class TestPromptLearning:
         assert head.bias.any()
 
     def test_value_model(self, peft_config, tmp_path):
-        with pytest.raises(ValueError, match="virtual tokens only the policy reads"):
+        with pytest.raises(ValueError, match="does not read its virtual tokens"):
             make_trainer("/nowhere", tmp_path, critic="value_model", peft_config=peft_config)
