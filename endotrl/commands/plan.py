@@ -12,6 +12,7 @@ from rich.console import Console
 from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
+from ..frozen.served import is_url
 from ..launch import RewardArguments, make_parser
 from ..launch.data import count_rows
 from ..planning.memory import (
@@ -49,7 +50,7 @@ class Recipe:
     training_args: Any
     data: tuple[ScriptArguments, DatasetMixtureConfig]
     uses_peft: bool
-    attached: bool = False  # the reward uses frozen weights of the trainer
+    attached: bool = False  # the reward uses frozen weights of the trainer, under every engine
 
 
 def run(args: argparse.Namespace) -> None:
@@ -123,7 +124,8 @@ def read_recipe(
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
     )
-    return Recipe(name, size, work, training_args, data, peft, "endogenous" in reward_args.reward and not own_copy)
+    attached = "endogenous" in reward_args.reward and not own_copy and reward_args.reward_shard
+    return Recipe(name, size, work, training_args, data, peft, attached)
 
 
 def frozen_models(
@@ -140,7 +142,8 @@ def frozen_models(
     models = []
     if not peft and training_args.beta > 0:  # a reference model
         models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own_copy))
-    if "endogenous" in rewards and (own_copy or not reward_args.reward_shard):
+    served = is_url(reward_args.reward_model)
+    if "endogenous" in rewards and not served and (own_copy or not reward_args.reward_shard):
         size = policy if reward_args.reward_model is None else model_size(load_config(reward_args.reward_model))
         offloaded = reward_args.reward_offload
         split = reward_args.reward_shard and not offloaded

@@ -36,7 +36,7 @@ def load_config(
     except Exception as error:  # many types, as each family validates its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{what} {base!r} requires code from its repository. Set `trust_remote_code=True` if you trust it."
+                f"{what} {base!r} needs code from its repository. Set `trust_remote_code` to `True` if you trust it."
             ) from error
         adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(

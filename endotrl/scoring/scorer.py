@@ -48,7 +48,7 @@ Passes = Iterator[tuple[list[int], Tensor, Sequence[Sequence[int]]]]
 class Pending(NamedTuple):
     """A row that has to be run."""
 
-    index: int
+    number: int  # among the rows
     row: Rendered
     tokens: Sequence[int]  # of the completion, as far as they are run
 
@@ -234,7 +234,7 @@ class FrozenScorer:
         shares: dict[object, list[Pending]] = {}
         for item in sorted(pending, key=lambda item: -item.length):  # longest first, to run out of memory at once
             if item.row.images is None:
-                share = item.index if rules.alone else rules.rope.length_class(item.length)
+                share = item.number if rules.alone else rules.rope.length_class(item.length)
                 shares.setdefault(share, []).append(item)
         for together in map(sorted, shares.values()):
             yield from self._packed_passes(model, [i for i in together if i.length <= rules.longest_packable])
@@ -252,7 +252,7 @@ class FrozenScorer:
             parts = [[groups[group][k] for k in kept] for group, kept in pack]
             packed = PackedRow.of([Group(items[0].row.prompt_ids, [item.tokens for item in items]) for items in parts])
             states = [packed.states(g, k) for g, items in enumerate(parts) for k in range(len(items))]
-            yield [item.index for items in parts for item in items], packed_hidden_states(model, packed), states
+            yield [item.number for items in parts for item in items], packed_hidden_states(model, packed), states
 
     def _padded_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
         """[`_passes`] of rows that are padded on the right."""
@@ -264,7 +264,7 @@ class FrozenScorer:
                 range(start + len(item.row.prompt_ids) - 1, start + item.length)
                 for start, item in zip(starts, items, strict=True)
             ]
-            yield [item.index for item in items], last_hidden_states(model, input_ids).flatten(0, 1), states
+            yield [item.number for item in items], last_hidden_states(model, input_ids).flatten(0, 1), states
 
     def _image_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
         """[`_passes`] of rows whose prompts have images: each prompt once, for all of its completions."""
@@ -279,7 +279,7 @@ class FrozenScorer:
                 if not self._shares_image_prompts:
                     for item in members:
                         hidden_states = whole_row_states(model, prompt_ids, images, item.tokens)
-                        yield [item.index], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
+                        yield [item.number], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
                     continue
                 prompt = ImagePrompt(model, prompt_ids, images)
                 for batch in plan_batches([item.length for item in members], self.max_tokens_per_batch):
@@ -287,7 +287,7 @@ class FrozenScorer:
                     hidden_states = prompt.states([item.tokens for item in items])  # (B, T + 1, D)
                     starts = range(0, hidden_states.shape[0] * hidden_states.shape[1], hidden_states.shape[1])
                     states = [range(s, s + len(item.tokens) + 1) for s, item in zip(starts, items, strict=True)]
-                    yield [item.index for item in items], hidden_states.flatten(0, 1), states
+                    yield [item.number for item in items], hidden_states.flatten(0, 1), states
 
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]

@@ -321,6 +321,7 @@ class TestCommand:
             # Another model is a copy beside the reference model.
             ("--reward_model {model}", {"reference", "copy"}),
             ("--reward_model {model} --reward_offload True", {"reference", "waiting copy"}),
+            ("--reward_model http://host:8000/v1", {"reference"}),
             ("--reward_shard False", {"reference, read", "whole copy where split"}),
             # With an adapter, the policy without it.
             ("--use_peft True --lora_target_modules all-linear", set()),

@@ -100,7 +100,9 @@ class Client:
         self._turn = 0
         self._has_answered = False
 
-    def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
+    def map(
+        self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any] = lambda: None
+    ) -> list[R]:
         """Applies a function of server and item to all items; if one does not respond, on another one or later."""
         stop = threading.Event()
         for server in self.servers:

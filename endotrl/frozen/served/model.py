@@ -116,7 +116,7 @@ class ServedModel:
     def card(self) -> Card:
         """The servers' description of the model; `ServerError` if none of them responds."""
         if self._card is None:
-            self._http.map(lambda server, _: None, [None], done=lambda: None)
+            self._http.map(lambda *_: None, [None])
         assert self._card is not None
         return self._card
 
@@ -136,7 +136,7 @@ class ServedModel:
                 return
             vars(self).update(DISCONNECTED, _tokenizer=tokenizer)
             try:
-                self._http.map(lambda server, _: None, [None], done=lambda: None)
+                self._http.map(lambda *_: None, [None])
             except BaseException:
                 self._tokenizer = None
                 raise
