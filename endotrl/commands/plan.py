@@ -12,6 +12,7 @@ from rich.console import Console
 from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
+from ..frozen.served import is_url
 from ..launch import RewardArguments, make_parser
 from ..launch.data import count_rows
 from ..planning.memory import (
@@ -49,20 +50,20 @@ class Recipe:
     training_args: Any
     data: tuple[ScriptArguments, DatasetMixtureConfig]
     uses_peft: bool
-    attached: bool = False  # the reward uses frozen weights of the trainer
+    attached: bool = False  # the reward uses frozen weights of the trainer, under every engine
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl plan`: a plan for each engine."""
     bad = [setting for setting in args.set if setting.find("=") < 1]
     if bad:
-        raise ValueError(f"--set takes settings as KEY=VALUE, such as use_peft=true, and not {bad[0]!r}.")
+        raise ValueError(f"--set takes KEY=VALUE, such as use_peft=true, got {bad[0]!r}.")
     path = local_path(args.recipe)
     if not Path(path).is_file():
-        raise ValueError(f"There is no file {path}. `endotrl recipes` lists what {SCHEME}NAME can be.")
+        raise ValueError(f"The file {path} does not exist. `endotrl recipes` lists the names for {SCHEME}NAME.")
     overrides = [word for setting in args.set for word in f"--{setting}".split("=", 1)]
     hardware = Hardware(args.gpus, args.gpu_memory * GIB)
-    with working("Reading the recipe, its model's config and its number of rows"):
+    with working("Reading the recipe, the model's config and the number of rows"):
         read = partial(read_recipe, path, args.kind, overrides, args.model, args.prompt_tokens)
         recipe = read()
         plans = [plan_memory(recipe.size, recipe.work, hardware, engine) for engine in ENGINES]
@@ -78,7 +79,7 @@ def read_recipe(
     """Reads a recipe, with `changes` of its settings as options, and its model's config."""
     kind = kind or next((kind for kind in CONFIGS if kind in Path(path).stem), None)
     if kind is None:
-        raise ValueError(f"The name {Path(path).name} does not tell its script: pass --kind {', '.join(CONFIGS)}.")
+        raise ValueError(f"{Path(path).name} does not name its kind of recipe. Pass --kind ({', '.join(CONFIGS)}).")
     # Planning may be done without a GPU; the file's own value is read again.
     words = ["--config", path, "--use_cpu", "True", *overrides, *changes.split()]
     parsed = make_parser(CONFIGS[kind]).parse_args_and_config(words)
@@ -86,8 +87,10 @@ def read_recipe(
     data = parsed[0], parsed[-1]
     name, peft = model or model_args.model_name_or_path, model_args.use_peft
     if name is None:
-        raise ValueError(f"{path} names no model. Pass --model.")
+        raise ValueError(f"{path} has no `model_name_or_path`. Pass --model.")
     config, head = load_config(name), kind != "sentence_reward"
+    if peft and not head and model_args.lora_task_type == "CAUSAL_LM":
+        raise ValueError("PEFT cannot adapt a reward model with lora_task_type=CAUSAL_LM. Use TOKEN_CLS.")
     size = model_size(config, get_peft_config(model_args) if peft else None, head)
     work = Workload(
         micro_batch=training_args.per_device_train_batch_size,
@@ -121,7 +124,8 @@ def read_recipe(
         vllm_share=training_args.vllm_gpu_memory_utilization if colocated else 0.0,
         vllm_sleeps=colocated and training_args.vllm_enable_sleep_mode,
     )
-    return Recipe(name, size, work, training_args, data, peft, "endogenous" in reward_args.reward and not own_copy)
+    attached = "endogenous" in reward_args.reward and not own_copy and reward_args.reward_shard
+    return Recipe(name, size, work, training_args, data, peft, attached)
 
 
 def frozen_models(
@@ -138,7 +142,8 @@ def frozen_models(
     models = []
     if not peft and training_args.beta > 0:  # a reference model
         models.append(FrozenModel(policy, policy_bytes, gathered="endogenous" in rewards and not own_copy))
-    if "endogenous" in rewards and (own_copy or not reward_args.reward_shard):
+    served = is_url(reward_args.reward_model)
+    if "endogenous" in rewards and not served and (own_copy or not reward_args.reward_shard):
         size = policy if reward_args.reward_model is None else model_size(load_config(reward_args.reward_model))
         offloaded = reward_args.reward_offload
         split = reward_args.reward_shard and not offloaded
@@ -182,12 +187,11 @@ def _show(
 ) -> None:
     console = Console(highlight=False)
     size, work = recipe.size, recipe.work
-    trained = "all weights" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M of them"
+    trained = "all" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M"
     console.print(
-        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, trained {trained}; on each GPU "
-        f"{counted(work.micro_batch, 'sequence')} of {work.prompt_tokens} + {work.completion_tokens} tokens at a "
-        f"time; {counted(hardware.gpus, 'GPU')} of {hardware.gpu_memory / GIB:g} GiB (--gpus and --gpu-memory plan "
-        "for others)",
+        f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, {trained} trained; micro-batches of "
+        f"{counted(work.micro_batch, 'sequence')} of {work.prompt_tokens} + {work.completion_tokens} tokens; "
+        f"{counted(hardware.gpus, 'GPU')} of {hardware.gpu_memory / GIB:g} GiB (change with --gpus and --gpu-memory)",
         markup=False,
     )
     parts = [field.name for field in fields(Plan) if field.name not in ("engine", "cpu_memory")]
@@ -200,23 +204,23 @@ def _show(
     rows = [[name, *(f"{cell:>{len(e)}}" for cell, e in zip(row, engines, strict=True))] for name, *row in cells]
     console.print(terminal_table(["", *engines], rows, f"GiB on each GPU, of {hardware.gpu_memory / GIB:g}"))
     lines = [
-        "total: what stays (the rows down to vllm), and the largest of training (gradients to logits), generation and "
-        "scoring, which do not overlap; with 1.5 GiB for CUDA. Not measured on GPUs."
+        "total: what stays in memory (the rows down to vllm), the largest of training (gradients to logits), "
+        "generation and scoring, which do not overlap, and 1.5 GiB for CUDA. An estimate, not measured on GPUs."
     ]
-    if not any(plan.frozen_models for plan in plans):
-        lines.append("frozen models: the reward shares the trainer's weights (`attach`): 0 GiB.")
-    elif recipe.attached:
+    if recipe.attached and any(plan.frozen_models for plan in plans):
         lines.append("frozen models: the reference model, which the reward reads too (`attach`: 0 GiB more).")
+    elif recipe.attached:
+        lines.append("frozen models: the reward shares the trainer's weights (`attach`): 0 GiB.")
     if fitting := [plan.engine for plan in plans if plan.total <= hardware.gpu_memory]:
         launchers = ["multi_gpu.yaml (DDP)" if engine == "ddp" else f"{engine}.yaml" for engine in fitting]
         lines.append(f"It fits with {', '.join(launchers)}.")
     else:
-        lines.append("It does not fit. It would with:")
+        lines.append("It does not fit. It would fit with:")
         lines += [f"  {words}  ({plan.engine}: {plan.total / GIB:.1f} GiB)" for words, plan in changes]
         if not changes:
             need = min(plan.total for plan in plans if plan.engine in SHARDING) / GIB
             gpus = counted(hardware.gpus, "GPU")
-            lines.append(f"  more GPUs, or larger ones: the least is {need:.1f} GiB with {gpus}")
+            lines.append(f"  more GPUs, or larger ones: {gpus} of at least {need:.1f} GiB")
     for line in [*lines, *times]:
         # A command stays on one line, to be copied.
         console.print(line, markup=False, soft_wrap=line.startswith("  "))
@@ -233,9 +237,9 @@ def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:
     total, sequences = sum(seconds.values()), batches * work.micro_batch * args.gpus
     parts = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     lines = [
-        f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), if a GPU has "
-        f"{args.gpu_tflops:g} TFLOPS and {args.gpu_bandwidth:g} GB/s, of which {TRAINING:.0%} are reached in training "
-        f"and {DECODING:.0%} in decoding, all sequences are of full length, and communication is free."
+        f"Time: about {total:.3g} s for {counted(sequences, 'sequence')} ({parts}), assuming {args.gpu_tflops:g} "
+        f"TFLOPS and {args.gpu_bandwidth:g} GB/s per GPU, of which training reaches {TRAINING:.0%} and decoding "
+        f"{DECODING:.0%}, sequences of full length, and no cost of communication."
     ]
     if training_args.max_steps > 0:
         steps = counted(training_args.max_steps, "step")
@@ -243,7 +247,7 @@ def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:
     try:
         rows = args.rows or count_rows(*recipe.data)
     except ValueError as error:
-        return [*lines, f"{error} Pass --rows, the number of rows of the dataset, for the time in all."]
+        return [*lines, f"{str(error).rstrip('.')}. Pass the number of rows with --rows to get the total time."]
     # Rows of the dataset are prompts, each of which gives a group of sequences.
     epochs = training_args.num_train_epochs * (training_args.num_generations if is_policy else 1)
     return [*lines, f"All epochs over {counted(rows, 'row')}: about {_duration(epochs * rows / sequences * total)}."]

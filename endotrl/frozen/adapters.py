@@ -27,14 +27,14 @@ def adapter_config(name: str, revision: str | None = None) -> Any:
     except OSError:  # no model of that name either, which loading it will report
         return None
     if not is_peft_available():
-        raise ImportError(f'{name!r} is an adapter, which needs PEFT: `pip install "endotrl[peft]"`.')
+        raise ImportError(f'{name!r} is an adapter, which requires PEFT. Install it: `pip install "endotrl[peft]"`.')
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(name, revision=revision or "main")
     if not config.base_model_name_or_path:
         raise ValueError(
-            f"The adapter {name!r} does not name the model that it was trained on (`base_model_name_or_path` in its "
-            "`adapter_config.json`). Load both, and pass the `PeftModel`."
+            f"The `adapter_config.json` of {name!r} does not name the base model (`base_model_name_or_path`). Load "
+            "the base model and the adapter yourself, and pass the `PeftModel`."
         )
     return config
 
@@ -43,13 +43,13 @@ def check_adapter(what: str, config: Any) -> None:
     """Raises `ValueError` for an adapter whose logits are not those of its base model's modules as they run."""
     if config.is_prompt_learning:
         raise ValueError(
-            f"The adapter {what} ({config.peft_type.value}) puts virtual tokens before a text, which are no tokens "
-            "that can be scored after. Use one that changes weights, such as LoRA."
+            f"The adapter {what} ({config.peft_type.value}) prepends virtual tokens to the prompt, which endotrl "
+            "cannot score after. Use an adapter that changes weights, such as LoRA."
         )
     if config.task_type not in (None, "CAUSAL_LM"):
         raise ValueError(
-            f"The adapter {what} is of the task {config.task_type!r}, but the endogenous reward needs a causal "
-            "language model (`CAUSAL_LM`)."
+            f"The adapter {what} has the task type {config.task_type!r}, but the endogenous reward needs an adapter "
+            "of a causal language model (`CAUSAL_LM`)."
         )
 
 
@@ -94,7 +94,7 @@ class UsedAdapter:
     def __init__(self, model: Any, name: str | None = None) -> None:
         active = list(model.active_adapters)
         if name is None and len(active) != 1:
-            raise ValueError(f"The `PeftModel` has the active adapters {active}. Name one with `adapter_name`.")
+            raise ValueError(f"The active adapters of the `PeftModel` are {active}. Select one with `adapter_name`.")
         name = active[0] if name is None else name
         check_choice("adapter_name", name, sorted(model.peft_config))
         check_adapter(repr(name), model.peft_config[name])
@@ -115,7 +115,10 @@ class UsedAdapter:
 
         layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
         if any(layer.merged for layer in layers):
-            raise RuntimeError(f"An adapter was merged into the model of the adapter {self.name!r}. Unmerge it.")
+            raise RuntimeError(
+                f"The model of the adapter {self.name!r} has an adapter merged into its weights. Unmerge it before "
+                "scoring."
+            )
         before, disabled = list(self.model.active_adapters), bool(layers and layers[0].disable_adapters)
         if before == [self.name] and not disabled:
             yield

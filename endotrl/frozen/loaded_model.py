@@ -4,7 +4,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -23,8 +23,8 @@ from .names import eos_token_ids
 
 
 NEEDS_CAUSAL_LM = (
-    "The endogenous reward is read off the next-token logits of a causal language model: pass one that "
-    "`AutoModelForCausalLM` loads, or, of models that read images, `AutoModelForImageTextToText`."
+    "The endogenous reward is computed from the logits of a causal language model. Pass one that "
+    "`AutoModelForCausalLM` can load or, if it reads images, `AutoModelForImageTextToText`."
 )
 # Values per tensor that are compared to detect a change.
 SAMPLED_VALUES = 512
@@ -42,13 +42,13 @@ class LoadedModel:
 
     def __init__(self, model: PreTrainedModel, adapter: UsedAdapter | None = None) -> None:
         if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
-            kind = "an encoder-decoder model" if model.config.is_encoder_decoder else "a model without an LM head"
-            raise ValueError(f"A {type(model).__name__} was given, {kind}. {NEEDS_CAUSAL_LM}")
+            kind = "is an encoder-decoder model" if model.config.is_encoder_decoder else "has no LM head"
+            raise ValueError(f"The {type(model).__name__} given {kind}. {NEEDS_CAUSAL_LM}")
         on_meta = [name for name, tensor in named_weights(model) if tensor.is_meta]
         if on_meta and not any(has_offloaded_params(module) for module in model.modules()):
             raise ValueError(
-                f"The {type(model).__name__} given has weights on the device `meta` ({on_meta[0]}, ...), and none of "
-                "its modules loads them. Load it with `from_pretrained`, which offloads layer by layer."
+                f"The {type(model).__name__} given has weights on the `meta` device ({on_meta[0]}, ...), and no hook "
+                "that loads them. Load the model with `from_pretrained`, which offloads it layer by layer."
             )
         self.config = model.config
         self.eos_token_ids = eos_token_ids(model.generation_config)
@@ -64,8 +64,8 @@ class LoadedModel:
 
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
-            "A reward made from a loaded model cannot be pickled, because weights are not. Save the model, or its "
-            "adapter (`save_pretrained`), and make the reward with that path."
+            "A reward made from a loaded model cannot be pickled, because weights are not pickled. Save the model, or "
+            "its adapter, with `save_pretrained`, and make the reward with that path."
         )
 
     def digest(self, dtype: torch.dtype) -> str:
@@ -81,8 +81,8 @@ class LoadedModel:
             if versions != self._state[0] or have_moved(self._state[1], sample):
                 raise RuntimeError(
                     "The model given to the endogenous reward has changed since: its weights were updated, or an "
-                    "adapter was put into it. Pass a path, so that the reward loads its own copy; or share the frozen "
-                    "base of the policy with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
+                    "adapter was added. Pass a path, so that the reward loads its own copy, or share the policy's "
+                    "frozen base with `EndogenousReward(model=None)` and `reward.attach(trainer)`."
                 )
             yield self._model
 
@@ -105,14 +105,11 @@ def _walk(module: nn.Module, name: str, without_adapters: bool, load_offloaded: 
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import AuxiliaryTrainingWrapper
 
-        if isinstance(module, BaseTunerLayer):
-            yield from _walk(module.base_layer, name, without_adapters, load_offloaded)
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            own = module.base_layer if isinstance(module, BaseTunerLayer) else module.original_module
+            yield from _walk(own, name, without_adapters, load_offloaded)
             return
-        if isinstance(module, AuxiliaryTrainingWrapper):
-            yield from _walk(module.original_module, name, without_adapters, load_offloaded)
-            return
-    aligned: AbstractContextManager[None] = align_module_device(module) if load_offloaded else nullcontext()
-    with aligned:
+    with align_module_device(module) if load_offloaded else nullcontext():
         saved = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
         for key, tensor in chain(module._parameters.items(), saved.items()):
             if tensor is not None:

@@ -36,13 +36,12 @@ def load_config(
     except Exception as error:  # many types, as each family validates its values in its own way
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"{what} {base!r} needs code of its own repository, and `trust_remote_code` is off. Set it to `True` "
-                "if you trust that code."
+                f"{what} {base!r} needs code from its repository. Set `trust_remote_code` to `True` if you trust it."
             ) from error
         adapted = "" if base == model else f", the base model of the adapter {model!r},"
         raise OSError(
-            f"{what} {base!r}{adapted} cannot be loaded: it is neither a folder with a `config.json` nor a model that "
-            f"the Hugging Face hub gives. Check the name. Reason: {error}"
+            f"{what} {base!r}{adapted} cannot be loaded. It must be a folder with a valid `config.json`, or a model "
+            f"that you can access on the Hugging Face hub. Check the name. Reason: {error}"
         ) from error
     if base != model:
         config._name_or_path = model
@@ -73,8 +72,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTok
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # tokenizers raises plain `Exception` for a file that it cannot read
         raise OSError(
-            f"The tokenizer of {model!r} cannot be loaded. If its files are not beside the model's, load it from "
-            f"where they are, and pass it as `processing_class`. Reason: {error}"
+            f"The tokenizer of {model!r} cannot be loaded. If it is stored elsewhere, load it from there and pass it "
+            f"as `processing_class`. Reason: {error}"
         ) from error
 
 
@@ -89,8 +88,8 @@ def load_processing_class(
         return AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # many types, as for a tokenizer; `ImportError` without torchvision
         raise OSError(
-            f"The processor of {name!r}, which reads images, cannot be loaded. Pass it as `processing_class`, or the "
-            f"tokenizer alone to score text. Reason: {error}"
+            f"{name!r} reads images, but its processor cannot be loaded. Pass the processor as `processing_class`, or "
+            f"only the tokenizer to score text. Reason: {error}"
         ) from error
 
 

@@ -24,7 +24,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     resolved = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(str(dtype), dtype)
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point:
-        raise ValueError(f'`dtype` is {dtype!r}, but it must be "auto", "float32", "bfloat16" or "float16".')
+        raise ValueError(f'`dtype` must be "auto", "float32", "bfloat16" or "float16", got {dtype!r}.')
     return resolved
 
 
@@ -39,7 +39,7 @@ def check_where(dtype: str | torch.dtype, device: str | torch.device | None) -> 
     try:
         torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f'`device` is {device!r}, but it must be one of torch, such as "cuda:0" or "cpu".') from error
+        raise ValueError(f'`device` must be a torch device such as "cuda:0" or "cpu", got {device!r}.') from error
 
 
 def check_complete(what: str, missing_keys: Collection[str]) -> None:
@@ -47,8 +47,8 @@ def check_complete(what: str, missing_keys: Collection[str]) -> None:
     if missing_keys:
         raise OSError(
             f"The checkpoint of {what} lacks weights: "
-            f"{', '.join(sorted(missing_keys)[:5])}{', ...' if len(missing_keys) > 5 else ''}. It was cut off while "
-            "it was saved or downloaded, or is of another kind of model."
+            f"{', '.join(sorted(missing_keys)[:5])}{', ...' if len(missing_keys) > 5 else ''}. It was truncated while "
+            "it was saved or downloaded, or it belongs to another kind of model."
         )
 
 
@@ -58,15 +58,19 @@ def _check_settings(
     """Returns the dtype, which `model_init_kwargs` may contain. `ValueError` for contradictory arguments."""
     given = [init_kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in init_kwargs]
     if given and dtype not in ("auto", given[0]):
-        raise ValueError(f"`dtype` is {dtype!r}, and `model_init_kwargs` has {given[0]!r}. Give one of them.")
+        raise ValueError(f"`dtype` is {dtype!r}, but `model_init_kwargs` sets {given[0]!r}. Set only one of them.")
     dtype = given[0] if given else dtype
     check_where(dtype, device)
     for key in ("trust_remote_code", "output_loading_info", "config", "state_dict"):
         if key in init_kwargs:
-            raise ValueError(f"`model_init_kwargs` has {key!r}, which is a parameter of its own, or cannot be set.")
+            raise ValueError(
+                f"`model_init_kwargs` cannot contain {key!r}: it is a separate argument, or set by the reward."
+            )
     placed = [key for key in ("device_map", "quantization_config") if init_kwargs.get(key) is not None]
     if placed and (offload or (device is not None and "device_map" in placed)):
-        raise ValueError(f"{placed[0]!r} says where the weights are. Leave out `device` and `offload`.")
+        raise ValueError(
+            f"`model_init_kwargs` has {placed[0]!r}, which places the weights. Remove `device` and `offload`."
+        )
     return dtype
 
 
@@ -117,8 +121,9 @@ class OwnCopy:
         elsewhere = self._offload or self._device is not None or self._placed_by_accelerate
         if self._model is not None or elsewhere or self._adapter is not None:
             raise ValueError(
-                f"The {self.description} cannot be sharded if it is loaded already, is an adapter or quantised, or "
-                "was given a `device`, a `device_map` or `offload=True`."
+                f"The {self.description} cannot be sharded, because it is already loaded, an adapter, quantised, or "
+                "was made with `device`, `device_map` or `offload=True`. Make the reward with a plain path, and shard "
+                "it before its first use."
             )
         self._accelerator = accelerator
         self.description = f"own copy of {self._name}, sharded"

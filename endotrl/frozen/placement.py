@@ -32,33 +32,31 @@ def place(
     if model is None:
         return None
     if is_url(model) or isinstance(model, ServedModel):
-        if dtype != "auto" or device is not None or offload or model_init_kwargs:
-            raise ValueError(
-                f"`dtype` is {dtype!r}, `device` {device!r}, `offload` {offload} and `model_init_kwargs` "
-                f"{model_init_kwargs}, but the model is on a server, which decides about them. Leave them out."
-            )
+        given = {"dtype": dtype != "auto", "device": device is not None, "offload": offload}
+        given |= {"model_init_kwargs": bool(model_init_kwargs)}
+        if any(given.values()):
+            names = ", ".join(f"`{name}`" for name, is_given in given.items() if is_given)
+            raise ValueError(f"{names} cannot be set for a model on a server. Set this when you start the server.")
         # Each reward has its own connections, and a handshake with its own tokenizer.
         return copy.copy(model) if isinstance(model, ServedModel) else ServedModel(model)
     if isinstance(model, nn.Module):
         if model_init_kwargs:
-            raise ValueError(
-                "`model_init_kwargs` say how to load a model, and a loaded one was given. Leave them out."
-            )
+            raise ValueError("`model_init_kwargs` is given, but the model is already loaded. Remove it.")
         model = extract_model_from_parallel(model, keep_torch_compile=False)
         if is_peft_model(model):
             adapter = UsedAdapter(model, adapter_name)
             return LoadedModel(adapter.model.get_base_model(), adapter)
     if adapter_name is not None:
         raise ValueError(
-            f"`adapter_name` is {adapter_name!r}, but the model is a {type(model).__name__} and no `PeftModel`. Of an "
-            "adapter by itself, pass its path or hub id as the model."
+            f"`adapter_name` is {adapter_name!r}, but it requires a `PeftModel`, and `model` is a "
+            f"{type(model).__name__}. To load an adapter by itself, pass its path or hub id as `model`."
         )
     if isinstance(model, PreTrainedModel):
         return LoadedModel(model)
     if not isinstance(model, str | os.PathLike):
         raise TypeError(
             f"`model` is a {type(model).__name__}, but it must be a path or hub id, a loaded causal language model of "
-            "transformers, the address of a server, or None to share the weights of a trainer."
+            "transformers, the URL of a server, or None to share the weights of a trainer."
         )
     return OwnCopy(os.fspath(model), dtype, device, trust_remote_code, offload, model_init_kwargs)
 

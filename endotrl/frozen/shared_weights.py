@@ -11,7 +11,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.forward_pass import exclusive, execution_device
+from ..scoring.forward_pass import exclusive, execution_device, probe_tokens
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .loaded_model import eval_mode, have_moved, named_weights, sample_weights, weights_digest
@@ -54,9 +54,9 @@ class SharedWeights:
                 trained = [name for name, weight in self._weights() if weight.requires_grad]
                 if trained:
                     raise ValueError(
-                        f"The trainer trains weights of the base model itself ({', '.join(trained[:3])}, ...), and "
-                        'the reward with it. Set `bias="none"` in the `peft_config`, unfreeze nothing but the '
-                        f"adapter, {OR_OWN_COPY}"
+                        f"The trainer trains weights of the base model ({', '.join(trained[:3])}, ...), which changes "
+                        'the reward. Set `bias="none"` in the `peft_config` and unfreeze only the adapter, '
+                        f"{OR_OWN_COPY}"
                     )
                 if self._adapter is None:
                     _check_adapter_is_at_zero(policy)
@@ -90,8 +90,9 @@ class SharedWeights:
             sample = sample_weights(self._weights())
             if self._sample is not None and have_moved(self._sample, sample):
                 raise RuntimeError(
-                    f"The reward reads {self.description}, whose weights have changed since `attach`: unfrozen, "
-                    f"synchronised by a callback, or with an adapter merged into them. Keep them, {OR_OWN_COPY}"
+                    f"The reward reads {self.description}, whose weights have changed since `attach`: they were "
+                    "trained, synchronised by a callback, or merged with an adapter. Keep them frozen, "
+                    f"{OR_OWN_COPY}"
                 )
             self._sample = sample
             yield self._model
@@ -120,7 +121,7 @@ def share_with(trainer: Any) -> SharedWeights:
     policy = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError(
-            "The trainer shards its weights by FSDP1, whose weights cannot be shared. Use FSDP2 (`fsdp_version: 2`) "
+            "The trainer shards its weights with FSDP1, so a reward cannot share them. Use FSDP2 (`fsdp_version: 2`) "
             "or DeepSpeed ZeRO-3, or give the reward its own copy: `EndogenousReward(model=<path>)` without `attach`."
         )
     is_adapted = is_peft_model(policy)
@@ -136,7 +137,7 @@ def share_with(trainer: Any) -> SharedWeights:
     if synchronised and (not is_adapted or "ref" in policy.peft_config):
         raise ValueError(
             "The trainer synchronises its reference model with the policy (`sync_ref_model=True`, or a "
-            f"`SyncRefModelCallback`), and a reward that shares it with both. Do without, {OR_OWN_COPY}"
+            f"`SyncRefModelCallback`), which would change the reward. Turn this off, {OR_OWN_COPY}"
         )
     return SharedWeights(trainer, policy if is_adapted else None)
 
@@ -147,7 +148,7 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         return  # Virtual tokens before an unchanged base model. None of them are nothing.
     embeddings = policy.get_input_embeddings()
     device, vocab_size = execution_device(policy, embeddings), policy.config.get_text_config().vocab_size
-    tokens = (torch.arange(32, device=device) * 7919 % vocab_size)[None]  # (1, 32)
+    tokens = torch.tensor([probe_tokens(policy, 32)], device=device)
     passes: list[Callable[[], Tensor]] = [
         lambda: policy(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False).logits,
         # An adapter of the embedding may have changed only tokens of its training data.
@@ -167,9 +168,9 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         trained = trained or bool((adapted - base).abs().max() > tolerance * base.abs().max())
     if trained:
         raise ValueError(
-            "The policy's adapter is not at zero, so the model without it is not the policy's start. Attach the "
-            "reward before training; merge an adapter that was trained before; use an initialisation that changes "
-            f"nothing (LoRA with B = 0); {OR_OWN_COPY}"
+            "The policy's adapter is not at zero, so the policy without it is not the model that training started "
+            "from. Attach the reward before training, merge a previously trained adapter into the model, use an "
+            f"initialisation that changes no output (LoRA with B = 0), {OR_OWN_COPY}"
         )
 
 
@@ -180,8 +181,8 @@ def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:
     """
     if not all(type(weight) is nn.Parameter and weight.is_floating_point() for weight in base.parameters()):
         raise ValueError(
-            "The trainer has `use_vllm=True` and a quantised base model, into which it merges the adapter each time "
-            f"that it sends the policy to vLLM: the reward would move. Do without one of the two, {OR_OWN_COPY}"
+            "The trainer has `use_vllm=True` and a quantised base model: each time it sends the policy to vLLM, it "
+            f"merges the adapter into that model, which would change the reward. Turn one of them off, {OR_OWN_COPY}"
         )
     # OnlineDPO sends the weights itself.
     owner, method = trainer, "_move_model_to_vllm"

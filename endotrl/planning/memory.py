@@ -217,9 +217,7 @@ def _on_meta(config: PretrainedConfig, head: bool) -> Any:
     kind = type(config)
     reads_images = kind not in MODEL_FOR_CAUSAL_LM_MAPPING
     if (reads_images and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING) or config.is_encoder_decoder:
-        raise ValueError(
-            f"A config of type {config.model_type!r} is not of a causal language model, and only these can be planned."
-        )
+        raise ValueError(f"The config must be of a causal language model, got one of type {config.model_type!r}.")
     with_head = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     try:
         with torch.device("meta"):

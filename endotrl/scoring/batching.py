@@ -9,8 +9,9 @@ from torch import Tensor
 
 def plan_batches(lengths: Sequence[int], max_tokens: int, kinds: Sequence[Hashable] | None = None) -> list[list[int]]:
     """
-    Plans micro-batches (indices) of sequences of similar length, and of one of `kinds`, whose padded size stays within
-    a budget; a longer sequence has its own. The largest comes first, so that running out of memory shows at once.
+    Plans micro-batches, as indices of sequences of similar length and of the same kind, whose padded size stays within
+    a budget. A sequence longer than the budget gets a micro-batch of its own. The largest micro-batch comes first, so
+    that running out of memory shows at once.
     """
     if not isinstance(max_tokens, int | float) or max_tokens < 1:
         raise ValueError(f"`max_tokens_per_batch` is {max_tokens!r}, but a micro-batch must hold at least one token.")

@@ -182,6 +182,12 @@ def last_hidden_states(
         ).last_hidden_state
 
 
+def probe_tokens(model: PreTrainedModel, count: int, skip: int = 0) -> list[int]:
+    """Token ids for trying out a model: `count` of a fixed sequence that is spread over the vocabulary."""
+    vocab_size = model.config.get_text_config().vocab_size
+    return [position * 7919 % vocab_size for position in range(skip, skip + count)]
+
+
 def rounding(model: PreTrainedModel) -> float:
     """Relative difference of states, up to which two passes of different shapes differ by rounding only."""
     device = execution_device(model, model.get_input_embeddings())
@@ -311,13 +317,13 @@ def shared_prefix_attention(
     row = _row.get()
     if row is None:
         raise RuntimeError(
-            "A model instance was run while an endogenous reward scored with it in another thread. Run it before or "
-            "after, or give the reward its own copy: `EndogenousReward(model=<path>)`."
+            "This model was called while an endogenous reward was scoring with it in another thread. Call it before "
+            "or after, or give the reward its own copy: `EndogenousReward(model=<path>)`."
         )
     special = [name for name in ("softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     window = kwargs.get("sliding_window")
     if special or attention_mask is not None or (window is not None and window < row.longest):
-        raise NotPackable(", ".join(special) or "a mask of its own, or a window shorter than the sequences")
+        raise NotPackable(", ".join(special) or "a custom mask, or a window shorter than the sequences")
     return attend(query, key, value, row, scaling), None
 
 

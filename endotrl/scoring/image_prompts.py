@@ -20,7 +20,8 @@ class ImagePrompt:
 
     def __init__(self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs) -> None:
         self._model = model
-        output = _run(model, prompt_ids, images, 0, use_cache=True)
+        with rope_as_made(model):
+            output = backbone(model)(**_inputs(model, prompt_ids, images), use_cache=True)
         self._last_state = output.last_hidden_state[:, -1:]  # (1, 1, D)
         self._cache = output.past_key_values
 
@@ -48,15 +49,16 @@ def whole_row_states(
     model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
 ) -> Tensor:
     """Hidden states of shape `(P + T, D)` of a prompt with images and its continuation, in their own pass."""
-    output = _run(model, [*prompt_ids, *continuation], images, len(continuation), use_cache=False)
-    return output.last_hidden_state[0]
+    inputs = _inputs(model, prompt_ids, images, continuation)
+    with rope_as_made(model):
+        return backbone(model)(**inputs, use_cache=False).last_hidden_state[0]
 
 
 def own_logits(
     model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int]
 ) -> Tensor:
     """The model's own logits at the end of the prompt and in the continuation, of shape `(T + 1, V)`."""
-    inputs = _inputs(model, [*prompt_ids, *continuation], images, len(continuation))
+    inputs = _inputs(model, prompt_ids, images, continuation)
     kept = len(continuation) + 1
     # For a long prompt, all logits would take more memory than the model.
     keep = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
@@ -70,10 +72,10 @@ def check_inputs(model: PreTrainedModel, images: ImageInputs) -> None:
     unknown = sorted(set(images.tensors) - taken)
     missing = [key for key in ("pixel_values", *TOKEN_KEYS) if key in taken and key not in images.tensors]
     if unknown or missing:
-        what = f"gives {', '.join(unknown)}" if unknown else f"does not give {', '.join(missing)}"
+        returns = f"returns {', '.join(unknown)}" if unknown else f"does not return {', '.join(missing)}"
         raise ValueError(
-            f"The processor does not fit the {type(model).__name__}, which takes "
-            f"{'no such inputs' if unknown else 'them'}: it {what}. Pass the model's own as `processing_class`."
+            f"The processor {returns}, which the {type(model).__name__} {'does not take' if unknown else 'expects'}. "
+            "Pass the model's own processor as `processing_class`."
         )
 
 
@@ -88,13 +90,10 @@ def positions_kept(model: PreTrainedModel) -> Iterator[None]:
             module.rope_deltas = deltas
 
 
-def _run(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_tokens: int, use_cache: bool):  # type: ignore[no-untyped-def]
-    with rope_as_made(model):
-        return backbone(model)(**_inputs(model, ids, images, num_tokens), use_cache=use_cache)
-
-
-def _inputs(model: PreTrainedModel, ids: Sequence[int], images: ImageInputs, num_tokens: int) -> dict[str, Tensor]:
+def _inputs(
+    model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, continuation: Sequence[int] = ()
+) -> dict[str, Tensor]:
     device = execution_device(model, model.get_input_embeddings())
-    input_ids = torch.tensor([list(ids)], device=device)
+    input_ids = torch.tensor([[*prompt_ids, *continuation]], device=device)
     mask = torch.ones_like(input_ids)
-    return {"input_ids": input_ids, "attention_mask": mask, **images.before(num_tokens, device)}
+    return {"input_ids": input_ids, "attention_mask": mask, **images.before(len(continuation), device)}

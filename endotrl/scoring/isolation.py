@@ -19,6 +19,7 @@ from .forward_pass import (
     is_plain_linear,
     last_hidden_states,
     packed_hidden_states,
+    probe_tokens,
     relative_difference,
     rounding,
 )
@@ -47,27 +48,28 @@ def pass_rules(model: PreTrainedModel, longest_pass: int) -> PassRules:
     alone = why_alone(model, states)
     if alone is None:
         batch = _batch(model)
-        batch[0, 8:] = torch.tensor(_tokens(model, 8, 64))
+        batch[0, 8:] = torch.tensor(probe_tokens(model, 8, 64))
         if _differ(model, states[0, :8], last_hidden_states(model, batch)[0, :8]):
             raise ValueError(
-                f"The states of {type(model).__name__} depend on the tokens that follow: it is no causal language "
-                "model (or its config says so, such as `is_decoder=False`), so that its logits are no policy."
+                f"The hidden states of {type(model).__name__} depend on later tokens, so it is not a causal language "
+                "model. Use a causal one, or check the config: some models are not causal with `is_decoder=False`."
             )
         alone = why_alone_by_length(model, rope, longest_pass)
     not_packable = alone or why_not_packable(model)
     if relative_difference(last_hidden_states(model, _batch(model))[0], states[0]).max() > SAME_SHAPE:
         raise ValueError(
-            f"{type(model).__name__} gives other states for the same tokens after other passes: it is random, or "
-            "keeps what it ran before. No score of it can be repeated; load the model without it."
+            f"{type(model).__name__} gives different hidden states for the same tokens after other passes: it is "
+            "random, or keeps state between passes, so its scores cannot be reproduced. Load the model without the "
+            "layers that do this."
         )
     longest = 0 if not_packable else longest_packable(model.config)
     if longest < math.inf:
-        how = f"gets padded rows, and completions of one prompt do not share its pass ({not_packable})"
+        how = f"completions do not share the pass of their prompt and rows are padded ({not_packable})"
         if alone:
-            how = f"scores one completion per pass ({alone})"
+            how = f"each completion needs its own pass ({alone})"
         elif longest:
-            how = f"sees a window of {longest:.0f} tokens: longer rows are padded, and do not share a prompt's pass"
-        logger.info("%s %s. Results are the same, but slower.", type(model).__name__, how)
+            how = f"rows longer than its window of {longest:.0f} tokens do not share a prompt's pass and are padded"
+        logger.info("With %s, %s. Results are the same, but scoring is slower.", type(model).__name__, how)
     return PassRules(longest, rope, whole=alone is not None or bool(rope.limits), alone=alone)
 
 
@@ -90,11 +92,10 @@ def longest_packable(config: PretrainedConfig) -> float:
 def why_not_packable(model: PreTrainedModel) -> str | None:
     """Reason why a packed row of a few tokens does not reproduce each sequence alone, or `None`."""
     if not model.is_backend_compatible():
-        return "its attention is its own"
+        return "its attention is a custom implementation"
     if longest_packable(model.config) == 0:
-        return "it has layers or parts that are no attention over text"
-    vocab_size = model.config.get_text_config().vocab_size
-    tokens = (torch.arange(24) * 7919 % vocab_size).tolist()
+        return "not all of its layers are attention over text"
+    tokens = probe_tokens(model, 24)
     groups = [Group(tokens[:5], [tokens[5:12], tokens[12:14]]), Group(tokens[14:18], [tokens[18:24], tokens[:3]])]
     row = PackedRow.of(groups)
     try:
@@ -122,15 +123,15 @@ def why_alone(model: PreTrainedModel, states: Tensor | None = None) -> str | Non
         other_states[0] = states[0]
         logits, other_logits = (head(batch.flatten(0, 1))[: states.shape[1]] for batch in (states, other_states))
         differ = bool(relative_difference(other_logits, logits).max() > SAME_SHAPE)
-    return "its layers take one scale, or one capacity, for all tokens of a pass" if differ else None
+    return "its layers share one scale or capacity among all tokens of a pass" if differ else None
 
 
 def reads_padding(model: PreTrainedModel) -> bool:
     """Whether a batch padded on the left, without positions, gives each row the same states as alone."""
     if not RopeLengths.from_config(model.config).is_rotary:
         return False
-    row, fillers, width = _tokens(model, 16, 0), _tokens(model, 48, 16), 24
-    ids = torch.tensor([[*fillers[:width], *row], _tokens(model, width + 16, 64)])
+    row, fillers, width = probe_tokens(model, 16), probe_tokens(model, 48, 16), 24
+    ids = torch.tensor([[*fillers[:width], *row], probe_tokens(model, width + 16, 64)])
     mask = torch.ones_like(ids)
     mask[0, :width] = 0
     padded = last_hidden_states(model, ids, mask)[0, width:]
@@ -164,7 +165,7 @@ def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass:
     longest = _longest(model)
     # A neighbour with a distant last token. Other code may keep a table of positions.
     far = rope.limits[0] - 1 if rope.limits else 4 * longest if known else longest - 1
-    ids = torch.tensor([_tokens(model, 4, 0), _tokens(model, 4, 4)])
+    ids = torch.tensor([probe_tokens(model, 4), probe_tokens(model, 4, 4)])
     positions = torch.arange(4).repeat(2, 1)
     near = last_hidden_states(model, ids, None, positions)[0]
     positions[1, 3] = max(3, far)
@@ -174,18 +175,13 @@ def why_alone_by_length(model: PreTrainedModel, rope: RopeLengths, longest_pass:
         return None
     # Code that depends on the number of tokens shows it only with that many.
     length = max(4, min(longest_pass, 2 * longest if known else longest))
-    extended = last_hidden_states(model, torch.tensor([_tokens(model, length, 0)]))[0, :4]
+    extended = last_hidden_states(model, torch.tensor([probe_tokens(model, length)]))[0, :4]
     return reason if _distance(model, extended, last_hidden_states(model, ids[:1])[0]) > rounding(model) else None
-
-
-def _tokens(model: PreTrainedModel, count: int, skip: int) -> list[int]:
-    vocab_size = model.config.get_text_config().vocab_size
-    return (torch.arange(skip, skip + count) * 7919 % vocab_size).tolist()
 
 
 def _batch(model: PreTrainedModel, neighbours: int = 16) -> Tensor:
     """A row of 16 tokens and three others, of shape `(4, 16)`; `neighbours` selects the tokens of these."""
-    return torch.tensor([_tokens(model, 16, 0), *(_tokens(model, 16, neighbours + 16 * k) for k in range(3))])
+    return torch.tensor([probe_tokens(model, 16), *(probe_tokens(model, 16, neighbours + 16 * k) for k in range(3))])
 
 
 def _longest(model: PreTrainedModel) -> int:

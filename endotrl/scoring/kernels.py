@@ -231,7 +231,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     if any(there and name not in choice.seconds for name, there in available.items()):
         names = [name for name, there in available.items() if there and choice.seconds.get(name) != math.inf]
         _measure(choice, names, query, key, value, row, scaling)
-        logger.info("Packed rows of %s run by the kernel %r; seconds: %s", kind, choice.name, choice.seconds)
+        logger.info("Using the kernel %r for packed rows of %s; seconds: %s", choice.name, kind, choice.seconds)
     return KERNELS[choice.name](query, key, value, row, scaling)
 
 
@@ -248,7 +248,7 @@ def _measure(
             # A first call compiles, and makes the plan that the layers share.
             difference = relative_difference(run(), reference).max().item()
             if not difference <= allowed:  # catches NaN, too
-                raise ValueError(f"its numbers are off by a part of {difference:.2g}")
+                raise ValueError(f"its output has a relative error of {difference:.2g}")
             choice.seconds[name] = min(_seconds(run, query.device) for _ in range(REPEATS))
         except Exception as error:  # compilers and drivers raise many types, and there are other kernels
             choice.seconds[name] = math.inf

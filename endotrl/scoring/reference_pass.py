@@ -2,9 +2,10 @@
 """Forward passes as a trainer runs them, and a recorder of its reference pass, reused by the reward."""
 
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,9 +27,9 @@ Row = tuple[tuple[int, ...], ImageInputs | None]
 
 class ReferenceRecorder:
     """
-    Records the backbone's output of a trainer's frozen model in the trainer's own reference pass, until the reward of
-    the same completions is requested. A row is found by its token ids and, if it has images, by the trainer's model
-    inputs for them, so a row that the trainer ran differently (or not at all) is simply not found.
+    Records the backbone's output in the reference pass of a trainer, until the reward of the same completions is
+    requested. A row is found by its token ids and, if it has images, by the trainer's model inputs for them, so a row
+    that the trainer ran differently (or not at all) is simply not found.
 
     Memory: one layer's output for the batch of completions, from the reference pass to the reward. `is_frozen` returns
     whether the current weights are the frozen ones: with LoRA, whether the adapter is disabled. Records of another
@@ -43,71 +44,58 @@ class ReferenceRecorder:
         rates += [part.p for part in parts if isinstance(part, nn.Dropout)]
         self._dropout = any(isinstance(rate, int | float) and rate > 0 for rate in rates)
         self._model = model
-        # Which rows have the same states as alone is unknown until the model has been tested.
-        self._reads: tuple[bool, bool] | None = None
         self._step = -1
         # Input ids, attention mask, hidden states, and inputs for images
         self._passes: list[tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]] = []
-        self._rows: dict[Row, Tensor] | None = None
-        self._expected: dict[tuple[int, ...], dict[ImageInputs | None, None]] = {}
         self._paused = False
         self._handle = backbone(model).register_forward_hook(self._record, with_kwargs=True)
 
     def close(self) -> None:
         self._handle.remove()
-        self.clear()
-
-    def clear(self) -> None:
         self._passes.clear()
-        self._rows, self._expected = None, {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Context without recording: the reward's own passes are not the trainer's."""
-        self._paused = True
+        before, self._paused = self._paused, True
         try:
             yield
         finally:
-            self._paused = False
+            self._paused = before
 
-    def expect(self, rows: Iterable[Row]) -> None:
-        """Announces the rows with images for [`find`]: pixels alone do not identify their row."""
-        self._rows, self._expected = None, {}
+    def take(self, rows: Sequence[Row]) -> list[Tensor | None]:
+        """Hidden states of shape `(T, D)` of each row of `T` tokens that was recorded. All records are dropped."""
+        known: dict[tuple[int, ...], list[ImageInputs | None]] = defaultdict(list)
         for token_ids, images in rows:
-            self._expected.setdefault(token_ids, {})[images] = None
+            known[token_ids].append(images)
+        found: dict[Row, Tensor] = {}
+        for input_ids, mask, hidden_states, given in self._passes:
+            offsets: Counter[str] = Counter()
+            for row, (ids, keep, states) in enumerate(zip(input_ids, mask.bool(), hidden_states, strict=True)):
+                key = tuple(ids[keep].tolist())
+                theirs: ImageInputs | None = None
+                if given:
+                    owners = [own for own in known[key] if _is_given(own, given, offsets, row, keep)]
+                    if not owners:
+                        break  # the offsets of the following rows' images are unknown
+                    theirs = owners[0]
+                    for name, tensor in () if theirs is None else theirs.tensors.items():
+                        offsets[name] += len(tensor)
+                reads_whole, reads_padded = self._reads
+                if reads_whole if keep[0] else reads_padded:
+                    found[key, theirs] = states[keep.to(states.device)]
+        self._passes.clear()
+        return [found.get(row) for row in rows]
 
-    def find(self, token_ids: tuple[int, ...], images: ImageInputs | None = None) -> Tensor | None:
-        """Hidden states of shape `(T, D)` of a prompt, its images and completion of `T` tokens, if recorded."""
-        if self._rows is None:
-            self._rows = {}
-            reads_whole, reads_padded = self._reads_rows() if self._passes else (False, False)
-            for input_ids, mask, hidden_states, given in self._passes:
-                offsets: Counter[str] = Counter()
-                for row, (ids, keep, states) in enumerate(zip(input_ids, mask.bool(), hidden_states, strict=True)):
-                    key = tuple(ids[keep].tolist())
-                    theirs: ImageInputs | None = None
-                    if given:
-                        candidates = self._expected.get(key, {})
-                        owners = [own for own in candidates if _is_given(own, given, offsets, row, keep)]
-                        if not owners:
-                            break  # the offsets of the following rows' images are unknown
-                        theirs = owners[0]
-                        for name, tensor in () if theirs is None else theirs.tensors.items():
-                            offsets[name] += len(tensor)
-                    if reads_whole if keep[0] else reads_padded:
-                        self._rows[key, theirs] = states[keep.to(states.device)]
-        return self._rows.get((token_ids, images))
-
-    def _reads_rows(self) -> tuple[bool, bool]:
+    @cached_property
+    def _reads(self) -> tuple[bool, bool]:
         """Whether rows have the same states as alone: those that begin with a token, and those padded there."""
-        if self._reads is None:
-            with self.paused():
-                rope = RopeLengths.from_config(self._model.config)
-                whole = not (rope.limits or rope.unknown or why_alone(self._model))
-                whole = whole and why_alone_by_length(self._model, rope, longest_pass=0) is None
-                # Trainers pad prompts on the left and give no positions.
-                self._reads = whole, whole and reads_padding(self._model)
-        return self._reads
+        with self.paused():
+            rope = RopeLengths.from_config(self._model.config)
+            whole = not (rope.limits or rope.unknown or why_alone(self._model))
+            whole = whole and why_alone_by_length(self._model, rope, longest_pass=0) is None
+            # Trainers pad prompts on the left and give no positions.
+            return whole, whole and reads_padding(self._model)
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         input_ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
@@ -123,9 +111,8 @@ class ReferenceRecorder:
         if self._paused or not self._is_frozen() or (module.training and self._dropout):
             return
         if self._step != self._current_step():
-            self.clear()
+            self._passes.clear()
             self._step = self._current_step()
-        self._rows = None
         self._passes.append((input_ids.cpu(), mask.cpu(), output.last_hidden_state.detach(), given))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from accelerate.utils import align_module_device
@@ -28,6 +28,7 @@ from .forward_pass import (
     multiplies_exactly,
     packed_hidden_states,
     plan_packs,
+    probe_tokens,
     rope_as_made,
     uncompiled,
 )
@@ -42,6 +43,26 @@ logger = logging.getLogger(__name__)
 # Batches of (indices of rows, hidden states of shape `(N, D)`, for every row the positions of its states in them), of
 # which state `h` predicts token `h` of the row's completion.
 Passes = Iterator[tuple[list[int], Tensor, Sequence[Sequence[int]]]]
+
+
+class Pending(NamedTuple):
+    """A row that has to be run."""
+
+    number: int  # among the rows
+    row: Rendered
+    tokens: Sequence[int]  # of the completion, as far as they are run
+
+    @property
+    def length(self) -> int:
+        return len(self.row.prompt_ids) + len(self.tokens)
+
+
+def by_prompt(pending: Sequence[Pending]) -> list[list[Pending]]:
+    """Groups of rows of equal prompts."""
+    groups: dict[object, list[Pending]] = {}
+    for item in pending:
+        groups.setdefault(item.row.prompt, []).append(item)
+    return list(groups.values())
 
 
 class Placement(Protocol):
@@ -70,7 +91,7 @@ def equal_rows(rows: Sequence[Rendered]) -> list[list[int]]:
 
 
 def row_stats(row: Rendered, vocab_size: int, **numbers: Any) -> TokenStats:
-    """The result of a row, from its `numbers`."""
+    """[`TokenStats`] of a row, with its `numbers`."""
     positions = torch.tensor(row.action_positions, dtype=torch.long)
     return TokenStats(
         token_ids=torch.tensor(row.completion_ids, dtype=torch.long)[positions],
@@ -136,12 +157,12 @@ class FrozenScorer:
         check_alpha(alpha)
         check_ids(rows, self.placement.config.get_text_config().vocab_size)
         scored = self._score(rows, alpha, entropy, mean_logits, progress)
-        finite = [bool(torch.cat([row.chosen_logits, row.soft_values]).isfinite().all()) for row in scored]
-        if bad := [str(i) for i, is_finite in enumerate(finite) if not is_finite]:
+        values = [torch.cat([row.chosen_logits, row.soft_values]) for row in scored]
+        if bad := [str(i) for i, of_row in enumerate(values) if not of_row.isfinite().all()]:
             raise ValueError(
                 f"The frozen model ({self.placement.description}) gives NaN or infinite logits for rows "
                 f"{', '.join(bad[:10])}{', ...' if len(bad) > 10 else ''} of {len(scored)}. Its weights are damaged, "
-                'or its dtype is too narrow: try `dtype="float32"`.'
+                'or its dtype overflows: try `dtype="float32"`.'
             )
         return scored
 
@@ -189,104 +210,84 @@ class FrozenScorer:
 
     def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
         """Runs the backbone, except for rows that a trainer has run."""
-        remaining = list(range(len(rows)))
-        recorder = self.placement.recorder
-        if recorder is not None:
+        recorded: dict[int, Tensor] = {}
+        if self.placement.recorder is not None:
             wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
-            if any(images is not None for _, images in wanted):
-                recorder.expect(wanted)
-            recorded = {
-                i: hidden_states[len(rows[i].prompt_ids) - 1 :]
-                for i in remaining
-                if (hidden_states := recorder.find(*wanted[i])) is not None
-            }
-            recorder.clear()
-            if recorded:
-                edges = [0, *accumulate(map(len, recorded.values()))]
-                # All at once, so that the head reads its weights once for all of them.
-                yield list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:]))
-            remaining = [i for i in remaining if i not in recorded]
-        if not remaining:
+            found = enumerate(self.placement.recorder.take(wanted))
+            recorded = {i: states[len(rows[i].prompt_ids) - 1 :] for i, states in found if states is not None}
+        if recorded:
+            edges = [0, *accumulate(map(len, recorded.values()))]
+            # All at once, so that the head reads its weights once for all of them.
+            yield list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:]))
+        if len(recorded) == len(rows):
             return
         if self._rules is None:
             self._rules = pass_rules(model, self.max_tokens_per_batch)
         rules = self._rules
         # What follows the end of a completion is not needed, so its last token need not be run.
-        inputs = [row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids for row in rows]
-        lengths = [len(row.prompt_ids) + len(tokens) for row, tokens in zip(rows, inputs, strict=True)]
-        yield from self._image_passes(model, rows, inputs, [i for i in remaining if rows[i].images is not None])
-        shares: dict[object, list[int]] = {}
-        for i in sorted(remaining, key=lambda i: -lengths[i]):  # longest first, to run out of memory at once if at all
-            if rows[i].images is None:
-                shares.setdefault(i if rules.alone else rules.rope.length_class(lengths[i]), []).append(i)
-        for indices in shares.values():
-            packable = sorted(i for i in indices if lengths[i] <= rules.longest_packable)
-            yield from self._packed_passes(model, rows, inputs, packable)
-            if padded := sorted(i for i in indices if lengths[i] > rules.longest_packable):
-                yield from self._padded_passes(model, rows, inputs, padded)
+        pending = [
+            Pending(i, row, row.completion_ids[:-1] if row.finished and not rules.whole else row.completion_ids)
+            for i, row in enumerate(rows)
+            if i not in recorded
+        ]
+        yield from self._image_passes(model, [item for item in pending if item.row.images is not None])
+        shares: dict[object, list[Pending]] = {}
+        for item in sorted(pending, key=lambda item: -item.length):  # longest first, to run out of memory at once
+            if item.row.images is None:
+                share = item.number if rules.alone else rules.rope.length_class(item.length)
+                shares.setdefault(share, []).append(item)
+        for together in map(sorted, shares.values()):
+            yield from self._packed_passes(model, [i for i in together if i.length <= rules.longest_packable])
+            yield from self._padded_passes(model, [i for i in together if i.length > rules.longest_packable])
 
-    def _packed_passes(
-        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Passes:
-        """[`_passes`] of the chosen rows, packed in rows."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i in chosen:
-            groups.setdefault(tuple(rows[i].prompt_ids), []).append(i)
-        prompts, members = list(groups), list(groups.values())
+    def _packed_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
+        """[`_passes`] of rows that are packed."""
+        groups = by_prompt(pending)
         packs = plan_packs(
-            [len(prompt) for prompt in prompts],
-            [[len(inputs[i]) for i in indices] for indices in members],
+            [len(items[0].row.prompt_ids) for items in groups],
+            [[len(item.tokens) for item in items] for items in groups],
             self.max_tokens_per_batch,
         )
         for pack in packs:
-            parts = [(prompts[group], [members[group][k] for k in kept]) for group, kept in pack]
-            packed = PackedRow.of([Group(prompt, [inputs[i] for i in indices]) for prompt, indices in parts])
-            states = [packed.states(g, k) for g, (_, indices) in enumerate(parts) for k in range(len(indices))]
-            yield [i for _, indices in parts for i in indices], packed_hidden_states(model, packed), states
+            parts = [[groups[group][k] for k in kept] for group, kept in pack]
+            packed = PackedRow.of([Group(items[0].row.prompt_ids, [item.tokens for item in items]) for items in parts])
+            states = [packed.states(g, k) for g, items in enumerate(parts) for k in range(len(items))]
+            yield [item.number for items in parts for item in items], packed_hidden_states(model, packed), states
 
-    def _padded_passes(
-        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Passes:
-        """[`_passes`] of the chosen rows, padded on the right."""
-        lengths = [len(rows[i].prompt_ids) + len(inputs[i]) for i in chosen]
-        for batch in plan_batches(lengths, self.max_tokens_per_batch):
-            input_ids, _ = pad_ids([[*rows[chosen[k]].prompt_ids, *inputs[chosen[k]]] for k in batch])
+    def _padded_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
+        """[`_passes`] of rows that are padded on the right."""
+        for batch in plan_batches([item.length for item in pending], self.max_tokens_per_batch):
+            items = [pending[k] for k in batch]
+            input_ids, _ = pad_ids([[*item.row.prompt_ids, *item.tokens] for item in items])
             starts = range(0, input_ids.numel(), input_ids.shape[1])
             states = [
-                range(start + len(rows[chosen[k]].prompt_ids) - 1, start + lengths[k])
-                for start, k in zip(starts, batch, strict=True)
+                range(start + len(item.row.prompt_ids) - 1, start + item.length)
+                for start, item in zip(starts, items, strict=True)
             ]
-            yield [chosen[k] for k in batch], last_hidden_states(model, input_ids).flatten(0, 1), states
+            yield [item.number for item in items], last_hidden_states(model, input_ids).flatten(0, 1), states
 
-    def _image_passes(
-        self, model: PreTrainedModel, rows: Sequence[Rendered], inputs: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> Passes:
-        """[`_passes`] of the chosen rows, whose prompts have images: each prompt once, for all of its completions."""
-        groups: dict[object, list[int]] = {}
-        for i in chosen:
-            groups.setdefault(rows[i].prompt, []).append(i)
-        for members in groups.values():
-            prompt_ids, images = rows[members[0]].prompt_ids, rows[members[0]].images
+    def _image_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
+        """[`_passes`] of rows whose prompts have images: each prompt once, for all of its completions."""
+        for members in by_prompt(pending):
+            prompt_ids, images = members[0].row.prompt_ids, members[0].row.images
             assert images is not None
             with positions_kept(model):
                 check_inputs(model, images)
                 if self._shares_image_prompts is None:
-                    self._shares_image_prompts = self._check_images(
-                        model, prompt_ids, images, rows[members[0]].completion_ids
-                    )
+                    tokens = members[0].row.completion_ids
+                    self._shares_image_prompts = self._check_images(model, prompt_ids, images, tokens)
                 if not self._shares_image_prompts:
-                    for i in members:
-                        hidden_states = whole_row_states(model, prompt_ids, images, inputs[i])
-                        yield [i], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
+                    for item in members:
+                        hidden_states = whole_row_states(model, prompt_ids, images, item.tokens)
+                        yield [item.number], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
                     continue
                 prompt = ImagePrompt(model, prompt_ids, images)
-                lengths = [len(prompt_ids) + len(inputs[i]) for i in members]
-                for batch in plan_batches(lengths, self.max_tokens_per_batch):
-                    continuations = [inputs[members[k]] for k in batch]
-                    hidden_states = prompt.states(continuations)  # (B, T + 1, D)
+                for batch in plan_batches([item.length for item in members], self.max_tokens_per_batch):
+                    items = [members[k] for k in batch]
+                    hidden_states = prompt.states([item.tokens for item in items])  # (B, T + 1, D)
                     starts = range(0, hidden_states.shape[0] * hidden_states.shape[1], hidden_states.shape[1])
-                    states = [range(start, start + len(c) + 1) for start, c in zip(starts, continuations, strict=True)]
-                    yield [members[k] for k in batch], hidden_states.flatten(0, 1), states
+                    states = [range(s, s + len(item.tokens) + 1) for s, item in zip(starts, items, strict=True)]
+                    yield [item.number for item in items], hidden_states.flatten(0, 1), states
 
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
@@ -306,8 +307,8 @@ class FrozenScorer:
             if not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in ((0, 4), (1, len(expected)))):
                 return True
         logger.info(
-            "%s cannot go on from the cache of a prompt with images: each completion runs it again. Results are the "
-            "same, but slower.",
+            "With %s, completions cannot continue from the cache of a prompt with images, so each one runs the prompt "
+            "again. Results are the same, but scoring is slower.",
             type(model).__name__,
         )
         return False
@@ -342,9 +343,8 @@ class FrozenScorer:
 
     def _check_head(self, model: PreTrainedModel) -> None:
         """Verifies on eight tokens that hidden states and head reproduce the model's own logits."""
-        vocab_size = model.config.get_text_config().vocab_size
         device = execution_device(model, model.get_input_embeddings())
-        input_ids = (torch.arange(8, device=device) * 7919 % vocab_size)[None]  # (1, 8)
+        input_ids = torch.tensor([probe_tokens(model, 8)], device=device)
         mask = torch.ones_like(input_ids)
         with rope_as_made(model):
             expected = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[0].float()  # (8, V)
@@ -355,16 +355,16 @@ class FrozenScorer:
         error = self._head_error(model, hidden_states, expected)
         if error and "_original_forward" in vars(model):
             raise ValueError(
-                f"The {type(model).__name__} given to the endogenous reward was put into mixed precision by a "
-                "trainer, so it is the policy that is trained, and not frozen. Share its frozen base with "
-                "`EndogenousReward(model=None)` and `reward.attach(trainer)`; or pass a path, so that the reward "
+                f"The {type(model).__name__} given to the endogenous reward is the policy that is trained, not a "
+                "frozen model: its trainer has put it into mixed precision. Share its frozen base with "
+                "`EndogenousReward(model=None)` and `reward.attach(trainer)`, or pass a path, so that the reward "
                 "loads its own copy."
             )
         if error:
             raise ValueError(
-                f"The logits of {type(model).__name__} are not its hidden states times its LM head{where}: they "
-                f"differ by {error:.3g}. This model family transforms its logits in a way that endotrl does not know; "
-                "its rewards would be wrong. Please open an issue with the model's name."
+                f"The logits of {type(model).__name__} differ from its LM head applied to its hidden states{where}, "
+                f"by {error:.3g}. This model family transforms its logits in a way that endotrl does not support, so "
+                "rewards would be wrong. Please open an issue with the model's name."
             )
 
     def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> float:

@@ -196,7 +196,7 @@ class TestNames:
         ("name", "message"),
         [
             ("bellman", "There is no scorer 'bellman'"),
-            ("bellman.discounted", "needs a number, such as bellman.discounted=0.95"),
+            ("bellman.discounted", "needs a number: bellman.discounted=0.95"),
             ("bellman.discounted=1.5", "must be greater than 0 and at most 1"),
             ("log_prob.power=x", "'x' is not a number"),
             ("log_prob.power=nan", "must be finite"),

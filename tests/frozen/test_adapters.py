@@ -105,12 +105,12 @@ class TestPaths:
         policy = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
         policy.save_pretrained(tmp_path)
         for given in (str(tmp_path), policy):
-            with pytest.raises(ValueError, match="puts virtual tokens before a text"):
+            with pytest.raises(ValueError, match="prepends virtual tokens to the prompt"):
                 EndogenousReward(given)
 
     def test_of_another_task(self, tiny_model_path, tmp_path):
         save_adapter(tiny_model_path, tmp_path, task_type="FEATURE_EXTRACTION")
-        with pytest.raises(ValueError, match="of the task 'FEATURE_EXTRACTION'"):
+        with pytest.raises(ValueError, match="has the task type 'FEATURE_EXTRACTION'"):
             EndogenousReward(str(tmp_path))
 
 
@@ -124,7 +124,7 @@ class TestInstances:
         with model.disable_adapter():  # it is switched on for the reward
             assert reward(PROMPTS, COMPLETIONS) == values
             assert model.base_model.model.model.layers[0].self_attn.q_proj.disable_adapters
-        with pytest.raises(TypeError, match="its adapter .*with that path"):
+        with pytest.raises(TypeError, match="its adapter, .*with that path"):
             pickle.dumps(reward)
         with torch.no_grad():
             next(weight for name, weight in model.named_parameters() if "lora_B" in name).add_(0.1)
@@ -143,7 +143,7 @@ class TestInstances:
         assert {name for name, weight in policy.named_parameters() if weight.requires_grad} == trained
         with pytest.raises(ValueError, match="`adapter_name` is 'other', but it must be one of 'default', 'judge'"):
             EndogenousReward(policy, adapter_name="other")
-        with pytest.raises(ValueError, match="no `PeftModel`"):
+        with pytest.raises(ValueError, match="requires a `PeftModel`"):
             EndogenousReward(tiny_model_path, adapter_name="judge")
 
 
@@ -193,10 +193,10 @@ class TestInitKwargs:
     @pytest.mark.parametrize(
         ("settings", "match"),
         [
-            ({"dtype": "float32", "model_init_kwargs": {"dtype": "bfloat16"}}, "Give one of them"),
-            ({"model_init_kwargs": {"trust_remote_code": True}}, "a parameter of its own"),
-            ({"model_init_kwargs": {"device_map": "auto"}, "device": "cpu"}, "says where the weights are"),
-            ({"model_init_kwargs": {"device_map": "auto"}, "offload": True}, "says where the weights are"),
+            ({"dtype": "float32", "model_init_kwargs": {"dtype": "bfloat16"}}, "Set only one of them"),
+            ({"model_init_kwargs": {"trust_remote_code": True}}, "a separate argument"),
+            ({"model_init_kwargs": {"device_map": "auto"}, "device": "cpu"}, "places the weights"),
+            ({"model_init_kwargs": {"device_map": "auto"}, "offload": True}, "places the weights"),
             ({"model_init_kwargs": {"dtype": "int3"}}, "must be"),
         ],
     )
@@ -206,5 +206,5 @@ class TestInitKwargs:
 
     def test_of_a_loaded_model(self, tiny_model_path):
         model = AutoModelForCausalLM.from_pretrained(tiny_model_path)
-        with pytest.raises(ValueError, match="say how to load a model"):
+        with pytest.raises(ValueError, match="already loaded"):
             EndogenousReward(model, model_init_kwargs={"revision": "main"})

@@ -90,7 +90,7 @@ class TestOwnCopy:
             OwnCopy(name)
 
     def test_a_folder_without_a_model(self, tmp_path):
-        with pytest.raises(OSError, match="cannot be loaded: it is neither a folder with a `config.json`"):
+        with pytest.raises(OSError, match="cannot be loaded. It must be a folder with a valid `config.json`"):
             load_config(str(tmp_path))
         (tmp_path / "config.json").write_text('{"model_type": "no-such-family"}')
         with pytest.raises(OSError, match="cannot be loaded.*no-such-family"):
@@ -171,7 +171,7 @@ class TestLoadedModel:
 
 @pytest.mark.parametrize("model_class", [hf.LlamaModel, hf.LlamaForSequenceClassification])
 def test_a_model_without_a_head(model_class):
-    with pytest.raises(ValueError, match=f"A {model_class.__name__} was given, a model without an LM head.*causal"):
+    with pytest.raises(ValueError, match=f"The {model_class.__name__} given has no LM head.*causal"):
         LoadedModel(model_class(LlamaConfig(**SIZES)))
 
 
@@ -180,5 +180,5 @@ def test_an_encoder_decoder(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is an encoder-decoder model.*`AutoModelForCausalLM`"):
         OwnCopy(str(tmp_path))
-    with pytest.raises(ValueError, match="A T5ForConditionalGeneration was given, an encoder-decoder model"):
+    with pytest.raises(ValueError, match="The T5ForConditionalGeneration given is an encoder-decoder model"):
         LoadedModel(hf.T5ForConditionalGeneration(config))

@@ -170,7 +170,7 @@ class TestOffloaded:
         with torch.device("meta"):
             never_loaded = make_model()
         for model in (hooked(cpu_offload, preload_module_classes=["LlamaForCausalLM"]), never_loaded):
-            with pytest.raises(ValueError, match=r"`meta` \(backbone.embed_tokens.weight.*`from_pretrained`"):
+            with pytest.raises(ValueError, match=r"`meta` device \(backbone.embed_tokens.weight.*`from_pretrained`"):
                 LoadedModel(model)
 
 

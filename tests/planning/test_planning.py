@@ -131,7 +131,7 @@ class TestFamilies:
 
     @pytest.mark.parametrize("kind", ["clip", "t5", "resnet", "whisper"])
     def test_no_language_model(self, kind):
-        with pytest.raises(ValueError, match="transformers cannot build|is not of a causal language model"):
+        with pytest.raises(ValueError, match="transformers cannot build|must be of a causal language model"):
             model_size(CONFIG_MAPPING[kind](is_encoder_decoder=kind in ("t5", "whisper")))
 
 
@@ -290,12 +290,18 @@ class TestCommand:
         assert main(["plan", path, "--gpus", "8", "--gpu-memory", "80", "--model", model]) == 0
         printed = capsys.readouterr().out
         assert "It fits with" in printed and f"{engine}.yaml" in printed
+        assert "`attach`" not in printed or "sentence_reward" not in recipe  # which has no reward
 
     def test_what_to_change(self, config_only, capsys):
         main(["plan", GRPO, "--gpus", "1", "--gpu-memory", "26", "--model", config_only])
         printed = capsys.readouterr().out
-        assert "It does not fit. It would with:" in printed
+        assert "It does not fit. It would fit with:" in printed
         assert "--use_peft true" in printed
+
+    def test_an_adapter_of_the_wrong_task(self, config_only):
+        with pytest.raises(ValueError, match="Use TOKEN_CLS"):
+            peft = ["--use_peft", "true", "--lora_target_modules", "all-linear"]
+            read_recipe(str(RECIPES / "llama-3.1-8b" / "sentence_reward.yaml"), None, peft, config_only, 512)
 
     def test_what_the_recipe_says_is_read(self, config_only):
         recipe = read_recipe(GRPO, None, ["--per_device_train_batch_size", "2"], config_only, 512)
@@ -315,6 +321,7 @@ class TestCommand:
             # Another model is a copy beside the reference model.
             ("--reward_model {model}", {"reference", "copy"}),
             ("--reward_model {model} --reward_offload True", {"reference", "waiting copy"}),
+            ("--reward_model http://host:8000/v1", {"reference"}),
             ("--reward_shard False", {"reference, read", "whole copy where split"}),
             # With an adapter, the policy without it.
             ("--use_peft True --lora_target_modules all-linear", set()),

@@ -322,11 +322,9 @@ class TestShared:
     def test_no_forward_of_its_own(self, setting, kind, tiny_policy_path, tmp_path):
         # TRL has just run its reference pass over the completions: the reward reads that.
         counter = CountingReward()
-        _, calls = train(tiny_policy_path, counter, tmp_path, kind, beta=0.1, **adapter(setting, dropout=0.1))
+        train(tiny_policy_path, counter, tmp_path, kind, beta=0.1, **adapter(setting, dropout=0.1))
         assert len(counter.forwards) == 2 and counter.forwards[1] == 0  # only the checks of the first call run it
-        # What was recorded is given up with the reward.
-        assert counter.reward._placement.recorder.find(tuple(calls[-1]["completion_ids"][0])) is None
-        assert counter.reward._placement.recorder._passes == []
+        assert counter.reward._placement.recorder._passes == []  # what was recorded is given up with the reward
 
     def test_what_the_trainer_did_not_run_is_run(self, tiny_policy_path, tmp_path):
         # A criterion: the reward's prompts are not the trainer's.
@@ -343,16 +341,19 @@ class TestShared:
         reward.attach(trainer)
         recorder, ids = reward._placement.recorder, torch.tensor([[7, 8, 9, EOS]])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        row, other = ((7, 8, 9, EOS), None), ((8, 9, 10, EOS + 1), None)
         with torch.no_grad():
             trainer.model(**inputs)
-            assert recorder.find((7, 8, 9, EOS)) is None
+            assert recorder.take([row]) == [None]
             with trainer.model.disable_adapter():
                 trainer.model(**inputs)
-                assert recorder.find((7, 8, 9, EOS)) is not None
+                (states,) = recorder.take([row])
+                assert states is not None
+                trainer.model(**inputs)
                 trainer.state.global_step += 1
                 trainer.model(**{**inputs, "input_ids": ids + 1})
-        assert recorder.find((7, 8, 9, EOS)) is None
-        assert recorder.find((8, 9, 10, EOS + 1)) is not None
+        before, now = recorder.take([row, other])
+        assert before is None and now is not None
 
     def test_pickled_shared_reward_must_be_attached_again(self, tiny_policy_path, tmp_path):
         reward = EndogenousReward(model=None)

@@ -12,7 +12,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.rendering.renderer import Rendered
+from endotrl.scoring import FrozenScorer
 from endotrl.scoring.forward_pass import RopeLengths
 
 from ..support.reference import scores_from_logits, state_logits
@@ -173,6 +175,14 @@ def tokens_run(model):
     handle = model.get_input_embeddings().register_forward_hook(lambda _, args, __: counts.append(args[0].numel()))
     yield counts
     handle.remove()
+
+
+def score_counted(model, rows, budget=8192):
+    """Results of rows, and how many tokens each pass embeds once the scorer has tried the model."""
+    scorer = FrozenScorer(LoadedModel(model), budget)
+    scorer(rows[:1])
+    with tokens_run(model) as counts:
+        return scorer(rows), counts
 
 
 class LengthRope(nn.Module):

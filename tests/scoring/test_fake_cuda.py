@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
+from transformers import Gemma2Config, Qwen2Config
 
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
@@ -12,11 +12,14 @@ from endotrl.scoring import forward_pass, kernels, lm_head
 from endotrl.scoring.scorer import FrozenScorer
 
 from ..support.fake_cuda import CUDA, entered, fake_cuda
+from .families import make_model
 
 
 SIZE = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 SIZE |= {"vocab_size": 512}
 QWEN = Qwen2Config(**SIZE, num_key_value_heads=2)
+GEMMA = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
+NARROW = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
 
 
 def completions():
@@ -29,11 +32,6 @@ def completions():
     ]
 
 
-def make_model(config, dtype):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
-
-
 def log_probs(model):
     return torch.cat([stats.log_probs for stats in FrozenScorer(LoadedModel(model))(completions(), mean_logits=True)])
 
@@ -42,11 +40,6 @@ def log_probs(model):
 def fresh_choices(monkeypatch):
     monkeypatch.setattr(kernels, "choices", {})
     monkeypatch.setattr(kernels, "CALLS_BEFORE_COMPILING", 0)
-    yield
-
-
-GEMMA = Gemma2Config(**SIZE, num_key_value_heads=2, head_dim=16)
-NARROW = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2)
 
 
 @pytest.mark.parametrize(
@@ -60,11 +53,11 @@ NARROW = Qwen2Config(**{**SIZE, "num_attention_heads": 8}, num_key_value_heads=2
     ],
 )
 def test_numbers_are_those_of_the_cpu(config, dtype, kernel, tried, monkeypatch):
-    expected = log_probs(make_model(config, dtype))
+    expected = log_probs(make_model(config).to(dtype))
     if kernel is not None:
         monkeypatch.setattr(forward_pass, "attend", kernels.KERNELS[kernel])
     with fake_cuda():
-        found = log_probs(make_model(config, dtype).to("cuda"))
+        found = log_probs(make_model(config).to(dtype).to("cuda"))
     torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
     choices = kernels.choices.values()
     assert {name for choice in choices for name in choice.seconds} == tried
@@ -73,7 +66,7 @@ def test_numbers_are_those_of_the_cpu(config, dtype, kernel, tried, monkeypatch)
 
 @pytest.mark.parametrize("offload", [False, True])
 def test_an_own_copy(offload, tmp_path):
-    model = make_model(QWEN, torch.float32)
+    model = make_model(QWEN)
     model.save_pretrained(tmp_path)
     expected = log_probs(model)
     copy = OwnCopy(str(tmp_path), "float32", "cuda", offload=offload)
@@ -98,9 +91,8 @@ def test_flex_attention_takes_states_of_one_dtype():
 
 def test_tf32_is_rounding_and_no_unknown_family():
     """Frozen models in float32 are scored where a user or a container lets GPUs multiply in TF32."""
-    model = make_model(QWEN, torch.float32)
-    with torch.no_grad():
-        model.lm_head.weight *= 100
+    model = make_model(QWEN)
+    model.lm_head.weight.data *= 100
     expected = log_probs(model)
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
@@ -124,7 +116,7 @@ def test_triton_runs_on_the_device_of_the_head(monkeypatch):
 
     monkeypatch.setattr(lm_head, "fused_statistics", recorded)
     with fake_cuda():
-        log_probs(make_model(QWEN, torch.float32).to("cuda"))
+        log_probs(make_model(QWEN).to("cuda"))
     assert places and all(place == [CUDA] for place in places)
 
 

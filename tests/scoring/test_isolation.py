@@ -34,7 +34,7 @@ from .families import (
     make_rows,
     numbers,
     replace_linear,
-    tokens_run,
+    score_counted,
     with_rope,
 )
 
@@ -43,11 +43,7 @@ class TestLengths:
     """Frequencies of rotary positions that depend on the longest row of a pass."""
 
     def test_rows_of_one_side_share_their_pass(self):
-        model, rows = make_model(FAMILIES["phi3, longrope"]()), group_rows()
-        scorer = FrozenScorer(LoadedModel(model))
-        scorer(rows[:1])
-        with tokens_run(model) as counts:
-            scorer(rows)
+        _, counts = score_counted(make_model(FAMILIES["phi3, longrope"]()), group_rows())
         # Prompts of 7 and 5 tokens in turns, with 3, 4, ..., 8: all but 7 + 7 and 5 + 8 have at most 12 tokens.
         assert counts == [7 + 7 + 5 + 8, 7 + 3 + 5 + 5 + 4 + 6]
 
@@ -74,14 +70,11 @@ class TestLengths:
         model, rows = with_rope(rope_type, depends_on), make_rows()
         with caplog.at_level(logging.INFO, logger="endotrl"):
             assert_numbers(FrozenScorer(LoadedModel(model))(rows), each_alone(model, rows))
-        assert "one completion per pass (its rotary positions depend on the longest row" in caplog.text
+        assert "each completion needs its own pass (its rotary positions depend on the longest row" in caplog.text
 
     def test_an_unknown_type_that_depends_on_nothing_is_packed(self):
         model, rows = with_rope("new", "nothing"), group_rows()
-        scorer = FrozenScorer(LoadedModel(model))
-        scorer(rows[:1])
-        with tokens_run(model) as counts:
-            actual = scorer(rows)
+        actual, counts = score_counted(model, rows)
         assert counts == [39]
         assert_numbers(actual, each_alone(model, rows))
 
@@ -101,7 +94,7 @@ class TestWholePass:
         with caplog.at_level(logging.INFO, logger="endotrl"):
             for budget in (10_000, 1):
                 assert_numbers(FrozenScorer(LoadedModel(model), budget)(rows), expected)
-        assert "one completion per pass (its layers take one scale, or one capacity" in caplog.text
+        assert "each completion needs its own pass (its layers share one scale or capacity" in caplog.text
 
     @pytest.mark.parametrize("family", ["llama, untied head", "mixtral, experts"])
     def test_in_half_precision(self, family):
@@ -131,11 +124,11 @@ class Drift(nn.Linear):
 
 def test_rows_without_a_score_of_their_own():
     not_causal = make_model(BertGenerationConfig(**{**SIZES, "num_attention_heads": 4}, is_decoder=False))
-    with pytest.raises(ValueError, match="BertGenerationDecoder depend on the tokens that follow"):
+    with pytest.raises(ValueError, match="BertGenerationDecoder depend on later tokens"):
         FrozenScorer(LoadedModel(not_causal))(group_rows())
     keeps = make_model(LlamaConfig(**SIZES))
     keeps.model.layers[0].mlp.down_proj.__class__ = Drift
-    with pytest.raises(ValueError, match="random, or keeps what it ran before"):
+    with pytest.raises(ValueError, match="random, or keeps state between passes"):
         FrozenScorer(LoadedModel(keeps))(group_rows())
 
 
@@ -185,7 +178,7 @@ class TestThreads:
             scored = pool.submit(FrozenScorer(LoadedModel(model)), rows)
             assert inside.wait(5)
             handle.remove()
-            with pytest.raises(RuntimeError, match="run while an endogenous reward scored with it in another thread"):
+            with pytest.raises(RuntimeError, match="called while an endogenous reward was scoring with it"):
                 model(torch.arange(5)[None])
             done.set()
             assert_numbers(scored.result(), each_alone(model, rows))

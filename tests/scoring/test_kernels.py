@@ -193,8 +193,8 @@ def test_the_fastest_that_is_right(use, caplog):
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Kernel(0, factor=1.01), "ValueError: its numbers are off by a part of 0.01"),
-        (Kernel(0, factor=math.nan), "ValueError: its numbers are off by a part of nan"),
+        (Kernel(0, factor=1.01), "ValueError: its output has a relative error of 0.01"),
+        (Kernel(0, factor=math.nan), "ValueError: its output has a relative error of nan"),
         (Kernel(0, error=torch.OutOfMemoryError("no memory\nmore")), "OutOfMemoryError: no memory. Results"),
         (Kernel(0, error=ImportError()), "ImportError: no reason given. Results"),
     ],

@@ -31,7 +31,7 @@ from .families import (
     group_rows,
     make_model,
     numbers,
-    tokens_run,
+    score_counted,
 )
 
 
@@ -129,23 +129,16 @@ class TestRow:
 
 class TestScoring:
     def test_equal_completions_are_run_once(self):
-        model = make_model(LlamaConfig(**SIZES))
-        scorer, rows = FrozenScorer(LoadedModel(model)), group_rows()
-        scorer(rows)
-        rows = [*rows, *rows, rows[0]]
-        with tokens_run(model) as counts:
-            assert_numbers(scorer(rows), each_alone(model, rows))
-        assert counts[0] == 39
+        model, rows = make_model(LlamaConfig(**SIZES)), [*group_rows(), *group_rows(), group_rows()[0]]
+        actual, counts = score_counted(model, rows)
+        assert_numbers(actual, each_alone(model, rows))
+        assert counts == [39]
 
     @pytest.mark.parametrize("budget", [1, 9, 14, 20])
     def test_a_group_larger_than_the_budget(self, budget):
-        model = make_model(LlamaConfig(**SIZES))
-        rows = group_rows()
-        expected = each_alone(model, rows)
-        scorer = FrozenScorer(LoadedModel(model), max_tokens_per_batch=budget)
-        scorer(rows[:1])
-        with tokens_run(model) as counts:
-            assert_numbers(scorer(rows), expected)
+        model, rows = make_model(LlamaConfig(**SIZES)), group_rows()
+        actual, counts = score_counted(model, rows, budget)
+        assert_numbers(actual, each_alone(model, rows))
         # At most the budget, or one row that is larger.
         longest = max(len(row.prompt_ids) + len(row.completion_ids) - 1 for row in rows)
         assert max(counts) <= max(budget, longest)
@@ -178,18 +171,15 @@ LIMITS = {
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())
 def test_families_that_are_packed_or_padded(name, limit, caplog):
-    model, rows = make_model(FAMILIES[name]()), group_rows()
-    scorer = FrozenScorer(LoadedModel(model))
-    with caplog.at_level(logging.INFO, logger="endotrl.scoring.isolation"), tokens_run(model) as counts:
-        scorer(rows[:1])
-        tried = len(counts)
-        scorer(rows)
+    model = make_model(FAMILIES[name]())
+    with caplog.at_level(logging.INFO, logger="endotrl.scoring.isolation"):
+        _, counts = score_counted(model, group_rows())
     if limit is None:
         assert why_not_packable(model) is not None
-        assert sum("padded rows" in record.message for record in caplog.records) == 1
+        assert sum("rows are padded (" in record.message for record in caplog.records) == 1
     else:
         assert longest_packable(model.config) == limit
-        assert counts[tried:] == [39]
+        assert counts == [39]
 
 
 def test_only_rows_longer_than_the_window_are_padded():
@@ -197,10 +187,7 @@ def test_only_rows_longer_than_the_window_are_padded():
     model = make_model(MistralConfig(**SIZES, sliding_window=14))
     rows = group_rows()
     rows.append(Rendered(rows[0].prompt_ids, drawer(5)(14), list(range(14)), finished=False))
-    scorer = FrozenScorer(LoadedModel(model))
-    scorer(rows[:1])
-    with tokens_run(model) as counts:
-        together = scorer(rows)
+    together, counts = score_counted(model, rows)
     assert counts == [39, 21]
     # The window matters for the long row, so that packing it would show.
     unlimited = make_model(MistralConfig(**SIZES, sliding_window=None))

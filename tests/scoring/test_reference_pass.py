@@ -24,10 +24,7 @@ def record(model, rows, left=5, **given):
         mask[k, start:end] = 1
     given = {key: torch.full_like(input_ids, value) for key, value in given.items()}
     model(input_ids=input_ids, attention_mask=mask, use_cache=False, **given)
-    ids = [(*row.prompt_ids, *row.completion_ids) for row in rows]
-    if given:  # as beside rows with images: what was given is compared with what is known of each row
-        recorder.expect((row_ids, None) for row_ids in ids)
-    found = [recorder.find(row_ids) for row_ids in ids]
+    found = recorder.take([((*row.prompt_ids, *row.completion_ids), None) for row in rows])
     recorder.close()
     return found
 
@@ -98,3 +95,13 @@ def test_a_row_that_is_more_than_its_ids(given, is_read):
 def test_token_types_of_a_row_without_images(types, is_given):
     given = {"token_type_ids": torch.tensor([types])}
     assert _is_given(None, given, {}, 0, torch.ones(3, dtype=torch.bool)) is is_given
+
+
+def test_a_pause_within_a_pause():
+    """The recorder tries its model in a pause of its own; what the reward runs after it is still not the trainer's."""
+    model, ids = make_model(LlamaConfig(**SIZES)), torch.tensor([[5, 6, 7]])
+    recorder = ReferenceRecorder(model, is_frozen=lambda: True, current_step=lambda: 0)
+    with torch.no_grad(), recorder.paused():
+        assert recorder._reads == (True, True)
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    assert recorder.take([((5, 6, 7), None)]) == [None]

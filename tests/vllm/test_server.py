@@ -65,7 +65,9 @@ def test_handshake_and_errors(server, tokenizer, tiny_model_path):
 
 def test_logits_are_refused(start_vllm, tokenizer):
     server = start_vllm("--logprobs-mode", "raw_logits")
-    with pytest.raises(ServerError, match=r"are none: the probabilities of \d+ tokens sum to .* and not with logits"):
+    with pytest.raises(
+        ServerError, match=r"not log-probabilities: the probabilities of \d+ tokens sum to .*raw_logprobs"
+    ):
         EndogenousReward(server.url, tokenizer).load()
     server.kill()
 

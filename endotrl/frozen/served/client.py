@@ -64,7 +64,7 @@ class Server:
             if time.monotonic() < self.again_at:
                 return  # concurrent requests count once
             if not self.failures:
-                logger.warning("The server %s does not answer (%s). It is tried again.", self.root, reason)
+                logger.warning("The server %s does not respond (%s). Retrying.", self.root, reason)
             self.failures += 1
             wait_for = min(LONGEST_PAUSE, 0.25 * 2 ** min(self.failures, 10)) * random.uniform(0.5, 1.0)
             self.again_at = time.monotonic() + max(wait_for, min(pause, LONGEST_PAUSE))
@@ -100,7 +100,9 @@ class Client:
         self._turn = 0
         self._has_answered = False
 
-    def map(self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any]) -> list[R]:
+    def map(
+        self, function: Callable[[Server, T], R], items: Sequence[T], done: Callable[[], Any] = lambda: None
+    ) -> list[R]:
         """Applies a function of server and item to all items; if one does not respond, on another one or later."""
         stop = threading.Event()
         for server in self.servers:
@@ -137,17 +139,17 @@ class Client:
             raise Broken(said)
         if status in (401, 403):
             raise ServerError(
-                f"The server {server.root} does not let this process in ({said}). Set its key in the environment "
-                f"variable {API_KEY}."
+                f"The server {server.root} refuses access ({said}). Set the environment variable {API_KEY} to its "
+                "API key."
             )
         if status in (400, 413, 422):
-            raise ValueError(f"The server {server.root} refuses a request: {said}")
+            raise ValueError(f"The server {server.root} rejected a request: {said}")
         if status != 200:
-            raise ServerError(f"The server {server.root} has no {path} for this model: {said}")
+            raise ServerError(f"The server {server.root} does not support {path} for this model: {said}")
         try:
             return response.json()
         except ValueError as error:
-            raise Broken(f"half an answer, or no JSON: {response.text[:100]!r}") from error
+            raise Broken(f"incomplete or invalid JSON: {response.text[:100]!r}") from error
 
     def _insist(self, function: Callable[[Server, T], R], item: T, stop: threading.Event) -> R:
         """Processes one item, with retries until a server responds."""
@@ -165,15 +167,15 @@ class Client:
                 waited = time.monotonic() - began
                 if waited > (self._patience if self._has_answered else min(FIRST_CONTACT, self._patience)):
                     raise ServerError(
-                        f"No server answers at {', '.join(s.root for s in self.servers)}, {waited:.0f} s after the "
-                        f"first try. Last: {error}. Is it running, and does this machine reach it?"
+                        f"No server responded at {', '.join(s.root for s in self.servers)} in {waited:.0f} s. Last "
+                        f"error: {error}. Check that it is running and can be reached from this machine."
                     ) from error
             except BadAnswer as error:
                 server.failed(error)
                 broken += 1
                 if broken >= BROKEN_ANSWERS:
                     raise ServerError(
-                        f"The server {server.root} gave {broken} answers that cannot be used. Last: {error}."
+                        f"The server {server.root} returned {broken} unusable responses. Last error: {error}."
                     ) from error
             else:
                 server.failures, self._has_answered = 0, True

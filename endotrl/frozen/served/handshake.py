@@ -54,7 +54,7 @@ class ScoreProtocol(ABC):
         try:
             return self.read(body)
         except (AttributeError, LookupError, StopIteration, TypeError, ValueError) as error:
-            raise BadAnswer(f"it is not what {self.name} answers ({type(error).__name__}: {error})") from error
+            raise BadAnswer(f"not a response of {self.name} ({type(error).__name__}: {error})") from error
 
 
 class VLLM(ScoreProtocol):
@@ -73,7 +73,7 @@ class VLLM(ScoreProtocol):
         ids: list[int | None] = [None, *(int(key) for key, _ in own)]
         told = choice.get("prompt_token_ids")
         if told is not None and told[1:] != ids[1:]:
-            raise ValueError("`prompt_token_ids` and `prompt_logprobs` are of different tokens")
+            raise ValueError("`prompt_token_ids` and `prompt_logprobs` contain different tokens")
         tops = [[float(item["logprob"]) for item in entry.values()] for entry in entries]
         return Answer([None, *(float(item["logprob"]) for _, item in own)], told or ids, None, [[], *tops])
 
@@ -111,7 +111,7 @@ class Echo(ScoreProtocol):
         *log_probs, _ = found["token_logprobs"]
         *texts, _ = map(str, found["tokens"])
         if len(texts) != len(log_probs) or log_probs[0] is not None:
-            raise ValueError("it has not the tokens that were given")
+            raise ValueError("it does not contain the tokens of the request")
         tops = [list((entry or {}).values()) for entry in (found.get("top_logprobs") or [])[: len(texts)]]
         prefix = "token_id:"
         if all(text.startswith(prefix) for text in texts):
@@ -145,15 +145,15 @@ class Handshake:
         answer = client.ask(server, "/v1/models")
         models = answer.get("data") if isinstance(answer, dict) else None
         if not isinstance(models, list) or not all(isinstance(m, dict) and "id" in m for m in models):
-            raise ServerError(f"What answers at {server.root}/v1/models is no server of language models.")
+            raise ServerError(f"{server.root}/v1/models lists no models, so it is not a language model server.")
         names = [str(model["id"]) for model in models]
         if name is None and len(names) != 1:
             raise ServerError(
-                f"The server {server.root} has the models {', '.join(names)}. Name one behind its address: "
+                f"The server {server.root} has the models {', '.join(names)}. Add the name of one to the URL: "
                 f"{server.root}/v1#<model>."
             )
         if name is not None and name not in names:
-            raise ServerError(f"The server {server.root} has no model {name!r}, only {', '.join(names)}.")
+            raise ServerError(f"The server {server.root} has no model {name!r}. Its models: {', '.join(names)}.")
         model = models[0 if name is None else names.index(name)]
         # vLLM needs room for one generated token. Its LoRA adapters have the limit of their base model.
         longest = next((other["max_model_len"] for other in (model, *models) if other.get("max_model_len")), None)
@@ -177,10 +177,10 @@ class Handshake:
                 continue
             if len(answer.log_probs) > 1:
                 return protocol
-            reasons.append(f"{protocol.name}: it tells of one token only")
+            reasons.append(f"{protocol.name}: log-probability of one token only")
         raise ServerError(
-            f"The server {self._server.root} gives no log-probabilities of the tokens that it is given, so that "
-            f"nothing can be scored with it. Tried: {'; '.join(reasons)}."
+            f"The server {self._server.root} does not return log-probabilities of prompt tokens, so it cannot score "
+            f"completions. Tried: {'; '.join(reasons)}."
         )
 
     def check_tokenizer(self, protocol: ScoreProtocol, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -192,7 +192,7 @@ class Handshake:
         where = other_token(answer, ours, tokenizer) if same_number else "their number"
         if where is not None:
             raise ServerError(
-                f"The server {self._server.root} and the tokenizer {tokenizer.name_or_path!r} read a text as "
+                f"The server {self._server.root} and the tokenizer {tokenizer.name_or_path!r} split a text into "
                 f"different tokens, {len(answer.log_probs)} there and {len(ours)} here: they differ in {where}. Pass "
                 f"the tokenizer of {self.card.name!r} ({self.card.loaded_from!r}) as `processing_class`."
             )
@@ -213,9 +213,9 @@ class Handshake:
                 least = 0.5 * len(tops) / vocab_size if len(tops) >= 5 else 0.0
                 if not least <= total <= 1.01:
                     raise ServerError(
-                        f"What the server {self._server.root} gives as log-probabilities are none: the probabilities "
-                        f"of {len(tops)} tokens sum to {total:.4g}. Of vLLM, start it with `--logprobs-mode "
-                        "raw_logprobs`, its default, and not with logits."
+                        f"The server {self._server.root} returns values that are not log-probabilities: the "
+                        f"probabilities of {len(tops)} tokens sum to {total:.4g}. Start vLLM with `--logprobs-mode "
+                        "raw_logprobs`, which is its default."
                     )
                 known = known or total >= NEARLY_ALL
             if known:

@@ -89,12 +89,12 @@ class ServedModel:
     ) -> None:
         for name, value in (("concurrency", concurrency), ("timeout", timeout), ("patience", patience)):
             if not value > 0:
-                raise ValueError(f"`{name}` is {value!r}, but it must be above 0.")
+                raise ValueError(f"`{name}` must be positive, got {value!r}.")
         addresses = [part.strip() for text in ([url] if isinstance(url, str) else url) for part in text.split(",")]
         self.roots = [_root(address) for address in addresses]
         names = {urlsplit(address).fragment for address in addresses}
         if len(names) != 1:
-            raise ValueError(f"The addresses name different models ({', '.join(sorted(names))}). Name one for all.")
+            raise ValueError(f"All URLs must name the same model after `#`, got {sorted(names)}.")
         self.model = names.pop() or None
         self.asynchronous = asynchronous
         self.recorder: ReferenceRecorder | None = None
@@ -116,7 +116,7 @@ class ServedModel:
     def card(self) -> Card:
         """The servers' description of the model; `ServerError` if none of them responds."""
         if self._card is None:
-            self._http.map(lambda server, _: None, [None], done=lambda: None)
+            self._http.map(lambda *_: None, [None])
         assert self._card is not None
         return self._card
 
@@ -136,7 +136,7 @@ class ServedModel:
                 return
             vars(self).update(DISCONNECTED, _tokenizer=tokenizer)
             try:
-                self._http.map(lambda server, _: None, [None], done=lambda: None)
+                self._http.map(lambda *_: None, [None])
             except BaseException:
                 self._tokenizer = None
                 raise
@@ -177,13 +177,13 @@ class ServedModel:
         gives NaN for; `ServerError` if no server responds, or one responds for other tokens or with logits.
         """
         if alpha != 1.0:
-            raise ValueError(f"`alpha` is {alpha}, but a server gives log-probabilities at temperature 1 only.")
+            raise ValueError(f"`alpha` must be 1 for a model on a server, which scores at temperature 1, got {alpha}.")
         check_ids(rows, self.config.vocab_size)
         first = next((i for i, row in enumerate(rows) if row.images is not None), None)
         if first is not None:
             raise ValueError(
-                f"The prompt of row {first} has images, and a server is sent token ids only. Load the model here, or "
-                'judge the text alone with `images="ignore"`.'
+                f"The prompt of row {first} has images, but a model on a server is sent token ids only. Load the "
+                'model in this process, or score the text alone with `images="ignore"`.'
             )
         equal = [indices for indices in equal_rows(rows) if rows[indices[0]].action_positions]
         with tqdm(total=len(equal), desc="Scoring", unit=" completions", disable=not progress) as bar:
@@ -220,16 +220,16 @@ class ServedModel:
             difference = mean_difference(self._probe, handshake.ask(self._protocol, ids).log_probs)
             if not difference < OTHER_MODEL:
                 raise ServerError(
-                    f"The server {server.root} runs another model than was scored with before: the log-probabilities "
-                    f"of a probe differ by {difference:.3g} nats per token."
+                    f"The server {server.root} now runs another model than before: the log-probabilities of a probe "
+                    f"text differ by {difference:.3g} nats per token. Start it with the first model again."
                 )
             return
         protocol = handshake.find_protocol()
         handshake.check_tokenizer(protocol, tokenizer)
         if not handshake.check_log_probs(protocol, ids, len(tokenizer)):
             logger.warning(
-                "Nothing speaks against the log-probabilities of the server %s, but that they are normalised could "
-                "not be found out: the model is unsure of everything, or the server tells too few of them.",
+                "Could not verify that the log-probabilities of the server %s are normalised: the model is too "
+                "uncertain, or the server returns too few of them.",
                 server.root,
             )
         self._protocol, self._probe = protocol, handshake.ask(protocol, ids).log_probs
@@ -249,12 +249,12 @@ class ServedModel:
             raise BadAnswer(f"{len(answer.log_probs)} log-probabilities for {len(ids)} tokens")
         where = other_token(answer, ids, self._tokenizer)
         if where is not None:
-            raise ServerError(f"The server {server.root} answers for other tokens than it was given: {where}.")
+            raise ServerError(f"The server {server.root} scored other tokens than it was sent: {where}.")
         values = [math.nan if value is None else value for value in answer.log_probs[len(row.prompt_ids) :]]
         if not all(map(math.isfinite, values)):
-            raise ValueError(f"The server {server.root} gives NaN or infinite log-probabilities for row {number}.")
+            raise ValueError(f"The server {server.root} returned NaN or infinite log-probabilities for row {number}.")
         if max(values, default=0.0) > POSITIVE:
-            raise ServerError(f"The server {server.root} gives a log-probability of {max(values):.4g}, which is none.")
+            raise ServerError(f"The server {server.root} returned a positive log-probability, {max(values):.4g}.")
         return values
 
 
@@ -262,10 +262,10 @@ def _root(address: str) -> str:
     """URL of a server without `/v1`."""
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-        raise ValueError(f"{address!r} is no address of a server, such as http://host:8000/v1.")
+        raise ValueError(f"The URL of a server must look like http://host:8000/v1, got {address!r}.")
     if parts.username or parts.password:
         raise ValueError(
-            f"The address of the server {parts.hostname} holds a name or password, which would stand in logs. Set the "
-            f"key in the environment variable {API_KEY}."
+            f"The URL of the server {parts.hostname} contains a user name or password, which would appear in logs. "
+            f"Set the environment variable {API_KEY} instead."
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
