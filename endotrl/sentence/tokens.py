@@ -87,7 +87,7 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     ```
     """
     if spans and not offsets:
-        raise ValueError(f"There are {len(spans)} sentences, but no token that writes them.")
+        raise ValueError(f"There are {len(spans)} sentences, but no tokens.")
     ends: list[int] = []
     token = 0
     for _, end in spans:

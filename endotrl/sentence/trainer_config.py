@@ -67,4 +67,4 @@ class SentenceRewardTrainerConfig(RewardConfig):
         for name in ("attention_learning_rate", "center_sentences_coefficient", "freeze_layers"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` is {value}, but it must not be negative.")
+                raise ValueError(f"`{name}` must not be negative, got {value}.")

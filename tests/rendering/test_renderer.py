@@ -137,7 +137,7 @@ class TestCriterion:
     def test_a_template_without_a_system_role(self, tokenizer):
         tokenizer.chat_template = NO_SYSTEM_TEMPLATE
         renderer = make_renderer(tokenizer)
-        refusal = r"chat template of '.*tiny-llama' refuses these messages: System role not supported\."
+        refusal = r"chat template of '.*tiny-llama' rejects these messages: System role not supported\."
         with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message"):
             renderer.render([USER], [PARIS], criteria=["Be exact."])
         with pytest.raises(ValueError, match=refusal + "$"):
@@ -397,18 +397,23 @@ class TestBadBatches:
         [
             ([], [], ValueError, "batch is empty.*nothing to score"),
             (["a", "b"], ["c"], ValueError, "`completions` has 1 entries for 2 prompts.*repeat a prompt"),
-            ("ab", ["c"], TypeError, "must be lists.*a string was given"),
-            (["a"], "c", TypeError, "must be lists.*a string was given"),
-            (["a", 3], ["c", "d"], TypeError, "prompt of row 1 is int 3.*string or a list of messages"),
-            (["a", "b"], ["c", None], TypeError, "completion of row 1 is NoneType None.*string or a list of messages"),
-            (["a", "b"], ["c", 2.5], TypeError, "completion of row 1 is float 2.5"),
-            (["a"], [b"x" * 1000], TypeError, "completion of row 0 is bytes b'xxx.{,150}$"),  # shortened
-            ([USER], [["Paris."]], TypeError, r"completion of row 0 is list \['Paris.'\]"),
-            ([USER], [[{"content": "Paris."}]], TypeError, "completion of row 0 is list"),
-            ([{"role": "user", "content": "Hi"}], ["Paris."], TypeError, "prompt of row 0 is dict"),
-            (["a"], [PARIS], TypeError, "prompt of row 0 is a string, but its completion is a list.*one kind"),
+            ("ab", ["c"], TypeError, "must be lists.*got a string"),
+            (["a"], "c", TypeError, "must be lists.*got a string"),
+            (["a", 3], ["c", "d"], TypeError, "prompt of row 1 must be a string or a list of messages.* got int 3"),
+            (
+                ["a", "b"],
+                ["c", None],
+                TypeError,
+                "completion of row 1 must be a string or a list of messages.* got NoneType",
+            ),
+            (["a", "b"], ["c", 2.5], TypeError, "completion of row 1 must be .* got float 2.5"),
+            (["a"], [b"x" * 1000], TypeError, "completion of row 0 must be .* got bytes b'x{,60}\\.$"),  # shortened
+            ([USER], [["Paris."]], TypeError, r"completion of row 0 must be .* got list \['Paris.'\]"),
+            ([USER], [[{"content": "Paris."}]], TypeError, "completion of row 0 must be .* got list"),
+            ([{"role": "user", "content": "Hi"}], ["Paris."], TypeError, "prompt of row 0 must be .* got dict"),
+            (["a"], [PARIS], TypeError, "prompt of row 0 is a string, but its completion is a list.*both as strings"),
             ([[]], ["a"], ValueError, "prompt of row 0 is an empty list of messages"),
-            (["Hi", ""], ["a", "b"], ValueError, "prompt of row 1 renders to no token.*no BOS.*Give it a prompt"),
+            (["Hi", ""], ["a", "b"], ValueError, "prompt of row 1 is empty.*no BOS.*Pass a prompt"),
             ([USER], [THOUGHTFUL], ValueError, "leaves out the reasoning"),
         ],
     )
@@ -436,7 +441,7 @@ class TestBadBatches:
         ("ids", "message"),
         [
             ([[66]], "`completion_ids` has 1 entries for 2 prompts"),
-            ([[66], [67, -100]], "`completion_ids` of row 1 .* they contain -100.*without padding"),
+            ([[66], [67, -100]], "`completion_ids` of row 1 must be .*without padding, got -100"),
         ],
     )
     def test_ids(self, tokenizer, ids, message):

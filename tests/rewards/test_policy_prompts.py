@@ -313,7 +313,7 @@ class TestGiven:
         expected = encode(tokenizer, "1 tool, What is 3 times 4?")
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
-        assert "other prompts than the reward renders" in warning
+        assert "policy and the reward read different prompts" in warning
 
 
 def test_another_tokenizer_keeps_its_template(path, tiny_policy_path, tmp_path):

@@ -219,8 +219,8 @@ def test_long_rows_are_left_out(tiny_model_path, tmp_path, caplog):
     args = make_args(tmp_path, max_length=100)
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows))
     assert len(trainer.train_dataset) == 1
-    assert "1 of 2 rows of the train dataset are longer than `max_length`, 100" in caplog.text
-    with pytest.raises(ValueError, match="1 of 1 rows .* none is left"):
+    assert "1 of 2 rows of the train dataset are longer than `max_length=100`" in caplog.text
+    with pytest.raises(ValueError, match="1 of 1 rows .* no rows are left"):
         SentenceRewardTrainer(tiny_model_path, args, train_dataset=Dataset.from_list(rows[1:]))
 
 
@@ -257,11 +257,11 @@ WITHOUT_SENTENCES = Dataset.from_list([{"chosen_ids": [1, 2], "rejected_ids": [1
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"model": 7}, TypeError, "`model` is a int"),
-        ({"args": RewardConfig("never", use_cpu=True, bf16=False)}, TypeError, "`args` is a RewardConfig"),
+        ({"model": 7}, TypeError, "`model` must be a `SentenceRewardModel`, got int"),
+        ({"args": RewardConfig("never", use_cpu=True, bf16=False)}, TypeError, "`args` must be .* got RewardConfig"),
         ({"train_dataset": WITHOUT_REJECTED}, ValueError, r"columns \['prompt', 'chosen'\].*`rejected`"),
         ({"train_dataset": WITHOUT_SENTENCES}, ValueError, "tokenized without sentences"),
-        ({"peft_config": VIRTUAL_TOKENS}, ValueError, "in front of the text"),
+        ({"peft_config": VIRTUAL_TOKENS}, ValueError, "virtual tokens, are not supported"),
     ],
 )
 def test_what_is_refused(given, error, message, tiny_model_path, tmp_path):
