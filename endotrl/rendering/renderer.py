@@ -71,9 +71,9 @@ class Renderer:
     - The prompt's tokens are those that the policy read, if known. Otherwise it is rendered as in TRL's trainers: by
       the chat template, or as plain text; with `continues_turns`, as in OnlineDPO.
     - `completion_ids` are scored unchanged if policy and frozen model share a tokenizer; if that is unknown, if they
-    decode to the completion. Otherwise its text is rendered with this tokenizer and template.
+      decode to the completion. Otherwise its text is rendered with this tokenizer and template.
     - A completion given as text is a complete answer: the end of the turn (of plain text, EOS) is scored too, but
-    nothing else that the template writes into a finished turn.
+      nothing else that the template writes into a finished turn.
     - In completions of several messages, only the assistant's tokens are scored.
 
     The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the

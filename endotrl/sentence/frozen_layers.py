@@ -102,7 +102,7 @@ class FrozenLayers:
                     cache_file_name=str(folder / f"{digest.hexdigest()}.arrow"),
                     load_from_cache_file=True,
                     new_fingerprint=digest.hexdigest(),
-                    desc=f"Frozen layers on {name} dataset from row {start}",
+                    desc=f"Running frozen layers on {name} dataset from row {start}",
                 )
             )
         return concatenate_datasets(parts)

@@ -48,8 +48,9 @@ def find_sentences(
             end -= 1
         run_start, run_end = offsets[first][0], offsets[last][1]
         run_text = text[run_start : offsets[end][1]] if end >= first else ""
-        run_spans = [(a + run_start, b + run_start) for a, b in segmenter(run_text)]
-        check_tiling(run_text, [(a - run_start, b - run_start) for a, b in run_spans])
+        found = segmenter(run_text)
+        check_tiling(run_text, found)
+        run_spans = [(a + run_start, b + run_start) for a, b in found]
         tokens = last_tokens(text, run_spans, offsets[first : end + 1]) if run_spans else []
         if not run_spans and ends:  # nothing but special tokens after a tool's turn
             spans[-1], ends[-1] = (spans[-1][0], run_end), last
