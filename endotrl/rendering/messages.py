@@ -88,11 +88,8 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
     if not prompt or prompt[0]["role"] != "system":
         return [{"role": "system", "content": criterion}, *prompt]
     content = prompt[0].get("content")
-    if not content:
-        joined: str | list[Any] = criterion
-    elif isinstance(content, str):
-        joined = f"{criterion}\n\n{content}"
-    else:  # parts, which templates concatenate
+    joined: str | list[Any] = f"{criterion}\n\n{content}" if content else criterion
+    if content and not isinstance(content, str):  # parts, which templates concatenate
         joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
     return [{**prompt[0], "content": joined}, *prompt[1:]]
 

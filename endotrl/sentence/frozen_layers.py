@@ -193,8 +193,7 @@ class FrozenLayers:
                 raise ValueError(
                     f"{type(self._model.backbone).__name__} gives other `{name}` when it starts from the states of "
                     f"layer {len(self._layers)}: they differ by up to {(given - expected).abs().max().item():.3g}. "
-                    "The layers above read more than these states, so they need the layers below. Remove "
-                    "`freeze_layers`."
+                    "The layers above read more than these states. Remove `freeze_layers`."
                 )
 
     def _run_from(self, recorded: Sequence["_Row"]) -> Any:

@@ -176,12 +176,6 @@ class SentenceRewardModel(PreTrainedModel):
         elif head.has_attention and (module is head.query or module is head.key):
             nn.init.orthogonal_(module.weight)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.set_input_embeddings(value)
-
     def forward(
         self,
         input_ids: Tensor,

@@ -205,11 +205,11 @@ class SentenceRewardTrainer(RewardTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        if self._frozen_layers is not None and "states" not in inputs:
+        frozen = self._frozen_layers
+        if frozen is not None and "states" not in inputs:
             raise ValueError(
                 "The batch has no `states` of the frozen layers. Remove `data_collator`, which `freeze_layers` sets."
             )
-        frozen = self._frozen_layers
         with nullcontext() if frozen is None else frozen.replaced_by(inputs.pop("states")):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         if self._sentence_config.aggregator == "attention":
@@ -239,9 +239,8 @@ class SentenceRewardTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         states = ["chosen_states", "rejected_states"] if self.args.freeze_layers else []
-        for column in ("chosen_ends", "rejected_ends", self.args.length_column_name, *states):
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        columns = ["chosen_ends", "rejected_ends", self.args.length_column_name, *states]
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns]))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
