@@ -69,7 +69,7 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
             f"The {name} of row {row} must be a string or a list of messages such as "
             f'[{{"role": "user", "content": "..."}}], got {type(value).__name__} {repr(value)[:60]}.'
         )
-    for part in (part for message in value if has_parts(message) for part in message["content"]):
+    for part in (part for message in as_messages(value) if has_parts(message) for part in message["content"]):
         if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
             kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(
