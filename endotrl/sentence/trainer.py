@@ -240,7 +240,7 @@ class SentenceRewardTrainer(RewardTrainer):
         super()._set_signature_columns_if_needed()
         states = ["chosen_states", "rejected_states"] if self.args.freeze_layers else []
         columns = ["chosen_ends", "rejected_ends", self.args.length_column_name, *states]
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns]))
+        self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)
