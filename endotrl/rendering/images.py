@@ -75,8 +75,8 @@ class Placeholders:
             found = settings.get(f"{kind}_token_id")
             return settings.get(f"{kind}_token_index") if found is None else found
 
-        reads_images = not config.sub_configs.keys().isdisjoint(("vision_config", "vision_tower_config"))
-        others = [token_id(kind) for kind in ("video", "audio") if config.sub_configs]
+        reads_images = any(key in config.sub_configs for key in ("vision_config", "vision_tower_config"))
+        others = [token_id("video"), token_id("audio")] if config.sub_configs else []
         return cls(token_id("image") if reads_images else None, frozenset(i for i in others if i is not None))
 
     @property
