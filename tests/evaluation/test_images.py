@@ -134,7 +134,10 @@ def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ({"prompt": TEXT, "image": "https://example.com/cat.png"}, "line 1: an image of this row is the URL"),
         ({"prompt": TEXT, "image": "nowhere.png"}, "line 1: an image of this row cannot be read"),
         ({"prompt": PLACED}, "line 1: the prompt of this row has 1 image parts, 1 of them empty"),
-        ({"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "this row has 1 images, but its pro"),
+        (
+            {"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["x.png"]},
+            "this row has 1 images, but its pro",
+        ),
         ({"prompt": TEXT, "images": "cat.png"}, "line 1: .*must be a list"),
     ],
 )
