@@ -42,8 +42,7 @@ class Ends:
         self.of_text = list(eos_token_ids[:1]) if eos is None else [eos]
         _, tail = template.finished_turn
         self.of_turn = self._end_in(template.encode(tail)) or self.of_text
-        # A base model's EOS does not end a turn, but policies that share its tokenizer and template end theirs with
-        # it.
+        # A base model's EOS does not end a turn, but policies that share its tokenizer and template end theirs by it.
         self.token_ids = self.stops | {*self.of_turn[-1:]}
         call_tail, follower = (template.encode(text) for text in template.finished_call)
         # GLM's tool calls are ended by the next role.
@@ -127,9 +126,9 @@ def encode_answer(
             warn_once(
                 "header",
                 f"The chat template of {template.tokenizer.name_or_path!r} writes {header!r} before the text of a "
-                "finished turn, which a policy would have to write itself: completions that are given as text are "
-                "scored without it. If it belongs there, put it into the prompts (`chat_template_kwargs`, such as "
-                "`enable_thinking=False`) or into the completions.",
+                "finished turn. Completions given as text are scored without it, as a policy would have to generate "
+                "it. To score it, add it to the prompts (`chat_template_kwargs`, such as `enable_thinking=False`) or "
+                "to the completions.",
             )
         return ends.close(encode(text), ends.of_turn)
     (message,) = messages
@@ -139,11 +138,10 @@ def encode_answer(
     turn = turn.removeprefix(header_of(template, message, turn))
     continues = full_text.startswith(read.text)
     if not continues or any(str(message[key]).strip() not in turn for key in REASONING if message.get(key)):
-        problem = "leaves out the reasoning" if continues else "does not write a finished turn behind its prompt"
+        problem = "leaves out the reasoning" if continues else "does not continue the prompt with a finished turn"
         raise ValueError(
-            f"The chat template of {template.tokenizer.name_or_path!r} {problem}, so that of a message with "
-            f"{sorted(message)} it cannot be told what the policy wrote. Pass `completion_ids`, or the whole text as "
-            "`content`."
+            f"The chat template of {template.tokenizer.name_or_path!r} {problem}, so what the policy wrote is unknown "
+            f"from a message with the keys {sorted(message)}. Pass `completion_ids`, or the whole text as `content`."
         )
     ids = encode(turn)
     length = ends.turn_length(ids)
@@ -196,8 +194,8 @@ class _Transcript:
         if not turns:
             roles = [message["role"] for message in completion]
             raise ValueError(
-                f"The completion of messages by {roles} has none by 'assistant', whose words are scored. Leave such "
-                "rows out, or give the policy's messages that role."
+                f"The completion of messages with the roles {roles} has none with the role 'assistant', the only role "
+                "that is scored. Give the policy's messages that role, or remove such rows."
             )
         opened = [read.text if i == start else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
@@ -229,8 +227,8 @@ class _Transcript:
         if not longer.startswith(self._text):
             raise ValueError(
                 f"The chat template of {self._template.tokenizer.name_or_path!r} rewrites earlier messages when later "
-                "ones follow, so the tokens of a completion of several messages cannot be told apart. Give the "
-                "tokenizer a prefix-preserving template: `trl.chat_template_utils.get_training_chat_template`."
+                "ones follow, so the policy's tokens in a completion of several messages cannot be identified. Use a "
+                "prefix-preserving template, such as that of `trl.chat_template_utils.get_training_chat_template`."
             )
         return longer[len(self._text) :]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PretrainedConfig, ProcessorMixin
 
@@ -88,7 +88,7 @@ def refuse_images(columns: Mapping[str, Any], num_rows: int, who: str) -> None:
     """Raises `ValueError` if the columns of a batch have images, as `who` reads only text."""
     for row, images in enumerate(images_of_rows(columns.get("image"), columns.get("images"), num_rows) or []):
         if images:
-            raise ValueError(f"Row {row} has images, and {who} reads only text. Leave such rows out.")
+            raise ValueError(f"Row {row} has images, but {who} reads only text. Remove such rows.")
 
 
 def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tuple[Prompt, list[Any]]:
@@ -101,8 +101,8 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
     if isinstance(prompt, str):
         if given:
             raise ValueError(
-                f"Row {row} has {len(given)} images and a prompt that is plain text, in which nothing says where they "
-                "stand. Make prompts and completions conversational: lists of messages."
+                f"Row {row} has {len(given)} images, but its prompt is plain text, which has no place for them. Pass "
+                "conversational prompts and completions (lists of messages)."
             )
         return prompt, []
     pictures = [_picture_of(part) for part in image_parts(prompt)]
@@ -112,9 +112,9 @@ def place_images(row: int, prompt: Prompt, column: Sequence[Any] | None) -> tupl
     placed = empty == 0 and all(any(_is_same(picture, other) for other in pictures) for picture in given)
     if empty != len(given) and not placed:
         raise ValueError(
-            f"The prompt of row {row} has {len(pictures)} images in its messages, {empty} of them without a picture "
-            f"(`{{'type': 'image'}}`), and the columns `image` and `images` have {len(given)} for it. Every such "
-            "part needs one, in the part itself or in a column, in order; and no other images can be in the columns."
+            f"The prompt of row {row} has {len(pictures)} image parts, {empty} of them empty (`{{'type': 'image'}}`), "
+            f"but the columns `image` and `images` have {len(given)} images for it. Pass one image per empty part, in "
+            "order, and no other images in the columns."
         )
     if not pictures:
         return prompt, []
@@ -132,9 +132,7 @@ def read_by_processor(
     try:
         encoded = processor(text=[text], add_special_tokens=special, **given)
     except (ValueError, TypeError, LookupError, StopIteration) as error:
-        raise ValueError(
-            f"The {name} of the frozen model refuses a prompt with {len(pictures)} images: {error}"
-        ) from error
+        raise ValueError(f"The frozen model's {name} rejects a prompt with {len(pictures)} images: {error}") from error
     ids = [int(token_id) for token_id in encoded["input_ids"][0]]
     if not pictures:
         return ids, None
@@ -142,8 +140,8 @@ def read_by_processor(
     for key, value in rest.items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"The {name} gives {key} of images as no tensor, which endotrl does not know. Please open an issue "
-                "with the model's name."
+                f"The {name} returns `{key}` as {type(value).__name__}, but endotrl supports only tensors. Please "
+                "open an issue with the model's name."
             )
     return ids, ImageInputs.of(rest)
 
@@ -159,7 +157,7 @@ def load_picture(row: int, picture: Any) -> Image.Image:
     """
     Loads a picture as a `PIL` image: from one; from the path, data URI, base64 or bytes of a file; from an undecoded
     value of a dataset's `Image` feature, `{"bytes": ..., "path": ...}`; or from 8-bit values of shape `(height,
-    width[, 3])`.
+    width[, 3])`. Files are turned upright by their EXIF orientation, as transformers and datasets do.
     """
     if isinstance(picture, Image.Image):
         return picture
@@ -174,14 +172,12 @@ def load_picture(row: int, picture: Any) -> Image.Image:
             picture = io.BytesIO(picture)
         elif not isinstance(picture, os.PathLike):
             raise TypeError(
-                f"An image of row {row} is a {type(picture).__name__}, but it must be a picture of PIL, a path, a "
-                "data URI, base64, the bytes of a file, or an array of 8-bit values."
+                f"An image of row {row} must be a PIL image, a path, a data URI, base64, the bytes of a file or a "
+                f"uint8 array, got {type(picture).__name__}."
             )
-        loaded = Image.open(picture)
-        loaded.load()
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, binascii.Error) as error:
+        return ImageOps.exif_transpose(Image.open(picture))
+    except (OSError, Image.DecompressionBombError, binascii.Error) as error:
         raise ValueError(f"An image of row {row} cannot be read: {str(error)[:200]}") from error
-    return loaded
 
 
 def picture_digest(picture: Image.Image) -> str:
@@ -196,8 +192,8 @@ def _file_of(row: int, text: str) -> bytes | os.PathLike[str]:
         return base64.b64decode(text.partition(",")[2], validate=True)
     if text.startswith(("http:", "https:", "ftp:", "s3:", "gs:", "hf:")):
         raise ValueError(
-            f"An image of row {row} is the URL {text[:80]!r}, and a reward downloads nothing. Load it into the "
-            "dataset: `dataset.cast_column(name, datasets.Image())`, or a path."
+            f"An image of row {row} is the URL {text[:80]!r}, but rewards do not download images. Store the images in "
+            "the dataset (`dataset.cast_column(name, datasets.Image())`), or pass local paths."
         )
     path = Path(text.removeprefix("file://"))
     # Base64 of a file is longer than any file name.
@@ -220,11 +216,12 @@ def _before_first_user(row: int, prompt: Sequence[Message], count: int) -> list[
     first = next((i for i, message in enumerate(prompt) if message["role"] == "user"), None)
     if first is None:
         raise ValueError(
-            f"The columns of row {row} have images, but its prompt has no message of a user for them to stand in."
+            f"Row {row} has images in its columns, but its prompt has no user message to put them in. Add one, or "
+            "mark their places with `{'type': 'image'}` parts."
         )
     content = prompt[first].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
-    message = {**prompt[first], "content": [*({"type": "image"} for _ in range(count)), *parts]}
+    message = {**prompt[first], "content": [{"type": "image"}] * count + parts}
     return [*prompt[:first], message, *prompt[first + 1 :]]
 
 

@@ -35,19 +35,20 @@ ANCHORS = ("x", "\n", ".", "1", "\u4e00")
 def check_batch(prompts: Prompts, completions: Completions, completion_ids: TokenIds | None) -> None:
     """Raises for a batch without one entry per row, and for rows other than text or messages, or with other parts."""
     if isinstance(prompts, str) or isinstance(completions, str):
-        raise TypeError("`prompts` and `completions` must be lists with one entry per row, but a string was given.")
+        raise TypeError("`prompts` and `completions` must be lists with one entry per row, got a string.")
     check_lengths(len(prompts), completions=completions, completion_ids=completion_ids)
     if len(prompts) == 0:
-        raise ValueError("The batch is empty: `prompts` and `completions` have no rows, so there is nothing to score.")
+        raise ValueError("The batch is empty, so there is nothing to score. Pass at least one prompt and completion.")
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         _check_value(row, "prompt", prompt)
         _check_value(row, "completion", completion)
         if isinstance(prompt, str) and not isinstance(completion, str):
             raise TypeError(
-                f"The prompt of row {row} is a string, but its completion is a list. Make both of one kind."
+                f"The prompt of row {row} is a string, but its completion is a list of messages. Pass both as strings "
+                "or both as messages."
             )
         if len(prompt) == 0 and not isinstance(prompt, str):
-            raise ValueError(f"The prompt of row {row} is an empty list of messages. It needs at least one message.")
+            raise ValueError(f"The prompt of row {row} is an empty list of messages. Pass at least one message.")
 
 
 def check_lengths(num_rows: int, **columns: Sequence[Any] | None) -> None:
@@ -55,8 +56,8 @@ def check_lengths(num_rows: int, **columns: Sequence[Any] | None) -> None:
     for name, column in columns.items():
         if column is not None and len(column) != num_rows:
             raise ValueError(
-                f"`{name}` has {len(column)} entries for {num_rows} prompts, but every row needs one: repeat a prompt "
-                "that has several completions."
+                f"`{name}` has {len(column)} entries for {num_rows} prompts. Pass one entry per prompt, and repeat a "
+                "prompt that has several completions."
             )
 
 
@@ -65,16 +66,16 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
         return
     if not isinstance(value, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in value):
         raise TypeError(
-            f"The {name} of row {row} is {type(value).__name__} {repr(value)[:60]}, but it must be a string or a list "
-            'of messages such as [{"role": "user", "content": "..."}].'
+            f"The {name} of row {row} must be a string or a list of messages such as "
+            f'[{{"role": "user", "content": "..."}}], got {type(value).__name__} {repr(value)[:60]}.'
         )
     for part in (part for message in as_messages(value) if has_parts(message) for part in message["content"]):
         if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
             kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
-            what = "text, and of prompts images, are read" if name == "prompt" else "text is scored"
             raise ValueError(
-                f"The {name} of row {row} has a part of type {kind!r}, which the frozen model would not get to see: "
-                f"only {what}. Leave such rows out, or reward them by another function."
+                f"The {name} of row {row} has a content part of type {kind!r}, which the frozen model would not see: "
+                "prompts can contain text and images, completions only text. Remove such rows, or score them with "
+                "another reward function."
             )
 
 
@@ -87,11 +88,8 @@ def add_criterion(prompt: Prompt, criterion: str | None) -> Prompt:
     if not prompt or prompt[0]["role"] != "system":
         return [{"role": "system", "content": criterion}, *prompt]
     content = prompt[0].get("content")
-    if not content:
-        joined: str | list[Any] = criterion
-    elif isinstance(content, str):
-        joined = f"{criterion}\n\n{content}"
-    else:  # parts, which templates concatenate
+    joined: str | list[Any] = f"{criterion}\n\n{content}" if content else criterion
+    if content and not isinstance(content, str):  # parts, which templates concatenate
         joined = [{"type": "text", "text": f"{criterion}\n\n"}, *content]
     return [{**prompt[0], "content": joined}, *prompt[1:]]
 
@@ -104,13 +102,15 @@ def criteria_of_rows(
         return [criterion] * num_rows
     if domain is None:
         raise ValueError(
-            f"`criterion` is a dictionary with the domains {sorted(criterion)}, so every row needs a domain, "
-            "but the dataset has no column `domain`. Add one, or pass one criterion as a string."
+            f"`criterion` is a dictionary with the domains {sorted(criterion)}, but the dataset has no column "
+            "`domain`. Add one, or pass a single criterion as a string."
         )
     check_lengths(num_rows, domain=domain)
     unknown = sorted(set(domain) - set(criterion), key=repr)
     if unknown:
-        raise ValueError(f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}.")
+        raise ValueError(
+            f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}. Add the others."
+        )
     return [criterion[d] for d in domain]
 
 
@@ -124,25 +124,25 @@ def images_of_rows(
     for row, entry in enumerate(images):
         if entry is not None and not isinstance(entry, list | tuple):
             raise TypeError(
-                f"`images` of row {row} is a {type(entry).__name__}, but it must be a list of images. A column with "
-                "one image per row is called `image`."
+                f"`images` of row {row} must be a list of images, got {type(entry).__name__}. Name the column `image` "
+                "if it has one image per row."
             )
     return [None if entry is None else list(entry) for entry in images]
 
 
 def template_kwargs_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Chat template arguments from a row's `tools` (a list, or its JSON) and `chat_template_kwargs`."""
-    tools, kwargs = row.get("tools") or None, row.get("chat_template_kwargs") or None
+    tools, kwargs = row.get("tools") or [], row.get("chat_template_kwargs") or {}
     if isinstance(tools, str):
         with suppress(ValueError):
-            tools = json.loads(tools)
+            tools = json.loads(tools) or []
     for name, value, kind in (("tools", tools, list), ("chat_template_kwargs", kwargs, Mapping)):
-        if value is not None and not isinstance(value, kind):
+        if not isinstance(value, kind):
             raise ValueError(
-                f"`{name}` of a row is a {type(value).__name__}, but it must be a {kind.__name__.lower()} for the "
-                "chat template. Rename the column if it is something else."
+                f"`{name}` of a row must be a {kind.__name__.lower()} for the chat template, got "
+                f"{type(value).__name__}. Rename the column if it contains something else."
             )
-    return {**({"tools": tools} if tools else {}), **(kwargs or {})}
+    return {**({"tools": tools} if tools else {}), **kwargs}
 
 
 def as_messages(value: Prompt | Completion, role: str = "assistant") -> list[Message]:
@@ -170,18 +170,17 @@ def texts_of(message: Message) -> list[str]:
     return [content] if isinstance(content, str) and content else []
 
 
-def with_texts(message: Message, texts: Sequence[str], mark: str) -> Message:
-    """A message with new texts, one for each of [`texts_of`]; `mark` is added to every part as a key."""
-    if not has_parts(message):
-        return {**message, "content": texts[0]} if texts else message
-    parts: list[Any] = []
-    for part, text in zip(message["content"], texts, strict=True):
-        if not isinstance(part, Mapping) or is_image_part(part):
-            parts.append(part if isinstance(part, Mapping) else text)
-            continue
-        key = "text" if "text" in part else part["type"]
-        parts.append({**part, key: text, mark: mark})
-    return {**message, "content": parts}
+def _with_texts(message: Message, texts: Sequence[str]) -> Message:
+    """A message with new texts, one for each of [`texts_of`]; text parts get `MARK` as another key."""
+
+    def changed(part: Any, text: str) -> Any:
+        if not isinstance(part, Mapping):
+            return text
+        return part if is_image_part(part) else {**part, "text" if "text" in part else part["type"]: text, MARK: MARK}
+
+    if has_parts(message):
+        return {**message, "content": list(map(changed, message["content"], texts))}
+    return {**message, "content": texts[0]} if texts else message
 
 
 def as_text(message: Message) -> Message:
@@ -302,8 +301,8 @@ class Template:
         """Renders messages to text. `ValueError` if the template refuses them, or leaves out part of one."""
         if not self.exists:
             raise ValueError(
-                f"The prompts are messages, but the tokenizer {self.tokenizer.name_or_path!r} of the frozen model has "
-                "no chat template. Pass a `processing_class` with one (the model's processor, if that has it; "
+                f"The prompts are messages, but the frozen model's tokenizer {self.tokenizer.name_or_path!r} has no "
+                "chat template. Pass a `processing_class` with one (the model's processor may have it, and "
                 "`trl.clone_chat_template` copies it from another model), or use plain-text prompts."
             )
         flags = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
@@ -313,18 +312,18 @@ class Template:
                 self._forms[key] = self._find_form(messages, flags)
             return self._write([self._forms[key](message) for message in messages], flags)
         except (*REFUSALS, _LeftOut) as error:
-            what = f"refuses these messages: {str(error).rstrip('.')}."
+            what = f"rejects these messages: {str(error).rstrip('.')}."
             if isinstance(error, _LeftOut):
                 what = (
-                    f"leaves out {error}, so that the frozen model would not read it. Pass a `processing_class` with "
-                    "a template that writes it, or leave such messages out."
+                    f"leaves out {error}, so the frozen model would not see it. Pass a `processing_class` with a "
+                    "template that includes it, or remove such messages."
                 )
             elif type(error) is not TemplateError:  # which is raised by the template itself
-                what += " Most templates want `role` and `content`, as text, in every message."
+                what += " Most templates expect `role` and `content`, as text, in every message."
             if has_criterion:
                 what += (
-                    " The criterion is put before the prompt as a system message: where the template has no system "
-                    "role, write it into the first user message instead."
+                    " The criterion is added as a system message. If the template has no system role, put the "
+                    "criterion into the first user message instead."
                 )
             raise ValueError(f"The chat template of {self.tokenizer.name_or_path!r} {what}") from error
 
@@ -362,18 +361,18 @@ class Template:
             [f"{WORD}{i}x{j}y" if text.strip() else text for j, text in enumerate(texts_of(message))]
             for i, message in enumerate(messages)
         ]
-        probes = [with_texts(message, texts, MARK) for message, texts in zip(messages, words, strict=True)]
+        probes = list(map(_with_texts, messages, words))
         written = self._write(probes, flags)
         for i, (message, texts) in enumerate(zip(messages, words, strict=True)):
             calls = _tool_names(message)
             where = f"message {i + 1} (role {message['role']!r})"
             # Many templates write a tool call but not the text before it.
             if not calls and any(text not in written for text in texts):
-                raise _LeftOut(f"what {where} says")
+                raise _LeftOut(f"the text of {where}")
             if any(name not in written for name in calls):
-                raise _LeftOut(f"the call of a tool in {where}")
+                raise _LeftOut(f"the tool call of {where}")
         if MARK in written:
-            raise _LeftOut("the form of content, and writes a Python list of its parts")
+            raise _LeftOut("the content as text, writing a Python list of its parts instead")
         for i, message in enumerate(probes):
             parts = message["content"] if image_parts([message]) else ()
             for j in (j for j, part in enumerate(parts) if is_image_part(part)):

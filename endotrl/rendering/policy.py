@@ -108,9 +108,8 @@ class PromptSettings:
         # TRL's trainers with reward functions have no common base class.
         if not hasattr(trainer, "reward_funcs"):
             raise TypeError(
-                f"A {type(trainer).__name__} was given, but the reward needs the trainer that has it among its "
-                "`reward_funcs`: a `GRPOTrainer`, `RLOOTrainer`, `OnlineDPOTrainer`, `DenseGRPOTrainer` or "
-                "`PPOTrainer`."
+                "`trainer` must be the one with this reward in its `reward_funcs` (a `GRPOTrainer`, `RLOOTrainer`, "
+                f"`OnlineDPOTrainer`, `DenseGRPOTrainer` or `PPOTrainer`), got {type(trainer).__name__}."
             )
         # OnlineDPO has no `chat_template_kwargs`, and only GRPO has the others.
         kwargs = dict(getattr(trainer.args, "chat_template_kwargs", None) or {})

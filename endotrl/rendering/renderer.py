@@ -71,9 +71,9 @@ class Renderer:
     - The prompt's tokens are those that the policy read, if known. Otherwise it is rendered as in TRL's trainers: by
       the chat template, or as plain text; with `continues_turns`, as in OnlineDPO.
     - `completion_ids` are scored unchanged if policy and frozen model share a tokenizer; if that is unknown, if they
-    decode to the completion. Otherwise its text is rendered with this tokenizer and template.
+      decode to the completion. Otherwise its text is rendered with this tokenizer and template.
     - A completion given as text is a complete answer: the end of the turn (of plain text, EOS) is scored too, but
-    nothing else that the template writes into a finished turn.
+      nothing else that the template writes into a finished turn.
     - In completions of several messages, only the assistant's tokens are scored.
 
     The tokenizer or processor, its `eos_token_ids`, the `vocab_size`, the context of `max_length` tokens and the
@@ -123,12 +123,12 @@ class Renderer:
         a criterion prevents it. `ValueError` or `TypeError` for rows that cannot be scored.
         """
         check_batch(prompts, completions, completion_ids)
-        criteria = [None] * len(prompts) if criteria is None else criteria
-        read_ids = [None] * len(prompts) if completion_ids is None else self._read_ids(completions, completion_ids)
+        nothing = [None] * len(prompts)
+        read_ids = nothing if completion_ids is None else self._read_ids(completions, completion_ids)
+        columns = prompts, completions, read_ids, criteria or nothing, images or nothing, policy_rows or nothing
         prompt_cache: dict[str, ReadPrompt] = {}
         rendered = []
-        for row, (prompt, completion, criterion) in enumerate(zip(prompts, completions, criteria, strict=True)):
-            column = None if images is None else images[row]
+        for row, (prompt, completion, ids, criterion, column, policy_row) in enumerate(zip(*columns, strict=True)):
             has_images = bool(column) or _shows_images(prompt)
             ignored = has_images and self.images == "ignore"
             pictures: list[Image] = []
@@ -144,12 +144,11 @@ class Renderer:
             if key not in prompt_cache:
                 prompt_cache[key] = self._render_prompt(template, prompt, pictures, criterion is not None)
             read = prompt_cache[key]
-            policy_row = None if policy_rows is None else policy_rows[row]
             if policy_row is not None and criterion is None and not ignored:
                 read = self._settle(row, read, policy_row.prompt_ids)
             self._check_placeholders(row, read)
             written = None if policy_row is None else policy_row.written
-            result = self._render_completion(read, completion, read_ids[row], written)
+            result = self._render_completion(read, completion, ids, written)
             self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
             rendered.append(self._fit(row, replace(result, images=read.images)))
         return rendered
@@ -159,9 +158,7 @@ class Renderer:
         check_batch(prompts, [""] * len(prompts), None)
         for row, prompt in enumerate(prompts):
             if _shows_images(prompt):
-                raise ValueError(
-                    f"The prompt of row {row} has images, and only text is read here. Leave such rows out."
-                )
+                raise ValueError(f"The prompt of row {row} has images, but only text is read here. Remove such rows.")
         return [self._render_prompt(self._template, prompt, []).ids for prompt in prompts]
 
     def render_ids(self, prompt_ids: Sequence[Sequence[int]], completion_ids: TokenIds) -> list[Rendered]:
@@ -181,11 +178,10 @@ class Renderer:
         """A prompt with bare placeholders, and its pictures."""
         prompt, pictures = place_images(row, prompt, column)
         if self.placeholders.image is None:
-            images = counted(len(pictures), "image")
             raise ValueError(
-                f"The prompt of row {row} has {images}, and the frozen model reads only text: "
-                "it would judge an answer to another question. Use a model that reads images, or leave such rows out. "
-                '`EndogenousReward(..., images="ignore")` judges completions as answers to the text alone.'
+                f"The prompt of row {row} has {counted(len(pictures), 'image')}, but the frozen model reads only "
+                "text. Use a vision-language model, remove such rows, or score answers to the text alone with "
+                '`EndogenousReward(..., images="ignore")`.'
             )
         return prompt, [load_picture(row, picture) for picture in pictures]
 
@@ -199,9 +195,8 @@ class Renderer:
             ids, images = read_by_processor(template.processing_class, text, special, pictures)
         elif pictures:
             raise ValueError(
-                "The prompts have images, and of the frozen model there is only the tokenizer "
-                f"{self.tokenizer.name_or_path!r}. Pass its processor as `processing_class`: "
-                "`AutoProcessor.from_pretrained` loads it."
+                f"The prompts have images, but `processing_class` is a tokenizer ({self.tokenizer.name_or_path!r}). "
+                "Pass the frozen model's processor, which `AutoProcessor.from_pretrained` loads."
             )
         else:
             ids, images = template.encode(text, special), None
@@ -212,9 +207,8 @@ class Renderer:
         """Raises `ValueError` if there are placeholders without images, or images without placeholders."""
         if read.images is not None and self.placeholders.image not in read.ids:
             raise ValueError(
-                f"The prompt of row {row} has images, but none of its tokens is the one in whose place the frozen "
-                f"model reads them ({self.placeholders.image}). The processor does not fit the model: pass the "
-                "model's own as `processing_class`."
+                f"The prompt of row {row} has images, but no image token of the frozen model "
+                f"({self.placeholders.image}). Pass the model's own processor as `processing_class`."
             )
         unfilled = self._placeholder_ids if read.images is None else self.placeholders.others
         self._check_unfilled(row, "prompt", unfilled, read.ids)
@@ -222,10 +216,10 @@ class Renderer:
     def _check_unfilled(self, row: int, what: str, placeholders: frozenset[int], ids: list[int]) -> None:
         if unread := placeholders.intersection(ids):
             raise ValueError(
-                f"The {what} of row {row} has a token that stands for an image, a video or a sound "
-                f"({self._template.decode([*unread])!r}), and nothing to put there. Pass the image, in messages or "
-                "in the column `images`, or leave the token out (`generation_kwargs={'suppress_tokens': ...}` keeps a "
-                "policy from writing it)."
+                f"The {what} of row {row} has a token that stands for an image, video or audio "
+                f"({self._template.decode([*unread])!r}), but no input for it. Pass the image in the messages or in "
+                "the column `images`, or remove the token (`generation_kwargs={'suppress_tokens': ...}` keeps a "
+                "policy from generating it)."
             )
 
     def _settle(self, row: int, read: ReadPrompt, theirs: list[int]) -> ReadPrompt:
@@ -235,16 +229,16 @@ class Renderer:
             return read
         at = len(os.path.commonprefix([ours, theirs]))
         here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
-        scored = "The policy's are scored."
+        scored = "The policy's prompts are scored."
         if self.keeps_prompts:
             scored = (
-                "The reward's are scored, because it was given a `processing_class` or `chat_template_kwargs`: leave "
-                "them out to score the policy's."
+                "The reward's prompts are scored, because it was given a `processing_class` or "
+                "`chat_template_kwargs`. Remove these arguments to score the policy's."
             )
         self._warn_once(
             "prompts",
-            f"The policy has read other prompts than the reward renders: that of row {row} has "
-            f"{counted(len(theirs), 'token')} for the policy and {len(ours)} for the reward. They differ from "
+            f"The policy and the reward read different prompts. That of row {row} has "
+            f"{counted(len(theirs), 'token')} for the policy and {len(ours)} for the reward, and they differ from "
             f"token {at} on: {there!r} for the policy, {here!r} for the reward. {scored}",
         )
         if self.keeps_prompts:
@@ -254,8 +248,8 @@ class Renderer:
         of_policy, of_reward = (ids.count(self.placeholders.image) for ids in (theirs, ours))  # type: ignore[arg-type]
         if of_policy != of_reward:
             raise ValueError(
-                f"The images of row {row} take {of_policy} tokens for the policy, and {of_reward} as the reward's "
-                "processor reads them. Give the reward the policy's processor."
+                f"The images of row {row} take {of_policy} tokens for the policy, but {of_reward} with the reward's "
+                "processor. Give the reward the policy's processor."
             )
         return replace(read, ids=theirs, images=read.images.with_token_types(ours, theirs))
 
@@ -265,8 +259,8 @@ class Renderer:
         is_turn = _is_turn(completion)
         if ids is None and is_turn and written is not None and not all(written):
             raise ValueError(
-                "An environment wrote some tokens of a completion (`env_mask`), and the frozen model has another "
-                "tokenizer than the policy, so that they cannot be told from the policy's. Use a frozen model with "
+                "An environment wrote some tokens of a completion (`env_mask`), but the frozen model has another "
+                "tokenizer than the policy, so the policy's own tokens cannot be identified. Use a frozen model with "
                 "the policy's tokenizer."
             )
         if ids is not None and written is not None:
@@ -279,16 +273,15 @@ class Renderer:
         if ids is not None and turns is not ids:
             self._warn_once(
                 "results",
-                "The tool results of a completion of several messages do not stand in its `completion_ids` as the "
-                "chat template of the frozen model writes them, so its tokens cannot be told from the policy's there. "
-                "The messages are rendered again for scoring. Pass a `processing_class` with the chat template that "
-                "the policy is trained with.",
+                "The `completion_ids` of a completion do not contain its tool results as the frozen model's chat "
+                "template writes them, so the policy's own tokens cannot be identified. The messages are rendered "
+                "again for scoring. Pass a `processing_class` with the chat template that the policy is trained with.",
             )
         return self._finish(read.ids, turns, positions)
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._said:
-            logger.warning("%s (Said once.)", message)
+            logger.warning("%s (Shown once.)", message)
             self._said.add(kind)
 
     def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
@@ -303,16 +296,16 @@ class Renderer:
         if not all(read):
             self._warn_once(
                 "tokenizer",
-                "`completion_ids` are not read as the completions by the tokenizer of the frozen model: policy and "
-                "frozen model have different tokenizers. The completions' text is encoded again for scoring, as "
-                "complete answers.",
+                "`completion_ids` do not decode to the completions with the frozen model's tokenizer: policy and "
+                "frozen model have different tokenizers. The text of the completions is tokenized again for scoring, "
+                "as complete answers.",
             )
         elif not any(verdicts) and any(ids and not self.ends.is_end(ids) for ids in batch):
             self._warn_once(
                 "empty",
-                "All completions of a batch are empty texts, which do not tell whose `completion_ids` are: they are "
-                "scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the policy's "
-                "tokenizer is known.",
+                "All completions of a batch are empty texts, so the tokenizer of their `completion_ids` is unknown. "
+                "They are scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the "
+                "policy's tokenizer is known.",
             )
         return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
 
@@ -354,8 +347,8 @@ class Renderer:
     def _fit(self, row: int, rendered: Rendered) -> Rendered:
         if not rendered.prompt_ids:
             raise ValueError(
-                f"The prompt of row {row} renders to no token, and the tokenizer adds no BOS, so the first token of "
-                "the completion has no context to be scored in. Give it a prompt."
+                f"The prompt of row {row} is empty, and the tokenizer adds no BOS token, so the first token of the "
+                "completion has no context to be scored in. Pass a prompt that is not empty."
             )
         return fit(row, rendered, self.max_length, self.overlong_prompt)
 
@@ -375,13 +368,13 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     fix = None
     if rendered.images is not None and num_prompt > room:
         fix = (
-            "A prompt with images is not truncated: make the images smaller (the processor's `size` or `max_pixels`), "
-            "or shorten prompt or completion."
+            "A prompt with images is not truncated. Make the images smaller (the processor's `size` or `max_pixels`), "
+            "or shorten the prompt or the completion."
         )
     elif room < 1:
         fix = (
-            "Shorten the completion (lower `max_completion_length` of the trainer), or use a frozen model with a "
-            "longer context."
+            "Shorten the completion (lower `max_completion_length` in the trainer's config), or use a frozen model "
+            "with a longer context."
         )
     elif overlong == "error":
         fix = 'Shorten the prompt, or pass `overlong_prompt="truncate_left"` to drop its beginning.'
@@ -389,8 +382,8 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
         counts = [counted(num_prompt, "prompt token"), counted(num_completion, "completion token")]
         counts += [counted(markers, "marker")] if markers else []
         raise ValueError(
-            f"Row {row} has {' and '.join(counts)}, together more than the {max_length} tokens of the frozen model's "
-            f"context. {fix}"
+            f"Row {row} has {' and '.join(counts)}, more than the {max_length} tokens of the frozen model's context. "
+            f"{fix}"
         )
     rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
     return cut_completion(rendered, max_length - len(rendered.prompt_ids) - markers)
@@ -410,7 +403,7 @@ def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) 
     if max_length is None:
         return list(rows)
     if too_long := sum(len(row) > max_length for row in rows):
-        message = "%d %s are longer than the model's context of %d tokens: their beginning is cut off."
+        message = "%d %s are longer than the model's context of %d tokens and are truncated on the left."
         logger.warning(message, too_long, what, max_length)
     return [row[-max_length:] for row in rows]
 
@@ -425,11 +418,11 @@ def _is_turn(completion: Completion) -> bool:
 
 
 def _token_ids(row: int, given: Sequence[int]) -> list[int]:
-    wanted = f"`completion_ids` of row {row} must be a list of whole numbers, as the policy generated them, but"
+    wanted = f"`completion_ids` of row {row} must be a list of token ids, without padding,"
     try:
         ids = [index(token_id) for token_id in given]
     except TypeError as error:
-        raise TypeError(f"{wanted} {error}.") from error
+        raise TypeError(f"{wanted} but {error}.") from error
     if ids and min(ids) < 0:
-        raise ValueError(f"{wanted} they contain {min(ids)}. Pass them without padding.")
+        raise ValueError(f"{wanted} got {min(ids)}.")
     return ids

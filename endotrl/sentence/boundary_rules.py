@@ -25,7 +25,6 @@ _OPENING = re.compile(rf"[{_OPENERS}]*+")
 _WORD_BEFORE = re.compile(r"(?:(?<![\w.])[^\W\d_]\.[ \u00a0\u202f](?=[^\W\d_]$))?[\w.'’-]+$")
 _LETTERS = re.compile(r"(?:[^\W\d_]\.)*[^\W\d_]")
 _WORD = re.compile(r"\w")
-_LEADING_WORD = re.compile(r"\w*")
 # Start of a list item: "- ", "1. ", "1.2. ", "(a) ", "iv) ", also in bold or as a heading.
 _ITEM = re.compile(
     r"[#>*_ \t]{0,8}(?:[-*+•‣◦▪–]|\(?(?:\d{1,4}(?:\.\d{1,2}){0,3}|[A-Za-z]|[ivxIVX]{2,5})[.)．、])(?:[*_]{0,3})(?=\s)"
@@ -157,7 +156,10 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
     while match := _PROTECTED.search(text, position):
         start, end = match.span()
         position = end
-        if match["fence"] is not None:
+        kind = match.lastgroup  # the outermost
+        if kind is None:  # an escaped character
+            continue
+        if kind == "fence":
             # An unclosed fence (the response was cut off) extends to the end.
             position = _fence_end(text, match["ticks"], end)
             first, next_start = _skip(_SPACE, text, start), _skip(_SPACE, text, position)
@@ -165,32 +167,28 @@ def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, 
             item = _ITEM.match(text, next_start)  # the dot of a list number ends nothing
             spans.append((start, item.end() if item else next_start))
             continue
-        if match["url"] is not None:
-            position = start + len(match["url"].rstrip(".,;:!?…)]}'\"*_~"))
-        elif match["line"] is not None:
-            pass
-        elif match["code"] is not None:
-            close = text.find(match["code"], end, _line_end(text, end))
+        if kind == "url":
+            position = start + len(match[0].rstrip(".,;:!?…)]}'\"*_~"))
+        elif kind == "code":
+            close = text.find(match[0], end, _line_end(text, end))
             if close < 0:
                 continue
-            position = close + len(match["code"])
-        elif match["display"] is not None:
+            position = close + len(match[0])
+        elif kind == "display":
             environment = match["environment"]
-            closing = _DISPLAY_END[match["display"]] if environment is None else f"\\end{{{environment}}}"
+            closing = f"\\end{{{environment}}}" if environment else _DISPLAY_END[match[0]]
             close = text.find(closing, max(end, searched.get(closing, 0)), end + _LONGEST_FORMULA)
             if close < 0:
                 searched[closing] = end + _LONGEST_FORMULA - len(closing)
                 continue
             position = close + len(closing)
-        elif match["dollar"] is not None:
+        elif kind == "dollar":
             # Pandoc's rule, which distinguishes formulas from prices: no space inside the dollars, no digit after
             # them.
             close = text.find("$", end, _line_end(text, end))
             if close < 0 or text[close - 1].isspace() or text[close + 1 : close + 2].isdigit():
                 continue
             position = close + 1
-        else:  # an escaped character
-            continue
         spans.append((start, position))
     return spans, fences
 
@@ -292,7 +290,7 @@ def _full_stop(text: str, mark: re.Match[str], sentence_start: int) -> int | Non
         return None
     if len(word) == 1 and re.match(r"[^\W\d_]\.", following):  # z. B.
         return None
-    next_word = following[: _skip(_LEADING_WORD, following, 0)].lower()
+    next_word = re.split(r"\W", following, maxsplit=1)[0].lower()
     if _LETTERS.fullmatch(written) and ("." in written or written.isupper()) and word != "i":
         # Initials or U.S., unless the next word shows that the sentence ends.
         return start if next_word in STARTERS else None

@@ -45,20 +45,21 @@ class SentenceRewardConfig(PretrainedConfig):
             kind = backbone_config.get("model_type")
             if kind not in CONFIG_MAPPING:
                 raise ValueError(
-                    f"`backbone_config` is of type {kind!r}, which this version of transformers does not know. "
-                    "Install the version with which the model was trained."
+                    f"`backbone_config` is of type {kind!r}, which this version of transformers does not support. "
+                    "Install the version that the model was trained with."
                 )
             backbone_config = CONFIG_MAPPING[kind](**backbone_config)
         check_choice("aggregator", aggregator, get_args(Aggregator))
         check_choice("attention_init", attention_init, get_args(AttentionInit))
         if attention_dim < 2 or attention_dim % 2:
             raise ValueError(
-                f"`attention_dim` is {attention_dim}, but it must be positive and even: rotary embeddings turn pairs."
+                "`attention_dim` must be positive and even, because rotary embeddings rotate pairs of entries, got "
+                f"{attention_dim}."
             )
         if not rope_theta > 0.0:
-            raise ValueError(f"`rope_theta` is {rope_theta}, but the base of angles must be positive.")
+            raise ValueError(f"`rope_theta` must be positive, got {rope_theta}.")
         if max_sentences < 1:
-            raise ValueError(f"`max_sentences` is {max_sentences}, but a response must be allowed one sentence.")
+            raise ValueError(f"`max_sentences` must be at least 1, got {max_sentences}.")
         self.backbone_config: PretrainedConfig | None = backbone_config
         self.marker = marker
         self.aggregator = aggregator
@@ -84,7 +85,7 @@ class SentenceRewardConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """Hidden size of the backbone, read by DeepSpeed's automatic settings."""
         if self.backbone_config is None:
-            raise AttributeError("The hidden size is that of the backbone, and this configuration has none yet.")
+            raise AttributeError("`hidden_size` is the backbone's, but this configuration has no `backbone_config`.")
         return self.get_text_config().hidden_size
 
 

@@ -121,8 +121,8 @@ class SentenceEncoder:
             return sentences
         if not self._said_limit:
             logger.warning(
-                f"A response has {len(sentences.spans)} sentences, more than the {limit} of `max_sentences`. Those "
-                f"from number {limit} on count as one. (Said once.)"
+                f"A response has {len(sentences.spans)} sentences, more than `max_sentences={limit}`. All sentences "
+                f"from number {limit} on are treated as one. (Shown once.)"
             )
             self._said_limit = True
         spans, tokens = sentences.spans, sentences.last_tokens

@@ -41,13 +41,14 @@ class FrozenLayers:
 
     def __init__(self, model: SentenceRewardModel, count: int, args: TrainingArguments) -> None:
         if args.distributed_state.distributed_type != DistributedType.NO:
-            raise ValueError("`freeze_layers` is for training in one process. Launch one, or leave it away.")
+            raise ValueError("`freeze_layers` requires training in a single process. Launch one, or remove it.")
         number = model.config.get_text_config().num_hidden_layers
         lists = (module for module in model.backbone.modules() if isinstance(module, nn.ModuleList))
         layers: Any = next((module for module in lists if len(module) == number), ())
         if count > len(layers):
             raise ValueError(
-                f"`freeze_layers` is {count}, but {type(model.backbone).__name__} has {len(layers)} layers."
+                f"`freeze_layers` must be at most {len(layers)}, the number of layers of "
+                f"{type(model.backbone).__name__}, got {count}."
             )
         self._model = model if hasattr(model, "hf_device_map") else model.to(args.device)
         self._layers = list(layers[:count])
@@ -70,11 +71,14 @@ class FrozenLayers:
         of shape `(seq_len, D)`. Files are in the cache of `datasets`, keyed by frozen weights, rows and settings.
         """
         if isinstance(dataset, IterableDataset):
-            raise ValueError(f"The {name} dataset is a stream, but `freeze_layers` needs all rows. Pass a `Dataset`.")
+            raise ValueError(
+                f"The {name} dataset is an `IterableDataset`, but `freeze_layers` needs a `Dataset`. Load it without "
+                "streaming."
+            )
         if "states_key" in dataset.column_names:
             if set(dataset.unique("states_key")) != {self.key}:
                 raise ValueError(
-                    f"The {name} dataset has states of other frozen weights. Pass it as text or messages."
+                    f"The {name} dataset has the states of other frozen weights. Pass it as text or messages."
                 )
             return dataset
         features = dataset.features.copy()
@@ -98,7 +102,7 @@ class FrozenLayers:
                     cache_file_name=str(folder / f"{digest.hexdigest()}.arrow"),
                     load_from_cache_file=True,
                     new_fingerprint=digest.hexdigest(),
-                    desc=f"Frozen layers on {name} dataset from row {start}",
+                    desc=f"Running frozen layers on {name} dataset from row {start}",
                 )
             )
         return concatenate_datasets(parts)
@@ -150,7 +154,9 @@ class FrozenLayers:
         below = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is None]
         shared = {id(p) for layer in self._layers for p in layer.parameters()} - set(map(id, below))
         if shared:
-            raise ValueError("Layers share weights, and cannot be frozen alone. Leave `freeze_layers` away.")
+            raise ValueError(
+                "The frozen layers share weights with others, which is unsupported. Remove `freeze_layers`."
+            )
         self._check(rows, recorded)
         return below
 
@@ -185,9 +191,9 @@ class FrozenLayers:
             expected, given = whole[name], started[name]
             if not torch.allclose(given, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item()):
                 raise ValueError(
-                    f"{type(self._model.backbone).__name__} does not say the same from the states of layer "
-                    f"{len(self._layers)} on: `{name}` differ by up to {(given - expected).abs().max().item():.3g}. "
-                    "It reads more than those states. Leave `freeze_layers` away."
+                    f"{type(self._model.backbone).__name__} gives other `{name}` when it starts from the states of "
+                    f"layer {len(self._layers)}: they differ by up to {(given - expected).abs().max().item():.3g}. "
+                    "The layers above read more than these states. Remove `freeze_layers`."
                 )
 
     def _run_from(self, recorded: Sequence["_Row"]) -> Any:

@@ -74,8 +74,8 @@ class SentenceRewardModel(PreTrainedModel):
         super().__init__(config)
         if config.backbone_config is None:
             raise ValueError(
-                "The configuration has no `backbone_config`: it does not say which language model reads the text. "
-                "Build a reward model on one with `SentenceRewardModel.from_backbone`."
+                "The configuration has no `backbone_config`. Build a reward model on a language model with "
+                "`SentenceRewardModel.from_backbone`."
             )
         self.backbone = AutoModel.from_config(config.backbone_config) if backbone is None else backbone
         self.marker = nn.Embedding(1, config.hidden_size) if config.marker else None
@@ -105,8 +105,9 @@ class SentenceRewardModel(PreTrainedModel):
             )
         if model.config.is_encoder_decoder or isinstance(model, SentenceRewardModel):
             raise ValueError(
-                f"The backbone {model.config._name_or_path!r} is a {type(model).__name__}, but a sentence reward "
-                "model is built on a decoder-only language model. Load a trained one with `from_pretrained`."
+                "The backbone of a sentence reward model must be a decoder-only language model, got "
+                f"{model.config._name_or_path!r}, a {type(model).__name__}. Load a trained sentence reward model with "
+                "`from_pretrained`."
             )
         backbone = model.base_model
         config = SentenceRewardConfig() if config is None else copy.deepcopy(config)  # the caller's stays unchanged
@@ -175,12 +176,6 @@ class SentenceRewardModel(PreTrainedModel):
         elif head.has_attention and (module is head.query or module is head.key):
             nn.init.orthogonal_(module.weight)
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.set_input_embeddings(value)
-
     def forward(
         self,
         input_ids: Tensor,
@@ -198,14 +193,14 @@ class SentenceRewardModel(PreTrainedModel):
         """
         if sentence_ends is None:
             raise ValueError(
-                "`sentence_ends` is missing: this model is read at the ends of sentences and cannot score token ids "
-                "alone. Give it to TRL's trainers as `SentenceReward(model)` instead of as a model."
+                "`sentence_ends` is missing. This model is read at the ends of sentences and cannot score token ids "
+                "alone. Pass it to TRL's trainers as `SentenceReward(model)`."
             )
         mask = sentence_ends >= 0  # (B, N)
         if not mask[:, 0].all():
-            raise ValueError("A row of `sentence_ends` is empty. Each has at least the state before the response.")
+            raise ValueError("A row of `sentence_ends` is empty. Each needs the position before the response.")
         if attention_mask is not None and not attention_mask[:, 0].all():
-            raise ValueError("The batch is padded on the left. Pad it on the right: sentences are read by position.")
+            raise ValueError("The batch is padded on the left. Pad it on the right, as `sentence_ends` are positions.")
         rows = torch.arange(len(input_ids), device=input_ids.device)[:, None]  # (B, 1)
         positions = sentence_ends.clamp(min=0)
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (B, T, D)

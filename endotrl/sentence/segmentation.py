@@ -36,7 +36,7 @@ class SatSegmenter:
     def __init__(self, model: str = "sat-3l", device: str | None = None, **kwargs: Any) -> None:
         if find_spec("wtpsplit") is None:
             raise ImportError(
-                f"The segmenter {model!r} needs the package `wtpsplit`, which is not installed. Install it with "
+                f"The segmenter {model!r} requires the package `wtpsplit`, which is not installed. Install it with "
                 "`pip install 'endotrl[sat]'`, or use the built-in `RuleSegmenter`."
             )
         self.name = model
@@ -68,8 +68,8 @@ def load_segmenter(name: str) -> Segmenter:
     """
     if name == "custom":
         raise ValueError(
-            "The reward model was trained with a segmenter that was given as an object, not by name, so it cannot be "
-            "loaded again. Pass the same one as `segmenter`."
+            "The reward model was trained with a segmenter that was passed as an object, so it cannot be loaded by "
+            "name. Pass the same one as `segmenter`."
         )
     return RuleSegmenter() if name == "rules" else SatSegmenter(name)
 
@@ -86,8 +86,8 @@ def align(text: str, sentences: Sequence[str]) -> list[tuple[int, int]]:
         start = text.find(sentence, position)
         if start < 0 or text[position:start].strip():
             raise ValueError(
-                f"The segmenter returned the sentence {sentence[:60]!r}, which does not follow character {position} "
-                "of the text. It must cut the text, not change it."
+                f"The segmenter returned the sentence {sentence[:60]!r}, but the text continues differently from "
+                f"character {position} on. A segmenter must split the text without changing it."
             )
         starts.append(start)
         position = start + len(sentence)
@@ -105,6 +105,6 @@ def check_tiling(text: str, spans: Sequence[tuple[int, int]]) -> None:
     starts, ends = [start for start, _ in spans], [end for _, end in spans]
     if [*starts, len(text)] != [0, *ends] or any(start >= end for start, end in spans):
         raise ValueError(
-            f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters: each must be "
-            "non-empty and start where the one before it ends, from the first character to the last."
+            f"The segmenter's spans {list(spans)[:5]} do not tile the text of {len(text)} characters. Each span must "
+            "be non-empty and start where the previous one ends, from the first character to the last."
         )

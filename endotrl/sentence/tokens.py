@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..credit import segment_ids_from_ends
 from ..rendering.offsets import decode_with_offsets
 from ..rendering.policy import special_token_ids
 from .segmentation import Segmenter, check_tiling
@@ -48,8 +47,9 @@ def find_sentences(
             end -= 1
         run_start, run_end = offsets[first][0], offsets[last][1]
         run_text = text[run_start : offsets[end][1]] if end >= first else ""
-        run_spans = [(a + run_start, b + run_start) for a, b in segmenter(run_text)]
-        check_tiling(run_text, [(a - run_start, b - run_start) for a, b in run_spans])
+        found = segmenter(run_text)
+        check_tiling(run_text, found)
+        run_spans = [(a + run_start, b + run_start) for a, b in found]
         tokens = last_tokens(text, run_spans, offsets[first : end + 1]) if run_spans else []
         if not run_spans and ends:  # nothing but special tokens after a tool's turn
             spans[-1], ends[-1] = (spans[-1][0], run_end), last
@@ -87,7 +87,7 @@ def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[t
     ```
     """
     if spans and not offsets:
-        raise ValueError(f"There are {len(spans)} sentences, but no token that writes them.")
+        raise ValueError(f"There are {len(spans)} sentences, but no tokens.")
     ends: list[int] = []
     token = 0
     for _, end in spans:
@@ -126,14 +126,9 @@ def token_segments(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], segme
     text, offsets = decode_with_offsets(tokenizer, [ids[position] for position in written])
     spans = segmenter(text)
     check_tiling(text, spans)
-    ends = torch.zeros(1, len(ids), dtype=torch.bool)
-    # All but the last end: what follows the last written token belongs to it.
-    ends[0, [written[token] for token in last_tokens(text, spans, offsets)[:-1]]] = True
-    segments = segment_ids_from_ends(ends)[0]
-    for position, token_id in enumerate(ids):
-        if token_id in special and position > 0:
-            segments[position] = segments[position - 1]
-    return segments
+    starts = torch.zeros(len(ids), dtype=torch.int64)  # 1 at the first written token of each sentence but the first
+    starts[[written[token + 1] for token in last_tokens(text, spans, offsets) if token + 1 < len(written)]] = 1
+    return starts.cumsum(0)
 
 
 def _first_character(text: str, start: int, end: int) -> int:
@@ -144,10 +139,6 @@ def _first_character(text: str, start: int, end: int) -> int:
 
 def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
     """First and last position of each run of consecutive positions."""
-    runs: list[tuple[int, int]] = []
-    for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], position)
-        else:
-            runs.append((position, position))
-    return runs
+    given = set(positions)
+    firsts, lasts = ([p for p in positions if p + step not in given] for step in (-1, 1))
+    return list(zip(firsts, lasts, strict=True))

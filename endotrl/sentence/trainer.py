@@ -107,7 +107,7 @@ class SentenceRewardTrainer(RewardTrainer):
             name = model if isinstance(model, str) else model.config._name_or_path
             args = SentenceRewardTrainerConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-SentenceReward")
         if not isinstance(args, SentenceRewardTrainerConfig):
-            raise TypeError(f"`args` is a {type(args).__name__}, but it must be a `SentenceRewardTrainerConfig`.")
+            raise TypeError(f"`args` must be a `SentenceRewardTrainerConfig`, got {type(args).__name__}.")
         if isinstance(model, str):
             set_seed(args.seed)  # the heads are initialized at random
             model = _load(model, args, kwargs.pop("quantization_config", None))
@@ -117,13 +117,13 @@ class SentenceRewardTrainer(RewardTrainer):
         base_model = given.get_base_model() if has_adapter else given
         if not isinstance(base_model, SentenceRewardModel):
             raise TypeError(
-                f"`model` is a {type(base_model).__name__}, but it must be a `SentenceRewardModel`. Make one from a "
-                "language model with `SentenceRewardModel.from_backbone`, or pass its path or hub id."
+                f"`model` must be a `SentenceRewardModel`, got {type(base_model).__name__}. Pass the path or hub id "
+                "of a language model, or build a reward model on one with `SentenceRewardModel.from_backbone`."
             )
         if args.attention_learning_rate is not None and has_one_learning_rate(args):
             raise ValueError(
-                "DeepSpeed's `optimizer` has one learning rate for all parameters. Remove it from DeepSpeed's "
-                "configuration, or leave `attention_learning_rate` away."
+                "DeepSpeed's `optimizer` supports only one learning rate. Remove it from DeepSpeed's configuration, "
+                "or remove `attention_learning_rate`."
             )
         if segmenter is not None:
             base_model.config.segmenter = "custom"
@@ -136,8 +136,8 @@ class SentenceRewardTrainer(RewardTrainer):
             peft_config = copy.copy(kwargs["peft_config"])  # the caller's stays unchanged
             if peft_config.is_prompt_learning:
                 raise ValueError(
-                    f"`peft_config` is a {type(peft_config).__name__}, which puts tokens of its own in front of the "
-                    "text. Use an adapter of weights, such as `LoraConfig()`."
+                    f"`peft_config` is a {type(peft_config).__name__}, but prompt learning methods, which add virtual "
+                    "tokens, are not supported. Use an adapter of weights, such as `LoraConfig()`."
                 )
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
@@ -148,13 +148,13 @@ class SentenceRewardTrainer(RewardTrainer):
             kwargs["peft_config"] = peft_config
         elif has_adapter and not set(new) <= set(given.active_peft_config.modules_to_save or []):
             raise ValueError(
-                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but "
-                f"the new head is trained with it. Use `modules_to_save={new}`, or pass `peft_config`."
+                f"The adapter of `model` has `modules_to_save={given.active_peft_config.modules_to_save}`, but the "
+                f"new modules must be trained with it. Use `modules_to_save={new}`, or pass `peft_config` instead."
             )
         if args.freeze_layers and (has_adapter or kwargs.get("peft_config") is not None):
             raise ValueError(
-                f"`freeze_layers` is {args.freeze_layers}, but an adapter is trained, which changes the frozen "
-                "layers, too. Leave one of the two away."
+                f"`freeze_layers` is {args.freeze_layers}, but an adapter is trained, which changes the frozen layers "
+                "as well. Remove one of the two."
             )
         self._frozen_layers = FrozenLayers(base_model, args.freeze_layers, args) if args.freeze_layers else None
         super().__init__(model=model, args=args, **kwargs)
@@ -176,8 +176,8 @@ class SentenceRewardTrainer(RewardTrainer):
         if "chosen_ids" not in columns:
             if not {"chosen", "rejected"} <= set(columns):
                 raise ValueError(
-                    f"The {dataset_name} dataset has the columns {columns}, but preferences need `chosen` and "
-                    "`rejected`, and better a `prompt`, too. Rename its columns, or make pairs of its rows."
+                    f"The {dataset_name} dataset has the columns {columns}, but a preference dataset needs `chosen` "
+                    "and `rejected`, and preferably `prompt`. Rename its columns, or build pairs from its rows."
                 )
             encode = PairEncoder(processing_class, self._sentence_config, self._segmenter)
             map_kwargs: dict[str, Any] = {}  # `IterableDataset.map` supports neither
@@ -188,28 +188,28 @@ class SentenceRewardTrainer(RewardTrainer):
                 dataset = dataset.map(encode, **map_kwargs)
         elif not {"chosen_ends", "rejected_ends"} <= set(columns):
             raise ValueError(
-                f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`: it was "
-                "tokenized without sentences. Pass the dataset as text or messages."
+                f"The {dataset_name} dataset has `chosen_ids`, but no `chosen_ends` and `rejected_ends`, so it was "
+                "tokenized without sentences. Pass it as text or messages."
             )
         prepared = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
         if isinstance(dataset, Dataset) and len(prepared) < len(dataset):
             message = (
                 f"{len(dataset) - len(prepared)} of {len(dataset)} rows of the {dataset_name} dataset are longer than "
-                f"`max_length`, {args.max_length} tokens and markers"
+                f"`max_length={args.max_length}` tokens and markers"
             )
             if len(prepared) == 0:
-                raise ValueError(f"{message}: none is left. Raise it, or pass shorter rows.")
-            logger.warning(f"{message}, and are left out.")
+                raise ValueError(f"{message}, so no rows are left. Increase `max_length`, or pass shorter rows.")
+            logger.warning(f"{message} and are dropped.")
         return prepared if self._frozen_layers is None else self._frozen_layers.add_states(prepared, dataset_name)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        if self._frozen_layers is not None and "states" not in inputs:
-            raise ValueError(
-                "The batch has no `states` of the frozen layers. With `freeze_layers`, leave `data_collator` away."
-            )
         frozen = self._frozen_layers
+        if frozen is not None and "states" not in inputs:
+            raise ValueError(
+                "The batch has no `states` of the frozen layers. Remove `data_collator`, which `freeze_layers` sets."
+            )
         with nullcontext() if frozen is None else frozen.replaced_by(inputs.pop("states")):
             loss, outputs = super().compute_loss(model, inputs, True, *args, **kwargs)
         if self._sentence_config.aggregator == "attention":
@@ -239,9 +239,8 @@ class SentenceRewardTrainer(RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         states = ["chosen_states", "rejected_states"] if self.args.freeze_layers else []
-        for column in ("chosen_ends", "rejected_ends", self.args.length_column_name, *states):
-            if column not in self._signature_columns:
-                self._signature_columns.append(column)
+        columns = ["chosen_ends", "rejected_ends", self.args.length_column_name, *states]
+        self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         super().create_model_card(*args, **kwargs)

@@ -14,41 +14,41 @@ from ..field_help import with_help
 class SentenceRewardTrainerConfig(RewardConfig):
     r"""
     Configuration class for the [`SentenceRewardTrainer`]: TRL's [`~trl.RewardConfig`], and the design of a reward
-    model built from a language model, which is ignored for a model that is a sentence reward model already.
+    model built on a language model, which is ignored if the model is already a sentence reward model.
 
     Args:
         marker (`bool`, *optional*, defaults to `True`):
-            Whether the model is read at markers, before the response and after every sentence, as in the paper; or,
-            with `False`, at the last tokens of prompt and sentences.
+            Whether to read the model at markers, before the response and after each sentence, as in the paper. If
+            `False`, it is read at the last token of the prompt and of each sentence.
         aggregator (`str`, *optional*, defaults to `"attention"`):
-            Aggregation of sentence rewards to the response's score: `"attention"`, or `"sum"`, with all weights 1.
+            Aggregation of the sentence rewards into the response's score: `"attention"`, or `"sum"` for weights of 1.
         differences (`bool`, *optional*, defaults to `True`):
-            Whether a sentence's reward is its increase of the value, as in the paper, or, with `False`, its own
-            value, read before EOS: with `aggregator="sum"`, the score then counts good sentences, and bad ones are
-            found.
+            Whether a sentence's reward is the increase of the value over the previous sentence, as in the paper. If
+            `False`, it is the sentence's own value, read before EOS. With `aggregator="sum"`, the score then counts
+            good sentences, and the rewards tell which ones are bad.
         attention_dim (`int`, *optional*, defaults to `256`):
-            Size $d$ of the queries and keys of the attention over sentences; even.
+            Size $d$ of the queries and keys of the attention over sentences. Must be even.
         attention_init (`str`, *optional*, defaults to `"orthogonal"`):
-            Initialization of the attention: `"orthogonal"`, random $W_q$ and $W_k$ as in the paper, or `"equal"`, $W_q
-            = 0$ and so equal weights for all sentences, which is better for little data.
+            Initialization of the attention: `"orthogonal"` for random $W_q$ and $W_k$, as in the paper, or `"equal"`
+            for $W_q = 0$, and so equal weights of all sentences, which is better with little data.
         max_sentences (`int`, *optional*, defaults to `512`):
-            Maximum number of sentences per response. The rest of a longer one counts as one last sentence.
+            Maximum number of sentences per response. The rest of a longer response is treated as its last sentence.
         segmenter (`str`, *optional*, defaults to `"rules"`):
             Segmentation of text into sentences: `"rules"`, or the name (`"sat-3l"`, as in the paper) or path of a SaT
             model.
         attention_learning_rate (`float`, *optional*):
             Learning rate of the attention over sentences, $W_q$ and $W_k$. Defaults to `learning_rate` divided by
-            $4 \sqrt d$: a step of Adam then moves the logits of the weights a quarter as far as the values. With as
-            far or more, most runs end with all weight at one place of every response. Also applies to a model that is
-            a sentence reward model already.
+            $4 \sqrt d$, so that a step of Adam moves the logits of the weights a quarter as far as the values. At four
+            times this rate or more, most runs put all weight on one position of each response. Also applies to a
+            model that is already a sentence reward model.
         center_sentences_coefficient (`float`, *optional*, defaults to `0.0`):
-            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It removes from them
-            what does not distinguish pairs, such as the subject of a sentence, so that wrong ones are found.
+            Coefficient of the mean square of the sentence rewards $r_i$, $i > 1$, in the loss. It removes what does
+            not distinguish pairs from the rewards, such as the subject of a sentence, so that they tell wrong ones.
         freeze_layers (`int`, *optional*, defaults to `0`):
             Number of first layers to freeze, with the embeddings and the marker below them. They are run once over the
-            dataset, and training starts from their states, cached on disk by `datasets`, 2 or 4 bytes times the hidden
-            size per token; with all layers frozen, per sentence. Equal to freezing them in place without dropout, at a
-            fraction of the cost. For one process, without an adapter.
+            dataset, and training starts from their states, which `datasets` caches on disk (2 or 4 bytes times the
+            hidden size per token; per sentence if all layers are frozen). The result equals freezing them in place
+            without dropout, at a fraction of the cost. Requires a single process and no adapter.
     """
 
     marker: bool = True
@@ -67,4 +67,4 @@ class SentenceRewardTrainerConfig(RewardConfig):
         for name in ("attention_learning_rate", "center_sentences_coefficient", "freeze_layers"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
-                raise ValueError(f"`{name}` is {value}, but it must not be negative.")
+                raise ValueError(f"`{name}` must not be negative, got {value}.")

@@ -106,7 +106,7 @@ def test_paths_and_base64_in_both_commands(path: str, tmp_path: Path) -> None:
     assert main([*command, "--output", str(tmp_path / "o.jsonl"), "--html", str(tmp_path / "page.html")]) == 1
     written = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     assert [row["reward"] for row in written[:8]] == pytest.approx(sum(expected, []), abs=1e-3)
-    assert "is the URL" in written[8]["error"] and "1 of them without a picture" in written[9]["error"]
+    assert "is the URL" in written[8]["error"] and "1 of them empty" in written[9]["error"]
     page = (tmp_path / "page.html").read_text()
     sizes = [Image.open(io.BytesIO(image)).size for image in shown_on(page)]
     assert sizes == [(320, 200)] * 2 + [(16, 16)] * 4
@@ -133,8 +133,11 @@ def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ({"prompt": TEXT, "image": "https://example.com/cat.png"}, "line 1: an image of this row is the URL"),
         ({"prompt": TEXT, "image": "nowhere.png"}, "line 1: an image of this row cannot be read"),
-        ({"prompt": PLACED}, "line 1: the prompt of this row has 1 images in its messages, 1 of them without"),
-        ({"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "this row has 1 images and a pro"),
+        ({"prompt": PLACED}, "line 1: the prompt of this row has 1 image parts, 1 of them empty"),
+        (
+            {"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["x.png"]},
+            "this row has 1 images, but its pro",
+        ),
         ({"prompt": TEXT, "images": "cat.png"}, "line 1: .*must be a list"),
     ],
 )

@@ -51,10 +51,8 @@ def test_a_prompt_in_other_tokens(name):
     # As a policy may have read it: letter by letter.
     tokenizer = cached(name)
     template = Template(tokenizer)
-    prompt_ids = [
-        template.encode("The")[0],
-        *template.continuation("The", template.encode("The"), " cap", special=False),
-    ]
+    the = template.encode("The")
+    prompt_ids = [the[0], *template.continuation("The", the, " cap", special=False)]
     prompt = decode(tokenizer, prompt_ids)
     ids = template.continuation("Some other prompt", prompt_ids, "ital of", special=False)
     assert decode(tokenizer, prompt_ids + ids) == prompt + "ital of"

@@ -175,4 +175,4 @@ def test_an_empty_answer_of_ours_that_has_no_end(ids_of, neighbours, warnings_lo
     rows = renderer.render(*(column[: 1 + neighbours] for column in batch))
     assert rows[0].completion_ids == ids and not rows[0].finished
     said = warnings_logged()
-    assert len(said) == 1 - neighbours and all("empty texts, which do not tell" in message for message in said)
+    assert len(said) == 1 - neighbours and all("empty texts, so the tokenizer" in message for message in said)

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.image_utils import load_image
 
 from endotrl.rendering.ends import positions_outside
+from endotrl.rendering.images import load_picture
 from endotrl.rendering.messages import add_criterion
 from endotrl.rendering.offsets import decode_with_offsets
 from endotrl.rendering.renderer import Renderer
@@ -69,29 +72,17 @@ class TestPrompts:
             assert row.prompt_ids == encode(tokenizer, chatml(messages, generation_prompt=True))
             assert row.completion_ids == [*encode(tokenizer, "Paris."), EOS]
 
-    @pytest.mark.parametrize("padding_side", ["left", "right"])
-    def test_padding_side_and_pad_token_do_not_matter(self, tokenizer, padding_side):
-        tokenizer.padding_side = padding_side
-        assert tokenizer.pad_token_id == tokenizer.eos_token_id == EOS
-        long, short = make_renderer(tokenizer).render(["The capital of France is", "Hi"], [" Paris.", " you"])
-        assert long.prompt_ids == encode(tokenizer, "The capital of France is")
-        assert short.prompt_ids == encode(tokenizer, "Hi")
-        assert short.completion_ids == [*encode(tokenizer, " you"), EOS]  # its EOS is an action, not padding
-
     def test_plain_text_gets_the_special_tokens_of_the_tokenizer_once(self, tokenizer):
         bos = tokenizer.convert_tokens_to_ids("<|im_start|>")
         tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
         )
-        (row,) = make_renderer(tokenizer).render(["What is"], [" Paris?"])
-        assert row.prompt_ids == [bos, *encode(tokenizer, "What is")]
-        assert row.completion_ids == [*encode(tokenizer, " Paris?"), EOS]
+        text, chat, empty = make_renderer(tokenizer).render(["What is", USER, ""], [" Paris?"] * 3)
+        assert text.prompt_ids == [bos, *encode(tokenizer, "What is")]
+        assert text.completion_ids == [*encode(tokenizer, " Paris?"), EOS]
         # The template writes its own special tokens: no second BOS.
-        (row,) = make_renderer(tokenizer).render([USER], [PARIS])
-        assert row.prompt_ids == encode(tokenizer, chatml(USER, generation_prompt=True))
-        # With a BOS, an empty prompt is a context.
-        (row,) = make_renderer(tokenizer).render([""], ["Paris"])
-        assert row.prompt_ids == [bos]
+        assert chat.prompt_ids == encode(tokenizer, chatml(USER, generation_prompt=True))
+        assert empty.prompt_ids == [bos]  # a context
 
     def test_template_arguments(self, tokenizer):
         tokenizer.chat_template = "{{ mood }}:" + NO_END_TEMPLATE
@@ -106,6 +97,9 @@ class TestPrompts:
         together = make_renderer(tokenizer).render(prompts, completions)
         alone = [make_renderer(tokenizer).render([p], [c])[0] for p, c in zip(prompts, completions, strict=True)]
         assert together == alone
+
+
+POET = {"type": "text", "text": "You are a poet."}
 
 
 class TestCriterion:
@@ -123,21 +117,22 @@ class TestCriterion:
         assert rows[0].completion_ids == [*encode(tokenizer, "Paris."), EOS]
         assert poet[0]["content"] == "You are a poet."  # the dataset's own message stays
 
-    @pytest.mark.parametrize("system", [{}, {"content": None}, {"content": ""}], ids=["missing", "none", "empty"])
-    def test_joins_an_empty_system_message(self, system):
+    @pytest.mark.parametrize(
+        ("system", "content"),
+        [
+            *((system, "Be exact.") for system in ({}, {"content": None}, {"content": ""})),
+            ({"content": (POET,)}, [{"type": "text", "text": "Be exact.\n\n"}, POET]),
+        ],
+        ids=["missing", "none", "empty", "parts"],
+    )
+    def test_joins_a_system_message(self, system, content):
         joined = add_criterion([{"role": "system", **system}, *USER], "Be exact.")
-        assert joined == [{"role": "system", "content": "Be exact."}, *USER]
-
-    def test_joins_a_system_message_of_parts(self):
-        parts = [{"type": "text", "text": "You are a poet."}]
-        joined = add_criterion([{"role": "system", "content": parts}, *USER], "Be exact.")
-        assert joined == [{"role": "system", "content": [{"type": "text", "text": "Be exact.\n\n"}, *parts]}, *USER]
-        assert len(parts) == 1  # the dataset's own message stays
+        assert joined == [{"role": "system", "content": content}, *USER]
 
     def test_a_template_without_a_system_role(self, tokenizer):
         tokenizer.chat_template = NO_SYSTEM_TEMPLATE
         renderer = make_renderer(tokenizer)
-        refusal = r"chat template of '.*tiny-llama' refuses these messages: System role not supported\."
+        refusal = r"chat template of '.*tiny-llama' rejects these messages: System role not supported\."
         with pytest.raises(ValueError, match=refusal + ".*criterion.*first user message"):
             renderer.render([USER], [PARIS], criteria=["Be exact."])
         with pytest.raises(ValueError, match=refusal + "$"):
@@ -363,29 +358,16 @@ def test_positions_outside():
     assert positions_outside([1, 2, 3], [[3], [2]]) is None  # not in this order
 
 
-class TestContextLength:
-    def test_error_by_default(self, tokenizer):
-        prompt = "abcdefgh" * 4
-        length = len(encode(tokenizer, prompt))
-        with pytest.raises(
-            ValueError, match=f"Row 1 has {length} prompt tokens and 2 .* the 10 tokens.*truncate_left"
-        ):
-            make_renderer(tokenizer, max_length=10).render(["Hi", prompt], ["a", "b"])
-
-    def test_truncate_left(self, tokenizer):
-        prompt = "0123456789" * 3
-        ids = encode(tokenizer, prompt)
-        renderer = make_renderer(tokenizer, max_length=10, overlong_prompt="truncate_left")
-        (row,) = renderer.render([prompt], ["ab"])
-        # The completion, here "a", "b" and EOS, stays whole; the 7 tokens before it are kept.
-        assert row.completion_ids == [*encode(tokenizer, "ab"), EOS]
-        assert row.prompt_ids == ids[-(10 - len(row.completion_ids)) :]
-        assert len(row.prompt_ids) + len(row.completion_ids) == 10
-
-    def test_a_completion_that_leaves_no_room(self, tokenizer):
-        renderer = make_renderer(tokenizer, max_length=5, overlong_prompt="truncate_left")
-        with pytest.raises(ValueError, match="1 prompt token and 11 completion tokens.*lower `max_completion_length`"):
-            renderer.render(["H"], ["0123456789"])
+def test_context_length(tokenizer):
+    prompt = "0123456789" * 3  # a token per character, as all below
+    with pytest.raises(ValueError, match="Row 1 has 30 prompt tokens and 2 .* the 10 tokens.*truncate_left"):
+        make_renderer(tokenizer, max_length=10).render(["Hi", prompt], ["a", "b"])
+    renderer = make_renderer(tokenizer, max_length=10, overlong_prompt="truncate_left")
+    (row,) = renderer.render([prompt], ["ab"])
+    assert row.completion_ids == [*encode(tokenizer, "ab"), EOS]  # whole
+    assert row.prompt_ids == encode(tokenizer, "3456789") and row.cut
+    with pytest.raises(ValueError, match="1 prompt token and 11 completion tokens.*lower `max_completion_length`"):
+        renderer.render(["H"], ["0123456789"])
 
 
 THOUGHTFUL = assistant(content="Paris.", reasoning_content="Hm.")
@@ -393,28 +375,34 @@ THOUGHTFUL = assistant(content="Paris.", reasoning_content="Hm.")
 
 class TestBadBatches:
     @pytest.mark.parametrize(
-        ("prompts", "completions", "error", "message"),
+        ("batch", "error", "message"),
         [
-            ([], [], ValueError, "batch is empty.*nothing to score"),
-            (["a", "b"], ["c"], ValueError, "`completions` has 1 entries for 2 prompts.*repeat a prompt"),
-            ("ab", ["c"], TypeError, "must be lists.*a string was given"),
-            (["a"], "c", TypeError, "must be lists.*a string was given"),
-            (["a", 3], ["c", "d"], TypeError, "prompt of row 1 is int 3.*string or a list of messages"),
-            (["a", "b"], ["c", None], TypeError, "completion of row 1 is NoneType None.*string or a list of messages"),
-            (["a", "b"], ["c", 2.5], TypeError, "completion of row 1 is float 2.5"),
-            (["a"], [b"x" * 1000], TypeError, "completion of row 0 is bytes b'xxx.{,150}$"),  # shortened
-            ([USER], [["Paris."]], TypeError, r"completion of row 0 is list \['Paris.'\]"),
-            ([USER], [[{"content": "Paris."}]], TypeError, "completion of row 0 is list"),
-            ([{"role": "user", "content": "Hi"}], ["Paris."], TypeError, "prompt of row 0 is dict"),
-            (["a"], [PARIS], TypeError, "prompt of row 0 is a string, but its completion is a list.*one kind"),
-            ([[]], ["a"], ValueError, "prompt of row 0 is an empty list of messages"),
-            (["Hi", ""], ["a", "b"], ValueError, "prompt of row 1 renders to no token.*no BOS.*Give it a prompt"),
-            ([USER], [THOUGHTFUL], ValueError, "leaves out the reasoning"),
+            (([], []), ValueError, "batch is empty.*nothing to score"),
+            ((["a", "b"], ["c"]), ValueError, "`completions` has 1 entries for 2 prompts.*repeat a prompt"),
+            (([USER] * 2, ["a", "b"], [[66]]), ValueError, "`completion_ids` has 1 entries for 2 prompts"),
+            (([USER], ["a"], [[67, -100]]), ValueError, "`completion_ids` of row 0 .* without padding, got -100"),
+            (("ab", ["c"]), TypeError, "must be lists.*got a string"),
+            ((["a"], "c"), TypeError, "must be lists.*got a string"),
+            ((["a", 3], ["c", "d"]), TypeError, "prompt of row 1 must be a string or a list of messages.* got int 3"),
+            ((["a", "b"], ["c", None]), TypeError, "completion of row 1 must be a string or a list .* got NoneType"),
+            ((["a", "b"], ["c", 2.5]), TypeError, "completion of row 1 must be .* got float 2.5"),
+            ((["a"], [b"x" * 1000]), TypeError, "completion of row 0 must be .* got bytes b'x{,60}\\.$"),  # shortened
+            (([USER], [["Paris."]]), TypeError, r"completion of row 0 must be .* got list \['Paris.'\]"),
+            (([USER], [[{"content": "Paris."}]]), TypeError, "completion of row 0 must be .* got list"),
+            (([{"role": "user", "content": "Hi"}], ["Paris."]), TypeError, "prompt of row 0 must be .* got dict"),
+            (
+                (["a"], [PARIS]),
+                TypeError,
+                "prompt of row 0 is a string, but its completion is a list.*both as strings",
+            ),
+            (([[]], ["a"]), ValueError, "prompt of row 0 is an empty list of messages"),
+            ((["Hi", ""], ["a", "b"]), ValueError, "prompt of row 1 is empty.*no BOS.*Pass a prompt"),
+            (([USER], [THOUGHTFUL]), ValueError, "leaves out the reasoning"),
         ],
     )
-    def test_is_refused(self, tokenizer, prompts, completions, error, message):
+    def test_is_refused(self, tokenizer, batch, error, message):
         with pytest.raises(error, match=message):
-            make_renderer(tokenizer).render(prompts, completions)
+            make_renderer(tokenizer).render(*batch)
 
     @pytest.mark.parametrize(
         ("template", "completion", "message"),
@@ -432,17 +420,6 @@ class TestBadBatches:
             make_renderer(tokenizer).render([USER], [completion])
         assert len(make_renderer(tokenizer).render(["Hi"], ["you"])) == 1  # plain text needs none
 
-    @pytest.mark.parametrize(
-        ("ids", "message"),
-        [
-            ([[66]], "`completion_ids` has 1 entries for 2 prompts"),
-            ([[66], [67, -100]], "`completion_ids` of row 1 .* they contain -100.*without padding"),
-        ],
-    )
-    def test_ids(self, tokenizer, ids, message):
-        with pytest.raises(ValueError, match=message):
-            make_renderer(tokenizer).render([USER] * 2, ["a", "b"], ids)
-
 
 def assert_spans_tile(text, offsets, num_tokens):
     assert len(offsets) == num_tokens
@@ -451,6 +428,16 @@ def assert_spans_tile(text, offsets, num_tokens):
         assert start == end <= stop
         end = stop
     assert end == len(text)
+
+
+def test_image_files_are_turned_upright(tmp_path):
+    path, picture, exif = str(tmp_path / "red.png"), Image.new("RGB", (2, 1)), Image.Exif()
+    picture.putpixel((0, 0), (255, 0, 0))
+    exif[ExifTags.Base.Orientation] = 6  # to be shown turned to the right
+    picture.save(path, exif=exif)
+    loaded = load_picture(0, path)
+    assert loaded.size == (1, 2) and loaded.getpixel((0, 0)) == (255, 0, 0)
+    assert loaded.tobytes() == load_image(path).tobytes()  # which reads them for a policy
 
 
 class TestDecodeWithOffsets:

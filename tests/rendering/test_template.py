@@ -73,7 +73,7 @@ def test_all_that_is_said_is_written(name, tokenizer):
             try:
                 text = apply(tokenizer, messages)
             except ValueError as error:
-                assert "refuses these messages" in str(error) or "leaves out" in str(error)
+                assert "rejects these messages" in str(error) or "leaves out" in str(error)
                 continue
             written += 1
             assert all(text.count(word) == 1 for word in words_of(messages)), text
@@ -90,13 +90,13 @@ def test_all_that_is_said_is_written(name, tokenizer):
 @pytest.mark.parametrize(
     ("name", "messages", "what"),
     [
-        ("qwen3", [say("developer", "Be brief."), say("user", "Hi")], r"what message 1 \(role 'developer'\) says"),
-        ("qwen3_vl", [say("user", "Hi"), say("system", "Be brief.")], r"what message 2 \(role 'system'\) says"),
-        ("phi3", [say("user", "Hi"), say("tool", "12", name="multiply")], r"what message 2 \(role 'tool'\) says"),
+        ("qwen3", [say("developer", "Be brief."), say("user", "Hi")], r"the text of message 1 \(role 'developer'\)"),
+        ("qwen3_vl", [say("user", "Hi"), say("system", "Be brief.")], r"the text of message 2 \(role 'system'\)"),
+        ("phi3", [say("user", "Hi"), say("tool", "12", name="multiply")], r"the text of message 2 \(role 'tool'\)"),
         (
             "llama3",
             [say("user", "Hi"), say("assistant", "", tool_calls=[CALL]), say("tool", "12")],
-            r"the call of a tool in message 2 \(role 'assistant'\)",
+            r"the tool call of message 2 \(role 'assistant'\)",
         ),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_template_for_certain_texts_only(tokenizer):
         "{{ messages[0].content }}"
     )
     assert apply(tokenizer, [say("user", "yes")]) == "yes"
-    with pytest.raises(ValueError, match="refuses these messages: yes or no"):
+    with pytest.raises(ValueError, match="rejects these messages: yes or no"):
         apply(tokenizer, [say("user", "maybe")])
 
 
@@ -151,7 +151,7 @@ def test_a_template_that_drops_the_criterion(tokenizer):
         "{% for m in messages %}{% if m.role == 'user' %}{{ m.role + ': ' + m.content + '\n' }}{% endif %}{% endfor %}"
     )
     messages = add_criterion([say("user", "Capital of France?")], "Be exact.")
-    with pytest.raises(ValueError, match=r"leaves out what message 1 \(role 'system'\) says.*criterion"):
+    with pytest.raises(ValueError, match=r"leaves out the text of message 1 \(role 'system'\).*criterion"):
         Template(tokenizer).apply(messages, True, has_criterion=True)
 
 

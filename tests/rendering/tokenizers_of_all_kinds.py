@@ -15,18 +15,18 @@ NAMES = (
 )
 
 
-def byte_level(special, eos, template=None):
-    """Can write any text. Only EOS has a name; the other special tokens are known as added ones only."""
+def byte_level_backend(prefix_space, **settings):
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        CORPUS[:1],
-        trainers.BpeTrainer(
-            vocab_size=270 + len(special), initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
-        ),
-    )
+    return backend, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False, **settings)
+
+
+def byte_level(special, eos, template=None):
+    """Can write any text. Only EOS has a name; the other special tokens are known as added ones only."""
+    backend, trainer = byte_level_backend(False, vocab_size=270 + len(special), special_tokens=list(special))
+    backend.train_from_iterator(CORPUS[:1], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=eos)
     tokenizer.chat_template = template
     return tokenizer
@@ -36,13 +36,7 @@ def tokenizer_named(name):
     scheme = name.rpartition(" ")[2]
     trainer: trainers.Trainer
     if name.startswith("byte-level"):
-        backend = Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=scheme == "space")
-        backend.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=420, initial_alphabet=alphabet, special_tokens=SPECIAL, show_progress=False
-        )
+        backend, trainer = byte_level_backend(scheme == "space", vocab_size=420, special_tokens=SPECIAL)
     elif name == "wordpiece":
         backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
         backend.normalizer = normalizers.BertNormalizer(lowercase=False)

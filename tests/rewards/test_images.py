@@ -215,7 +215,7 @@ class TestIgnored:
         expected = EndogenousReward(tiny_model_path, tokenizer)(prompts=[prompt], completions=["x"])
         batch: dict[str, Any] = {"prompts": [ONE], "completions": ["x"], "images": [[RED]]}
         assert EndogenousReward(tiny_model_path, images="ignore")(**batch) == expected
-        with pytest.raises(ValueError, match=r"row 0 has 1 image, and the frozen model reads only text"):
+        with pytest.raises(ValueError, match=r"row 0 has 1 image, but the frozen model reads only text"):
             EndogenousReward(tiny_model_path)(**batch)
 
 
@@ -231,14 +231,14 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("prompt", "columns", "message"),
         [
-            (ONE, {}, "has 1 images in its messages, 1 of them without a picture"),
-            (TWO, {"images": [[RED]]}, "has 2 images in its messages.* have 1 for it"),
-            (ONE, {"images": [[RED, BLUE]]}, "has 1 images in its messages.* have 2 for it"),
-            (user("<image>What?"), {}, "refuses a prompt with 0 images: Found 1 <image> tokens"),
-            ("<image>What?", {}, "refuses a prompt with 0 images: Found 1 <image> tokens"),
-            ("What?", {"images": [[RED]]}, "prompt that is plain text.*conversational"),
-            ([{"role": "system", "content": "a"}], {"images": [[RED]]}, "no message of a user"),
-            (WITH_RED, {"images": [[BLUE]]}, "no other images can be in the columns"),
+            (ONE, {}, "has 1 image parts, 1 of them empty"),
+            (TWO, {"images": [[RED]]}, "has 2 image parts.* have 1 images for it"),
+            (ONE, {"images": [[RED, BLUE]]}, "has 1 image parts.* have 2 images for it"),
+            (user("<image>What?"), {}, "rejects a prompt with 0 images: Found 1 <image> tokens"),
+            ("<image>What?", {}, "rejects a prompt with 0 images: Found 1 <image> tokens"),
+            ("What?", {"images": [[RED]]}, "prompt is plain text.*conversational"),
+            ([{"role": "system", "content": "a"}], {"images": [[RED]]}, "no user message"),
+            (WITH_RED, {"images": [[BLUE]]}, "no other images in the columns"),
             (ONE, {"images": [[RED], [RED]]}, "`images` has 2 entries for 1 prompts"),
             (ONE, {"images": [["https://example.com/a.png"]]}, "is the URL 'https://example.com/a.png'"),
             (ONE, {"images": [["/nowhere/a.png"]]}, "cannot be read: .*No such file"),
@@ -251,14 +251,16 @@ class TestRefused:
         with pytest.raises(ValueError, match=message):
             reward(prompts=[prompt], completions=[completion], **columns)
 
-    @pytest.mark.parametrize(("images", "message"), [([RED], "must be a list of images"), ([[3]], "is a int, but")])
+    @pytest.mark.parametrize(
+        ("images", "message"), [([RED], "must be a list of images"), ([[3]], "uint8 array, got int")]
+    )
     def test_what_is_no_image(self, images, message, reward):
         with pytest.raises(TypeError, match=message):
             reward(prompts=[ONE], completions=["x"], images=images)
 
     def test_completions(self, llava, reward):
         batch: dict[str, Any] = {"prompts": [ONE], "images": [[RED]]}
-        with pytest.raises(ValueError, match="completion of row 0 has a part of type 'image'"):
+        with pytest.raises(ValueError, match="completion of row 0 has a content part of type 'image'"):
             reward(**batch, completions=[[{"role": "assistant", "content": [{"type": "image", "image": RED}]}]])
         ids = [llava.ids("a<image>")]
         for more in ({"completions": ["a <image>"]}, {"completions": ["a"], "completion_ids": ids}):
@@ -275,9 +277,9 @@ class TestRefused:
         tokenizer = pickle.loads(pickle.dumps(llava.processor.tokenizer))
         tokenizer.chat_template = llava.processor.chat_template
         reward = EndogenousReward(llava.model, tokenizer)
-        with pytest.raises(ValueError, match="there is only the tokenizer.*Pass its processor"):
+        with pytest.raises(ValueError, match="`processing_class` is a tokenizer.*Pass the frozen model's processor"):
             reward(prompts=[ONE], completions=["x"], images=[[RED]])
-        with pytest.raises(ValueError, match="stands for an image.*'<image>'.*nothing to put there"):
+        with pytest.raises(ValueError, match="stands for an image.*'<image>'.*no input for it"):
             reward(prompts=["<image>What?"], completions=["x"])
 
     def test_processors_of_other_models(self, visions):

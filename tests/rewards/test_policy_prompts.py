@@ -236,7 +236,7 @@ class TestOwnCopy:
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
         assert f"has {len(expected)} tokens for the policy" in warning
-        assert "They differ from token 0 on: 'Q:" in warning and "The policy's are scored." in warning
+        assert "they differ from token 0 on: 'Q:" in warning and "The policy's prompts are scored." in warning
 
     def test_what_an_environment_writes(self, path, tmp_path):
         """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward."""
@@ -302,7 +302,7 @@ class TestGiven:
         read = trainer._tokenize_prompts([QUESTION])[0][0]
         assert f"has {len(read)} tokens for the policy and {len(expected)} for the reward" in warning
         assert f"from token {len(expected)} on: '<think>\\n' for the policy, ''" in warning
-        assert "The reward's are scored" in warning and "leave them out" in warning
+        assert "The reward's prompts are scored" in warning and "Remove these arguments" in warning
 
     def test_a_tokenizer_with_another_template(self, path, tmp_path, warnings_logged):
         tokenizer = AutoTokenizer.from_pretrained(path)
@@ -313,7 +313,7 @@ class TestGiven:
         expected = encode(tokenizer, "1 tool, What is 3 times 4?")
         assert reward.prompt_ids == [expected] * 4
         (warning,) = warnings_logged()
-        assert "other prompts than the reward renders" in warning
+        assert "policy and the reward read different prompts" in warning
 
 
 def test_another_tokenizer_keeps_its_template(path, tiny_policy_path, tmp_path):

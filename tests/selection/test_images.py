@@ -48,5 +48,5 @@ def test_keys():
 
 def test_sentence_reward_models_read_text():
     row = {"prompt": "a", "chosen": "b", "rejected": "c", "images": ["a.png"]}
-    with pytest.raises(ValueError, match="has images, and a sentence reward model reads only text"):
+    with pytest.raises(ValueError, match="has images, but a sentence reward model reads only text"):
         PairEncoder(None, None)(row)  # type: ignore[arg-type]

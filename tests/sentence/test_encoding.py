@@ -96,7 +96,9 @@ def test_too_many_sentences_become_one(tiny_model_path, warnings_logged):
     assert many.sentences.last_tokens[-1] == len(many.completion_ids) - 1
     assert [many.sentences.text[start:end] for start, end in many.sentences.spans[:2]] == ["A b. ", "A b. "]
     (warning,) = warnings_logged()
-    assert "has 5000 sentences, more than the 3 of `max_sentences`. Those from number 3 on count as one" in warning
+    assert (
+        "has 5000 sentences, more than `max_sentences=3`. All sentences from number 3 on are treated as one" in warning
+    )
 
 
 def test_long_rows(tiny_model_path):
@@ -107,7 +109,7 @@ def test_long_rows(tiny_model_path):
     whole = row(None)
     length = len(whole.input_ids)
     assert row(length) == whole
-    with pytest.raises(ValueError, match=f"3 markers, together more than the {length - 2} tokens.*truncate_left"):
+    with pytest.raises(ValueError, match=f"3 markers, more than the {length - 2} tokens.*truncate_left"):
         row(length - 2)
     cut = row(length - 2, "truncate_left")
     assert cut.input_ids == whole.input_ids[2:]

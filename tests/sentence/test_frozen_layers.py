@@ -119,7 +119,7 @@ def test_what_cannot_start_in_the_middle(tiny_model_path, tmp_path):
     kept: list[torch.Tensor] = []
     model.backbone.layers[0].register_forward_pre_hook(lambda module, args: kept.append(args[0]))
     upper.forward = lambda states, **kwargs: forward(states + kept[-1] * (len(kept) % 2), **kwargs)
-    with pytest.raises(ValueError, match="does not say the same .* of layer 1 on"):
+    with pytest.raises(ValueError, match="gives other .* from the states of layer 1"):
         FrozenLayers(model, 1, make_args(tmp_path))
 
 
@@ -197,17 +197,15 @@ def test_what_is_refused(tiny_model_path, tmp_path, monkeypatch):
         args = make_args(tmp_path, freeze_layers=count, max_steps=1)
         return SentenceRewardTrainer(make_model(tiny_model_path), args, train_dataset=dataset, **kwargs)
 
-    with pytest.raises(ValueError, match="must not be negative"):
-        make(-1)
-    with pytest.raises(ValueError, match="is 3, but LlamaModel has 2 layers"):
+    with pytest.raises(ValueError, match="at most 2, the number of layers of LlamaModel, got 3"):
         make(3)
     with pytest.raises(ValueError, match="an adapter is trained"):
         make(peft_config=LoraConfig(r=2))
-    with pytest.raises(ValueError, match="train dataset is a stream"):
+    with pytest.raises(ValueError, match="train dataset is an `IterableDataset`"):
         make(dataset=IterableDataset.from_generator(lambda: iter(ROWS)))
-    with pytest.raises(ValueError, match="leave `data_collator` away"):
+    with pytest.raises(ValueError, match="Remove `data_collator`"):
         make(data_collator=DataCollatorForSentencePreference(0)).train()
     args = make_args(tmp_path)
     monkeypatch.setattr(args.distributed_state, "distributed_type", "MULTI_CPU")
-    with pytest.raises(ValueError, match="in one process"):
+    with pytest.raises(ValueError, match="in a single process"):
         FrozenLayers(make_model(tiny_model_path), 1, args)

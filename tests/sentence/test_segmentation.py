@@ -169,7 +169,7 @@ def test_sat_segments_are_placed_in_the_text(monkeypatch):
 
 
 def test_align_refuses_another_text():
-    with pytest.raises(ValueError, match="does not follow character 2"):
+    with pytest.raises(ValueError, match="continues differently from character 2"):
         align("a b c", ["a ", "c"])
     with pytest.raises(ValueError, match="left out the text from character 1"):
         align("a b", ["a"])

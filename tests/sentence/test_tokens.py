@@ -34,7 +34,7 @@ def test_last_tokens(tokens, sentences, expected):
 
 def test_last_tokens_needs_tokens():
     assert last_tokens("", [], []) == []
-    with pytest.raises(ValueError, match="no token"):
+    with pytest.raises(ValueError, match="1 sentences, but no tokens"):
         last_tokens("a", [(0, 1)], [])
 
 

@@ -169,7 +169,7 @@ def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_
 
         make_trainer(GRPOTrainer, paths["llava"], kept, tmp_path, "images", max_steps=1, beta=0.0).train()
 
-    with pytest.raises(ValueError, match="has 1 image, and the frozen model reads only text"):
+    with pytest.raises(ValueError, match="has 1 image, but the frozen model reads only text"):
         train()
     train(images="ignore")
     ((scores, ids),) = calls
