@@ -62,21 +62,19 @@ def _graded(grade: Grade, text: str, answer: Any) -> float:
         value = float(grade(text, answer))
     except Exception as error:
         failed = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"The grader fails on the completion {text!r} and the answer {answer!r}: {failed}."
-        ) from error
+        raise ValueError(f"The grader failed on completion {text!r} and answer {answer!r}: {failed}.") from error
     if not 0.0 <= value <= 1.0:  # catches NaN, too
-        raise ValueError(f"The grader gives {value} to {text!r}, but a grade is a number from 0, wrong, to 1, right.")
+        raise ValueError(f"A grade must be from 0 (wrong) to 1 (right), but the grader returned {value} for {text!r}.")
     return value
 
 
 def _load(name: str) -> Grade:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        raise ValueError(f"The grader is {name!r}, but must be math, text, exact, or FILE.py:NAME of a function.")
+        raise ValueError(f"The grader must be math, text, exact or FILE.py:FUNCTION, got {name!r}.")
     found = runpy.run_path(path).get(function)
     if not callable(found):
-        raise ValueError(f"{path} has no function {function!r} for a grader.")
+        raise ValueError(f"The grader's file {path} has no function {function!r}.")
     return found
 
 
@@ -139,8 +137,8 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
         )
     rewards = [value for value in check_rewards(given, len(texts)) if value is not None]
     if len(rewards) < len(texts):
-        what = f"A completion of {question.id} has no reward, but a forecast needs a number for each"
-        raise ValueError(f'{what}: no `truncation="skip"`.')
+        what = f"A forecast needs a reward for every completion, but one of {question.id} has none"
+        raise ValueError(f'{what}. Do not use `truncation="skip"`.')
     return {
         "key": question.key,
         "id": question.id,

@@ -43,7 +43,7 @@ def lock(path: Path, message: str) -> BaseFileLock:
 def lock_folder(folder: Path, setting: str) -> BaseFileLock:
     """[`lock`] of a folder, which is made, for one run; `setting` is what names another folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"Another run is writing to {folder} right now. Wait for it, or choose another {setting}."
+    busy = f"Another run is writing to {folder}. Wait until it has finished, or choose another {setting}."
     return lock(folder / ".run.lock", busy)
 
 

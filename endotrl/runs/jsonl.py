@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from ..reporting import counted
+
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def read_log(path: Path, keys: Sequence[str], mend: bool = True) -> Iterator[tup
                 yield end, record
             end += len(line) if is_whole else 0
     if damaged:
-        logger.warning(f"{path}: damaged lines are skipped ({damaged}). Their records are made again.")
+        logger.warning(f"Skipping {counted(damaged, 'damaged line')} of {path}: they will be computed again.")
     if mend:
         os.truncate(path, end)
 
@@ -76,7 +78,7 @@ def goes_on(path: Path, settings: Mapping[str, Any]) -> bool:
     """Whether there is a run with its settings at `path`, which goes on. `ValueError` if it has other settings."""
     if not path.exists():
         return False
-    way_out = "Choose another --output, or start anew with --overwrite."
+    way_out = "Choose another --output, or start over with --overwrite."
     try:
         before = json.loads(path.read_bytes())
     except ValueError as error:

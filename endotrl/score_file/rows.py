@@ -54,11 +54,11 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         own = OUTPUT_KEYS if responses.names == [None] else OUTPUT_KEYS | {"response"}
         taken = sorted(own & responses.extra.keys())
         if taken:
-            raise ValueError(f'The key "{taken[0]}" is one that the output uses itself. Rename it in the input.')
+            raise ValueError(f'The key "{taken[0]}" is reserved for the output. Rename it in the input.')
         try:
             json.dumps(data, allow_nan=False, default=str)  # a dataset may have images
         except ValueError:
-            raise ValueError("A number is NaN, infinite or too large for a float, which JSON does not have.") from None
+            raise ValueError("A number is NaN, infinite or too large for a float, which is not JSON.") from None
     except ValueError as error:
         row_id = data.get("id")
         keep_id = isinstance(row_id, int) or (isinstance(row_id, str) and row_id.isprintable())

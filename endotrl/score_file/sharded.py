@@ -135,7 +135,7 @@ def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
         fit.add([record["reward"] for _, record in group], covariates, _domain(group[0][0]))
         largest = max(largest, len(group))
     if largest < 2:
-        raise ValueError(f"For a {residual}, no two neighbouring rows have the same prompt: sort the rows by prompt.")
+        raise ValueError(f"A {residual} compares adjacent rows with equal prompts, but there are none. Sort the rows.")
     return fit.slopes()
 
 
@@ -158,5 +158,5 @@ def _domain(row: Row) -> str:
 
 def _covariates(residual: str, row: Row, record: Mapping[str, Any]) -> list[float]:
     if "num_tokens" not in record:
-        raise ValueError(f"A {residual} needs lengths in tokens, which only an endogenous or a sentence reward tells.")
+        raise ValueError(f"A {residual} needs lengths in tokens, which only endogenous and sentence rewards provide.")
     return covariates_of(residual, message_text(row.completion), record["num_tokens"])

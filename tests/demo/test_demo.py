@@ -114,13 +114,15 @@ class TestSummary:
 
     def test_training_beats_temperature_0(self) -> None:
         text = summary(self.part(greedy=0.05, own=0.9, random=0.2))
-        assert text.startswith("By its own reward, without a label, the model improved: 41% to 91% right (+50 ± 0")
+        assert text.startswith(
+            "Trained on its own reward, without labels, the model improved: 41% to 91% right (+50 ± 0"
+        )
         assert "random reward −20" in text and "Temperature 0 is no substitute: " in text and "5%" in text
 
     def test_what_was_forecast_is_the_end_of_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
         part = replace(self.part(greedy=0.05, own=0.9, random=0.2), forecast=0.97)
         part.policies["endogenous"].curve.extend([0.4, 0.9])
-        assert "was forecast before its first step: 97%. After 2 steps it has come to 91%." in summary(part)
+        assert "its final accuracy was forecast to be 97%; after 2 steps, it is 91%." in summary(part)
         drawn = []
         monkeypatch.setattr(findings, "as_png", lambda fig: drawn.append(fig) or b"")
         plot_accuracy(part)
@@ -130,7 +132,7 @@ class TestSummary:
 
     def test_temperature_0_gives_it_too(self) -> None:
         text = summary(self.part(greedy=0.97, own=0.9, random=0.4))
-        assert "the base model is 97% right already" in text and "no substitute" not in text
+        assert "the base model is already 97% right" in text and "no substitute" not in text
         assert "random reward +0 ± 0 points, within noise" in text
 
     def test_a_loss_is_said(self) -> None:
@@ -216,12 +218,10 @@ class TestRunDemo:
             assert AutoTokenizer.from_pretrained(folder)("1+1=")["input_ids"]
         out = capsys.readouterr().out
         said = " ".join(out.split())
-        assert "Rewards that know nothing, on the same footing: random reward" in said
+        assert "Uninformative rewards with the same settings: random reward" in said
         forecast = json.loads((tmp_path / "metrics.json").read_text())["arithmetic"]["sampled_forecast"]
-        assert (
-            f"at beta 0.1, it will answer {forecast:.0%} right." in said
-            and f"before its first step: {forecast:.0%}. After " in said
-        )
+        assert f"at beta 0.1, training will converge to {forecast:.0%} right answers." in said
+        assert f"was forecast to be {forecast:.0%}; after " in said
         assert not (tmp_path / "partial").exists()
         wide = [line for line in out.splitlines() if len(line) > 80]
         assert all("report.html" in line or "[WARNING]" in line for line in wide), wide
@@ -254,7 +254,7 @@ class TestRunDemo:
 
         trained: list[str] = []
         monkeypatch.setattr(parts, "train_with_grpo", train)
-        with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+        with pytest.raises(KeyboardInterrupt, match="Run the same command again to resume"):
             run_demo("arithmetic", tmp_path)
         weights = (tmp_path / "arithmetic" / "base_model" / "model.safetensors").read_bytes()
         run_demo("arithmetic", tmp_path)
@@ -265,7 +265,7 @@ class TestRunDemo:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(demo, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="The demo needs matplotlib, peft, gguf: in a clone"):
+        with pytest.raises(ImportError, match="The demo requires matplotlib, peft, gguf. In a clone"):
             run_demo("all", tmp_path / "output")
         assert not (tmp_path / "output").exists()
 

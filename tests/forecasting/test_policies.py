@@ -224,7 +224,7 @@ class TestFirstGains:
 
 class TestErrors:
     def test_settings(self):
-        with pytest.raises(ValueError, match="a group has at least 2 completions"):
+        with pytest.raises(ValueError, match="`num_generations` must be at least 2, got 1"):
             Objective("grpo", 1)
         with pytest.raises(ValueError, match="trainer"):
             Objective("dpo")  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ class TestParseRow:
             (b'{"prompt": [], "completion": []}', "The prompt is an empty list of messages"),
             (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
             (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "Message 1 of the prompt has no content"),
-            (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is one that the output uses itself'),
+            (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is reserved for the output'),
             (b'{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, but they are of type str"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": [7, true]}', "Entry 2 of the completion_ids is true"),
@@ -426,7 +426,7 @@ class TestResume:
             ("settings", r"other settings: `alpha` was 1\.0 and is 0\.7"),
             ("tokens", "other settings: `tokens` was True and is False"),
             ("input", "another input: the first 17 lines"),
-            ("no meta", r"exists, and no out\.jsonl\.meta\.json tells what made it"),
+            ("no meta", r"exists without out\.jsonl\.meta\.json"),
             ("bad meta", "is damaged"),
         ],
     )
@@ -463,7 +463,7 @@ class TestPaths:
     def test_impossible_ones(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
         for name in ("limit", "block_size"):
-            with pytest.raises(ValueError, match=f"`{name}` is 0, but it must be at least 1"):
+            with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
                 score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, **{name: 0})
         (tmp_path / "empty.jsonl").write_text("\n\n")
         with pytest.raises(ValueError, match=r"empty\.jsonl has no rows"):
@@ -481,7 +481,7 @@ class TestPaths:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
         try:
             with pytest.raises(
-                OSError, match=r"out\.jsonl cannot be written: File too large\. Saved before: (\d+) rows"
+                OSError, match=r"out\.jsonl cannot be written: File too large\. Saved so far: (\d+) rows"
             ):
                 score_file(reward, source, output, SETTINGS, block_size=4)
         finally:
@@ -566,7 +566,7 @@ class TestFormats:
         assert not any(TOKEN_KEYS & row.keys() for row in rows)
         (expected,) = reward(prompts=["2 + 2 ="], completions=[" 5"])
         assert rows[3]["reward"] == pytest.approx(expected, abs=1e-4) and rows[3]["id"] == 2
-        assert report.tally.errors == 2 and '"response" is one that the output uses' in rows[8]["error"]
+        assert report.tally.errors == 2 and '"response" is reserved for the output' in rows[8]["error"]
 
     def test_resumes_within_a_row(self, reward, tiny_model_path, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", self.ROWS)
@@ -657,9 +657,9 @@ class TestResidual:
 
     def test_what_it_cannot_do(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(5)])
-        with pytest.raises(ValueError, match="no two neighbouring rows have the same"):
+        with pytest.raises(ValueError, match="compares adjacent rows with equal prompts, but there are none"):
             score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="residual")
-        with pytest.raises(ValueError, match="name a file for each"):
+        with pytest.raises(ValueError, match="standard input or output cannot be used"):
             score_file(reward, source, "-", SETTINGS, residual="residual")
         with pytest.raises(ValueError, match="`residual` is 'length'"):
             score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="length")
