@@ -28,7 +28,7 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 
 @contextmanager
 def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]:
-    """Inside, no other run can enter with this output, standard output excepted; it is not the `source`."""
+    """Context that only one run can enter with this output, except standard output. It must not be the `source`."""
     path, source = Path(path), Path(source)
     if str(path) == STREAM:
         yield
@@ -108,7 +108,7 @@ class Output:
         self._kept_bytes = 0
 
     def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
-        """Determines what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
+        """Determines what to keep of an earlier run (nothing if `anew`). `ValueError` if it cannot be resumed."""
         if self.stream:
             return
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:

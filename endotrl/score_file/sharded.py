@@ -52,7 +52,12 @@ class ShardedScores:
         """
         state = processes()
         if state.is_main_process:
-            self._open(settings, overwrite)
+            if overwrite:
+                self.remove()
+            path = self.folder / "settings.json"
+            if not goes_on(path, settings):
+                self.folder.mkdir(exist_ok=True)
+                write_json(path, settings)
         state.wait_for_everyone()
         own = self.folder / f"{state.process_index}.jsonl"
         self._find(own)
@@ -95,14 +100,6 @@ class ShardedScores:
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _open(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        path = self.folder / "settings.json"
-        if overwrite:
-            self.remove()
-        if not goes_on(path, settings):
-            self.folder.mkdir(exist_ok=True)
-            write_json(path, settings)
 
     def _find(self, own: Path) -> None:
         """Finds all blocks written so far by any process, and cuts off an incomplete end of this one's file."""

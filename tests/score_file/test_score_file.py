@@ -97,35 +97,38 @@ class TestParseRow:
     def test_says_what_is_wrong(self, line, reason):
         assert reason in parse_row(3, line).error
 
-    def test_keeps_other_keys_and_the_id_of_a_bad_row(self):
-        row = parse_row(2, b'{"id": 7, "prompt": "a", "completion": "", "x": [1, {"y": null}]}')
-        assert row == Row(2, "a", "", {"id": 7, "x": [1, {"y": None}]})
-        assert parse_row(2, b'{"id": "seven", "prompt": 1, "x": 2}').extra == {"id": "seven"}
+    @pytest.mark.parametrize(
+        ("line", "row"),
+        [
+            (b'{"id": 7, "prompt": "a", "completion": "", "x": [1, {"y": null}]}', Row(2, "a", "", {"id": 7, "x": [1, {"y": None}]})),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [7, 0], "x": 1}', Row(2, "a", "b", {"x": 1}, completion_ids=[7, 0])),
+            (b'{"prompt": "a", "completion": "", "completion_ids": []}', Row(2, "a", "", completion_ids=[])),
+            # As a table writes a row without them.
+            (b'{"prompt": "a", "completion": "b", "completion_ids": null}', Row(2, "a", "b")),
+        ],
+    )  # fmt: skip
+    def test_keeps_other_keys_and_token_ids(self, line, row):
+        assert parse_row(2, line) == row
 
-    def test_token_ids_are_used_and_not_carried_over(self):
-        row = parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": [7, 0], "x": 1}')
-        assert row == Row(2, "a", "b", {"x": 1}, completion_ids=[7, 0])
-        assert parse_row(2, b'{"prompt": "a", "completion": "", "completion_ids": []}').completion_ids == []
-        # As a table writes a row without them.
-        assert parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": null}') == Row(2, "a", "b")
+    def test_an_invalid_row_keeps_its_id(self):
+        assert parse_row(2, b'{"id": "seven", "prompt": 1, "x": 2}').extra == {"id": "seven"}
 
     def test_byte_order_mark_on_the_first_line_only(self):
         line = b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}'
         assert parse_row(1, line).error is None
         assert "Not valid JSON" in parse_row(2, line).error
 
-    def test_tool_calls_need_no_content(self):
-        messages = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
-        row = {"prompt": [{"role": "user", "content": "a"}], "completion": messages}
+    def test_text_of_messages(self):
+        calls = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
+        row = {"prompt": [{"role": "user", "content": "a"}], "completion": calls}
         assert parse_row(1, json.dumps(row).encode()).error is None
-        assert message_text(messages) == '[{"function": {"name": "f"}}]'
-
-    def test_message_text(self):
+        assert message_text(calls) == '[{"function": {"name": "f"}}]'
         parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
-        assert message_text("a") == "a"
-        assert message_text([{"role": "user", "content": "a"}]) == "a"
-        several = [{"role": "user", "content": "a"}, {"role": "tool", "content": parts}]
-        assert message_text(several) == "user: a\ntool: b c"
+        assert message_text("a") == message_text([{"role": "user", "content": "a"}]) == "a"
+        assert (
+            message_text([{"role": "user", "content": "a"}, {"role": "tool", "content": parts}])
+            == "user: a\ntool: b c"
+        )
 
 
 class TestScores:
@@ -513,37 +516,25 @@ class TestTally:
             assert tally.length_correlation is None
 
 
-class TestModelDigest:
-    def test_knows_a_trained_model_from_itself(self, tiny_model_path, tmp_path):
-        from safetensors.torch import load_file, save_file
-
-        folder = tmp_path / "model"
-        shutil.copytree(tiny_model_path, folder)
-        assert model_digest(str(folder)) == model_digest(tiny_model_path)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.norm.weight"] += 1e-3
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        assert model_digest(str(folder)) != model_digest(tiny_model_path)
-        assert model_digest("some-organisation/some-model") is None
-
-    # Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
-    @pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
-    def test_knows_a_changed_file_whose_time_was_set_back(self, limit, places, tmp_path, monkeypatch):
-        monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(bytes(5 * 2**20))  # more than a small file
-        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
-        digests = [model_digest(str(tmp_path))]
-        assert model_digest(str(tmp_path)) == digests[0]
-        for place in (*places, 5 * 2**20 - 1, 5 * 2**20):  # the last sample; one more byte
-            with weights.open("r+b") as file:
-                file.seek(place)
-                file.write(b"x")
-            os.utime(weights, ns=times)
-            digests.append(model_digest(str(tmp_path)))
-        os.utime(weights, ns=(times[0], times[1] + 10**9))
-        assert len(set(digests)) == len(places) + 3
-        assert (model_digest(str(tmp_path)) != digests[-1]) == (limit == 2**20)
+# Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
+@pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
+def test_digest_of_a_model_whose_time_was_set_back(limit, places, tmp_path, monkeypatch):
+    monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(5 * 2**20))  # more than a small file
+    times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+    digests = [model_digest(str(tmp_path))]
+    assert model_digest(str(shutil.copytree(tmp_path, tmp_path / "copy"))) == digests[0]
+    for place in (*places, 5 * 2**20 - 1, 5 * 2**20):  # the last sample; one more byte
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        os.utime(weights, ns=times)
+        digests.append(model_digest(str(tmp_path)))
+    os.utime(weights, ns=(times[0], times[1] + 10**9))
+    assert len(set(digests)) == len(places) + 3
+    assert (model_digest(str(tmp_path)) != digests[-1]) == (limit == 2**20)
+    assert model_digest("some-organisation/some-model") is None
 
 
 class TestFormats:
