@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" or "max_tokens_per_batch" not in args:  # torch's
             raise
-        told = f"The device has not enough memory for batches of {args.max_tokens_per_batch} tokens"
+        told = f"The device does not have enough memory for batches of {args.max_tokens_per_batch} tokens"
         say(f"endotrl {args.command}: error: {told}. Resume with a smaller --max-tokens-per-batch.")
         return EXIT_FAILED
     finally:
@@ -113,7 +113,7 @@ def _add_demo(commands: Any) -> None:
         "run the same command again to resume.",
     )
     add = parser.add_argument
-    add("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="all: arithmetic and facts")
+    add("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="all: arithmetic, facts")
     add("--output", metavar="DIR", default="demo-output", help="folder for the report, metrics and models")
     add("--seed", type=int, default=0, help="random seed")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -172,8 +172,9 @@ def _add_pairs(commands: Any) -> None:
         "--write",
         choices=("pairs", "best", "top", "ranked"),
         default="pairs",
-        help="pairs: the best and the worst response to each prompt, as chosen and rejected; best: the best response "
-        "to each prompt; top: the best --fraction of all responses; ranked: all responses, the best first",
+        help="pairs: rows of prompt, chosen and rejected (the best and the worst response); best, top: rows of prompt "
+        "and completion (the best response to each prompt, or the best --fraction of all responses); ranked: all "
+        "responses, the best first",
     )
     add("--margin", metavar="X", type=float, default=0.0, help="minimum difference (exclusive) between paired rewards")
     add("--per-prompt", **COUNT, default=1, help="maximum number of pairs per prompt")

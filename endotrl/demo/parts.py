@@ -365,7 +365,7 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
     return Task(
         name="facts",
         title="Facts: a pretrained model",
-        making="SmolLM2 is asked",
+        making="SmolLM2 answers questions",
         opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions: "
         "{sampled} right when sampled, {greedy} when greedy. GRPO trains a LoRA adapter on other questions, without "
         "answers: the reward comes from the model itself with its adapter disabled.",

@@ -25,8 +25,8 @@ NAMES = {
     "power_sampling": "power sampling",
 }
 PAPERS = Markup(
-    'Theory: <a href="https://huggingface.co/papers/2605.04542">Tomihari and Sato, 2026</a>. Rival without training: '
-    '<a href="https://huggingface.co/papers/2601.21590">power sampling</a>.'
+    'Theory: <a href="https://huggingface.co/papers/2605.04542">Tomihari and Sato, 2026</a>. '
+    'Baseline without training: <a href="https://huggingface.co/papers/2601.21590">power sampling</a>.'
 )
 
 

@@ -94,7 +94,7 @@ def launch(
         except WRONG_SETTINGS as error:
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process per machine reports it
                 say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
-            logger.debug("Where it was found", exc_info=error)
+            logger.debug("Invalid settings", exc_info=error)
             sys.exit(EXIT_WRONG_SETTINGS)
         train(trainer, interruptions, job)
         return trainer

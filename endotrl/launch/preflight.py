@@ -116,7 +116,7 @@ def fit_lengths(
             continue
         lengths: list[int] = []
         try:
-            for row in tqdm(dataset, desc=f"Lengths for {name}", unit=" prompts", delay=2, leave=False):
+            for row in tqdm(dataset, desc=f"Prompt lengths for {name}", unit=" prompts", delay=2, leave=False):
                 lengths.append(length(row))
         except ValueError as error:
             raise ValueError(f"Row {len(lengths)} of the dataset is invalid: {error}") from error

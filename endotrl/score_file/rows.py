@@ -58,7 +58,7 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         try:
             json.dumps(data, allow_nan=False, default=str)  # a dataset may have images
         except ValueError:
-            raise ValueError("A number is NaN, infinite or too large for a float, which is not JSON.") from None
+            raise ValueError("A number is NaN, infinite or too large for a float: not valid JSON.") from None
     except ValueError as error:
         row_id = data.get("id")
         keep_id = isinstance(row_id, int) or (isinstance(row_id, str) and row_id.isprintable())

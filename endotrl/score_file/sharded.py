@@ -132,7 +132,7 @@ def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
         fit.add([record["reward"] for _, record in group], covariates, _domain(group[0][0]))
         largest = max(largest, len(group))
     if largest < 2:
-        raise ValueError(f"A {residual} compares adjacent rows with equal prompts, but there are none. Sort the rows.")
+        raise ValueError(f"A {residual} compares adjacent rows with equal prompts: sort the rows by prompt.")
     return fit.slopes()
 
 

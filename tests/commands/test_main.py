@@ -183,7 +183,7 @@ class TestScore:
 
         monkeypatch.setattr(EndogenousReward, "score", fail_once)
         assert score("--block-size", "1") == 2
-        assert "not enough memory for batches of 8192 tokens" in capsys.readouterr().err
+        assert "does not have enough memory for batches of 8192 tokens" in capsys.readouterr().err
         assert score("--block-size", "1", "--max-tokens-per-batch", "64") == 0
         assert "1 row was done by earlier runs, 3 by this one" in capsys.readouterr().out
 

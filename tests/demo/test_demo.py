@@ -19,9 +19,11 @@ from endotrl.tasks import arithmetic, facts, pictures
 
 
 class TestArithmetic:
-    def test_answers_have_their_last_digit_first(self) -> None:
+    def test_answers_have_their_last_digit_first_and_count_as_a_whole(self) -> None:
         assert arithmetic.question_text((437, 286)) == "437+286="
         assert arithmetic.answer_text((437, 286)) == "327"  # 723
+        given = ["327", "3270", "32", ""]
+        assert arithmetic.accuracy(completions=given, answer=["327"] * 4) == [1.0, 0.0, 0.0, 0.0]
 
     def test_wrong_answers_differ_in_one_digit(self) -> None:
         generator = random.Random(0)
@@ -51,10 +53,6 @@ class TestArithmetic:
         assert len(questions) == 4  # of the third step
         answers = {arithmetic.zero_answer(questions[0], random.Random(seed)) for seed in range(50)}
         assert {len(answer) for answer in answers} == {4} and {answer[0] for answer in answers} == {"0"}
-
-    def test_accuracy_wants_the_whole_answer_and_nothing_else(self) -> None:
-        given = ["327", "3270", "32", ""]
-        assert arithmetic.accuracy(completions=given, answer=["327"] * 4) == [1.0, 0.0, 0.0, 0.0]
 
 
 class TestPictures:
@@ -95,15 +93,13 @@ class TestFacts:
             assert not is_right(question.text, question.answers), question
 
 
-class TestStatistics:
+class TestSummary:
     def test_interval_of_a_difference_on_the_same_questions(self) -> None:
         # Two of four answers changed, one each way: differences 1, -1, 0, 0, mean 0, variance 1/2, standard error
         # sqrt(1/2 / 4) = 0.35355.
         assert half_width([1.0, -1.0, 0.0, 0.0]) == pytest.approx(1.96 * 0.35355, rel=1e-4)
         assert half_width([0.0] * 4) == 0.0
 
-
-class TestSummary:
     def part(self, greedy: float, own: float, random: float) -> Part:
         def policy(sampled: float, greedy: float) -> Policy:
             right = {"sampled": [sampled, sampled + 0.02] * 50, "greedy": [greedy] * 100}

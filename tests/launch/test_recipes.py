@@ -377,6 +377,7 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
+            ([], "d e f"),
             (["--dataset_prompt_suffix", " ?"], "d e f ?"),
             (["--dataset_prompt_chat", "True"], [{"role": "user", "content": "d e f"}]),
             (["--dataset_prompt_chat", "True", "--dataset_prompt_suffix", " ?"], ASKED),
@@ -384,14 +385,9 @@ class TestPrompts:
         ],
     )
     def test_wording(self, arguments, expected, small):
-        train, _ = read_prompts(*small, "--dataset_prompt_column", "question", *arguments)
-        assert train[2]["prompt"] == expected
-
-    def test_column_is_renamed(self, small):
-        train, evaluation = read_prompts(*small, "--dataset_prompt_column", "question")
-        assert evaluation is None
-        assert train.column_names == ["answer", "prompt"]
-        assert train[2]["prompt"] == "d e f"
+        train, evaluation = read_prompts(*small, "--dataset_prompt_column", "question", *arguments)
+        assert train[2]["prompt"] == expected and evaluation is None
+        assert ("question" in train.column_names) == ("prompt" in arguments)  # otherwise it is renamed
 
     def test_quickstart(self, tmp_path):
         train, evaluation = read_prompts("--output_dir", str(tmp_path), "--eval_strategy", "steps")

@@ -648,7 +648,7 @@ class TestResidual:
 
     def test_what_it_cannot_do(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(5)])
-        with pytest.raises(ValueError, match="compares adjacent rows with equal prompts, but there are none"):
+        with pytest.raises(ValueError, match="compares adjacent rows with equal prompts: sort the rows"):
             score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="residual")
         with pytest.raises(ValueError, match="standard input or output cannot be used"):
             score_file(reward, source, "-", SETTINGS, residual="residual")
