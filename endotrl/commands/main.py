@@ -113,7 +113,8 @@ def _add_demo(commands: Any) -> None:
         "run the same command again to resume.",
     )
     add = parser.add_argument
-    add("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="all: arithmetic, facts")
+    tasks = ("arithmetic", "facts", "images", "all")
+    add("--task", choices=tasks, default="all", help="part to run; all: arithmetic and facts")
     add("--output", metavar="DIR", default="demo-output", help="folder for the report, metrics and models")
     add("--seed", type=int, default=0, help="random seed")
     add = parser.add_mutually_exclusive_group().add_argument
@@ -151,7 +152,7 @@ def _add_score(commands: Any) -> None:
         "and, if rows are invalid, F.errors.jsonl; - for standard output (default: FILE.scores.jsonl in the current "
         "folder)",
     )
-    add("--html", metavar="F", help="page to write, with heat maps of the token (or sentence) rewards of 50 rows")
+    add("--html", metavar="F", help="page to write, with heat maps of the first 50 rows by token (or sentence)")
     add("--no-tokens", action="store_true", help="omit tokens (or sentences) and their rewards from the output")
 
 
