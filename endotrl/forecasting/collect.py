@@ -3,7 +3,6 @@
 
 import runpy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,18 @@ DrawSamples = Callable[[Sequence[Any], Sequence[float], int], list[Drawn]]
 Grade = Callable[[str, Any], float]
 
 
-@dataclass(frozen=True)
 class Grader:
     """
-    Correctness of completions, and groups of equal answers. By `name`: `"math"`, [`is_right`] with math-verify;
+    Correctness of completions, and groups of equal answers. `name` is `"math"`, [`is_right`] with math-verify;
     `"text"`, the same without; `"exact"`, the completion equals the answer, except for surrounding white space; a
     function of a completion and the question's answer, or its `FILE.py:NAME`. Raises `ValueError` if there is no such
     grader, and `ImportError` if it needs math-verify, which is not installed.
     """
 
-    name: str | Grade
-
-    def __post_init__(self) -> None:
-        if self.name == "math":
+    def __init__(self, name: str | Grade) -> None:
+        if name == "math":
             require_math_verify()
-        elif not callable(self.name) and self.name not in ("text", "exact"):
-            object.__setattr__(self, "name", _load(self.name))
+        self.name = name if callable(name) or name in ("math", "text", "exact") else _load(name)
 
     def grade(self, completions: Sequence[str], answer: Any) -> list[float]:
         """Grade per completion: 1.0 for right, 0.0 for wrong."""

@@ -124,8 +124,7 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
     if outcome is None:
         empty = "no scored token (the completion_ids are empty)" if row.completion_ids == [] else "no scored token"
         record["reason"] = empty if num_tokens == 0 else "no end-of-sequence token"
-    record["num_tokens"] = num_tokens
-    record["finished"] = stats.finished
+    record |= {"num_tokens": num_tokens, "finished": stats.finished}
     if num_tokens:
         # Like `aggregate="mean"`, whatever the aggregate: without V(s_1), a constant of the prompt.
         initial_value = stats.soft_values[0].item() if reward.token_reward == "bellman" else 0.0
@@ -153,11 +152,7 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
 
 
 def _sentence_record(row: Row, scores: SentenceScores, tokens: bool) -> dict[str, Any]:
-    record = {
-        **row.head,
-        "reward": _finite(scores.score),
-        "num_tokens": len(scores.completion_ids),
-    }
+    record = {**row.head, "reward": _finite(scores.score), "num_tokens": len(scores.completion_ids)}
     if tokens:
         pairs = zip(scores.sentence_rewards.tolist(), scores.weights.tolist(), strict=True)
         numbers = [{"reward": _finite(reward), "weight": _finite(weight)} for reward, weight in pairs]
