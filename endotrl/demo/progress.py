@@ -22,12 +22,13 @@ class Progress(TrainerCallback):
     def __init__(self, stages: Mapping[str, float]) -> None:
         self._titles = list(stages)
         self._bounds = [0.0, *accumulate(stages.values())]
-        self._stage, self._skipped = 0, 0.0
+        self._skipped = 0.0
         line = "{desc} |{bar}| {percentage:3.0f}%, {remaining} left"
         # Without smoothing, the remaining time is that at the average speed since the start.
         self._bar = tqdm(
             total=self._bounds[-1], bar_format=line, leave=False, mininterval=0.5, miniters=0, smoothing=0
         )
+        self.stage(self._titles[0])
 
     def stage(self, title: str) -> None:
         """Begins a stage."""

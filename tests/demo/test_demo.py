@@ -150,7 +150,7 @@ class TestAnswers:
 class TestProgress:
     def test_one_line_over_all_stages(self, capsys: pytest.CaptureFixture[str]) -> None:
         progress = Progress({"first": 60.0, "second": 240.0})
-        progress.stage("first")
+        assert "stage 1 of 2: first" in progress._bar.desc
         progress.skip()  # which says nothing about the speed
         progress.stage("second")
         progress.at(0.75)
