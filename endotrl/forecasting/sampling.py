@@ -26,7 +26,7 @@ from ..scoring.scorer import FrozenScorer
 
 
 GREEDY = 0.0
-KEPT = 4  # tokens with cached keys and values per token whose logits would be kept: only last tokens have logits
+KEPT = 4  # times `max_tokens_per_batch` fit into a batch: keys and values are kept, but logits of last tokens only
 
 
 @dataclass(frozen=True)
