@@ -50,7 +50,7 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
             "the highest reward."
         )
     if objective.has_groups and objective.scale_rewards != "none":
-        taken = " (assumed to equal that of the token credit)" if objective.trainer == "dense_grpo" else ""
+        taken = ", assumed to equal that of the token credit" if objective.trainer == "dense_grpo" else ""
         scale = f'With scale_rewards="{objective.scale_rewards}", rewards are divided by their spread{taken}'
         words.append(f"({scale}, so that beta acts as beta times this spread.)")
     return " ".join(words)
