@@ -37,8 +37,8 @@ def shipped_path(name: str) -> Path:
     wanted = name.removeprefix(SCHEME)
     if wanted not in known:
         raise ValueError(
-            f"No recipe or accelerate config {wanted!r} comes with endotrl{did_you_mean(wanted, known)}. `endotrl "
-            "recipes` lists them."
+            f"Unknown recipe or accelerate config {wanted!r}{did_you_mean(wanted, known)}. `endotrl recipes` lists "
+            "them."
         )
     return ROOT / known[wanted] / wanted
 
@@ -53,7 +53,7 @@ def copy_shipped(name: str, folder: Path) -> Path:
     source = shipped_path(name)
     target = folder / source.name
     if target.exists():
-        raise ValueError(f"{target} is there already. Move it away, or give another folder.")
+        raise ValueError(f"{target} already exists. Remove it, or choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target)

@@ -33,7 +33,7 @@ def test_copies_are_never_written_over(tmp_path: Path) -> None:
     copied = copy_shipped("smollm2-135m", tmp_path / "mine")
     assert (copied / "pairs.jsonl").read_bytes() == (ROOT / "recipes" / "smollm2-135m" / "pairs.jsonl").read_bytes()
     assert copy_shipped("cpu.yaml", tmp_path).name == "cpu.yaml"
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="already exists"):
         copy_shipped("smollm2-135m", tmp_path / "mine")
 
 

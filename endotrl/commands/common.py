@@ -138,7 +138,7 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
         return
     args.dtype, reason = faster_dtype()
     if state.is_main_process and not args.quiet:
-        say(f"Runs in {args.dtype} on this CPU, as {reason}. --dtype has it otherwise.")
+        say(f"Using {args.dtype} on this CPU, as {reason}. Set --dtype to override this.")
 
 
 def resolved_dtype(args: argparse.Namespace) -> str:
@@ -158,10 +158,10 @@ def use_form(args: argparse.Namespace) -> str | None:
     residual, base = split_name(args.form)
     for name in ("token_reward", "aggregate", "discount"):
         if getattr(args, name) != SETTINGS[name].default:
-            raise ValueError(f"--form {args.form} and --{name.replace('_', '-')} were given. Leave one of them out.")
+            raise ValueError(f"--form {args.form} cannot be combined with --{name.replace('_', '-')}. Remove one.")
     form = Form.parse(base)
     if form.token == GAIN:
-        raise ValueError(f"--form {args.form} needs a second pass: only `endotrl eval` has it.")
+        raise ValueError(f"--form {args.form} needs a second forward pass, which only `endotrl eval` makes.")
     args.token_reward, args.aggregate = form.rule.token_reward, form.rule.aggregate
     if form.rule.aggregate == "discounted":
         args.discount = form.rule.discount
@@ -170,12 +170,12 @@ def use_form(args: argparse.Namespace) -> str | None:
 
 def add_model(parser: Parser, what: str) -> None:
     """Adds the options `--model` and `--tokenizer`."""
-    names = 'path, hub id, "quickstart" for the model of the demo, or http://host:8000/v1 to score with'
+    names = 'path, hub id, "quickstart" (the model of the demo), or URL of a server, such as http://host:8000/v1'
     parser.add_argument("--model", required=True, help=f"{what}: {names}")
     parser.add_argument(
         "--tokenizer",
         metavar="M",
-        help="path or hub id of the model's tokenizer (default: the model's, or what its server says it has loaded)",
+        help="path or hub id of the tokenizer (default: that of the model, or of the model that the server reports)",
     )
 
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     settings |= {"grader": args.grader, "grader_version": VERSION, **sampling, **reward_settings}
     is_default = all(value == SETTINGS[name].default for name, value in reward_settings.items())
     if args.power_sampling is not None and not is_default:
-        raise ValueError("--power-sampling is the rival of the endogenous reward with its default settings alone.")
+        raise ValueError("--power-sampling needs the endogenous reward's default settings. Leave out all others.")
     folder = open_folder(args.output, settings, args.overwrite)
     with ExitStack() as stack:
         reward = None

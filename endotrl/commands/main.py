@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
         if name != "instruction" and (value == "" or (isinstance(value, list) and "" in value)):
-            parser.error(f"{name.upper()} is empty: is a variable of the shell unset? Give a value, or leave it out.")
+            parser.error(f"{name.upper()} must not be empty. Is a shell variable unset?")
     ignore_upstream_warnings()
     args.command_line = shlex.join(["endotrl", *(sys.argv[1:] if argv is None else argv)])
     quiet = getattr(args, "quiet", False)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = getattr(import_module(f".{module}", __package__), function)
         return run(args) or EXIT_OK
     except KeyboardInterrupt as interrupt:
-        say(str(interrupt) or "Interrupted. The same command goes on behind what was saved.")
+        say(str(interrupt) or "Interrupted. Run the same command again to resume.")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of the output (`| head`) has exited. Python would raise once more on closing stdout.
@@ -71,14 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         told: object = error
         if isinstance(error, OSError) and error.filename is not None:
-            told = f"{error.filename} cannot be used: {error.strerror}. Name another path."
+            told = f"{error.filename} cannot be used: {error.strerror}. Choose another path."
         say(f"endotrl {args.command}: error: {as_options(told, args)}")
         return EXIT_FAILED
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError" or "max_tokens_per_batch" not in args:  # torch's
             raise
-        few = f"not enough memory for batches of {args.max_tokens_per_batch} tokens"
-        say(f"endotrl {args.command}: error: The device has {few}. Go on with a smaller --max-tokens-per-batch.")
+        told = f"The device does not have enough memory for batches of {args.max_tokens_per_batch} tokens"
+        say(f"endotrl {args.command}: error: {told}. Resume with a smaller --max-tokens-per-batch.")
         return EXIT_FAILED
     finally:
         leave()
@@ -106,18 +106,20 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         "main:run_demo",
-        help="improve two small models by their own reward, with a report, in minutes on a CPU",
-        description="Runs GRPO on the endogenous reward, without labels, and writes a report: a small transformer "
-        "that learns addition from faulty demonstrations, and a pretrained model that answers factual questions. By "
-        "itself, --task images: a vision-language model that reads numbers. After Ctrl-C, the same command goes on.",
+        help="train two small models on their own reward, with a report, in minutes on a CPU",
+        description="Runs GRPO on the endogenous reward, without labels, and writes a report. By default, it trains "
+        "a small transformer that has learned addition from faulty demonstrations, and a pretrained model that "
+        "answers factual questions; with --task images, a vision-language model that reads numbers. After Ctrl-C, "
+        "run the same command again to resume.",
     )
     add = parser.add_argument
-    add("--task", choices=("arithmetic", "facts", "images", "all"), default="all", help="what to run")
-    add("--output", metavar="DIR", default="demo-output", help="folder for report, metrics and model")
-    add("--seed", type=int, default=0, help="seed of all randomness")
+    tasks = ("arithmetic", "facts", "images", "all")
+    add("--task", choices=tasks, default="all", help="part to run; all: arithmetic and facts")
+    add("--output", metavar="DIR", default="demo-output", help="folder for the report, metrics and models")
+    add("--seed", type=int, default=0, help="random seed")
     add = parser.add_mutually_exclusive_group().add_argument
-    add("--quick", dest="size", action="store_const", const="quick", help="no controls and no facts")
-    add("--full", dest="size", action="store_const", const="full", help="more steps, questions, and all controls")
+    add("--quick", dest="size", action="store_const", const="quick", help="skip the facts and all controls")
+    add("--full", dest="size", action="store_const", const="full", help="more steps, more questions, all controls")
     parser.set_defaults(size="default")
 
 
@@ -135,23 +137,23 @@ def _add_score(commands: Any) -> None:
         "score",
         "rows:run_score",
         help="score every row of a file of prompts and completions",
-        description="Rewards every row with the endogenous reward of a language model, in nats, or with a sentence "
+        description="Scores every row with the endogenous reward of a language model, in nats, or with a sentence "
         'reward model. A row is {"prompt": ..., "completion": ...}, text or messages, and optionally '
-        '"completion_ids", the tokens as they were generated; or of another format of TRL. Other keys are copied to '
-        "the output. The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl score` "
-        "uses several devices.",
-        epilog="Exit codes: 0 all rows are scored; 1 some rows could not be, and are named; 2 the command could not "
-        "run or not go on; 130 interrupted, with what was scored saved.",
+        '"completion_ids", the tokens as they were generated; TRL\'s other dataset formats are read, too. Other keys '
+        "are copied to the output. Run the same command again to resume an interrupted run; `accelerate launch -m "
+        "endotrl score` uses several devices.",
+        epilog="Exit codes: 0 if all rows were scored; 1 if some rows could not be scored (they are listed); 2 if the "
+        "command failed; 130 if it was interrupted. Rows that were scored are always saved.",
     )
     add = _add_rows(
         parser,
         "rows to score",
         "JSON Lines file to write, one line per row in the same order, with F.meta.json (settings, versions, speed) "
-        "and, if rows are bad, F.errors.jsonl; - for standard output (default: FILE.scores.jsonl, in the current "
+        "and, if rows are invalid, F.errors.jsonl; - for standard output (default: FILE.scores.jsonl in the current "
         "folder)",
     )
-    add("--html", metavar="F", help="page of token (or sentence) rewards of the first 50 rows as heat maps to write")
-    add("--no-tokens", action="store_true", help="leave tokens (or sentences) and their rewards out of the output")
+    add("--html", metavar="F", help="page to write, with heat maps of the first 50 rows by token (or sentence)")
+    add("--no-tokens", action="store_true", help="omit tokens (or sentences) and their rewards from the output")
 
 
 def _add_pairs(commands: Any) -> None:
@@ -160,29 +162,30 @@ def _add_pairs(commands: Any) -> None:
         "pairs",
         "rows:run_pairs",
         help="turn candidate responses into preference pairs or an SFT dataset",
-        description="Scores the candidate responses to each prompt and writes a dataset of TRL: preference pairs for "
-        "DPO, the best of n, or the best fraction for SFT. Rows of the input have a prompt and a list of completions, "
-        "or one completion each, those of a prompt next to each other; or they are preferences, which are labelled "
-        "anew. The same command goes on where an earlier run was cut off; `accelerate launch -m endotrl pairs` uses "
-        "several devices.",
+        description="Scores the candidate responses to each prompt and writes a dataset for TRL: preference pairs for "
+        "DPO, or the best response or best fraction for SFT. An input row has a prompt and a list of completions, or "
+        "a prompt and one completion, with the rows of a prompt adjacent; or it is a preference, which is relabelled. "
+        "Run the same command again to resume an interrupted run; `accelerate launch -m endotrl pairs` uses several "
+        "devices.",
     )
     add = parser.add_argument_group("choice").add_argument
     add(
         "--write",
         choices=("pairs", "best", "top", "ranked"),
         default="pairs",
-        help="pairs: rows of prompt, chosen and rejected, the best with the worst response; best, top: rows of prompt "
-        "and completion, the best response to each prompt, or the best --fraction; ranked: all, the best first",
+        help="pairs: rows of prompt, chosen and rejected (the best and the worst response); best, top: rows of prompt "
+        "and completion (the best response to each prompt, or the best --fraction of all responses); ranked: all "
+        "responses, the best first",
     )
-    add("--margin", metavar="X", type=float, default=0.0, help="the rewards of a pair differ by more than X")
+    add("--margin", metavar="X", type=float, default=0.0, help="minimum difference (exclusive) between paired rewards")
     add("--per-prompt", **COUNT, default=1, help="maximum number of pairs per prompt")
-    add("--fraction", metavar="X", type=float, default=0.25, help="fraction of the responses that --write top keeps")
-    add("--unfinished", action="store_true", help="also use responses that were cut off, as completion_ids show")
+    add("--fraction", metavar="X", type=float, default=0.25, help="fraction of responses that --write top keeps")
+    add("--unfinished", action="store_true", help="also use truncated responses, as told by their completion_ids")
     _add_rows(
         parser,
         "candidates",
-        "JSON Lines file to write, next to the folder F.scores, from which another choice is made without the model; "
-        "- for standard output (default: FILE.pairs.jsonl, or as --write says, in the current folder)",
+        "JSON Lines file to write; the folder F.scores next to it allows another choice without running the model; - "
+        "for standard output (default: FILE.pairs.jsonl, or as --write says, in the current folder)",
     )
 
 
@@ -192,17 +195,17 @@ def _add_rows(parser: Parser, what: str, output: str) -> Any:
     add_model(parser, "frozen model, or sentence reward model")
     add = parser.add_argument_group("files").add_argument
     add("--output", metavar="F", help=output)
-    add("--overwrite", action="store_true", help="start anew if the output exists")
-    add("--limit", **COUNT, help="only the first N rows")
-    add("--block-size", **COUNT, default=64, help="responses that are scored and saved together")
-    add("--quiet", action="store_true", help="show neither progress nor summary; errors only")
-    settings = parser.add_argument_group("reward", "As the parameters of `endotrl.EndogenousReward`.")
+    add("--overwrite", action="store_true", help="start over if the output exists")
+    add("--limit", **COUNT, help="score only the first N rows")
+    add("--block-size", **COUNT, default=64, help="number of responses scored and saved together")
+    add("--quiet", action="store_true", help="print errors only, without progress and summary")
+    settings = parser.add_argument_group("reward", "Parameters of `endotrl.EndogenousReward`.")
     settings.add_argument(
         "--form",
         metavar="NAME",
-        help="form of the reward by its name in `endotrl eval`, in place of --token-reward and --aggregate: "
-        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; and residual:FORM or style_residual:FORM, which take out "
-        "what length, or length and Markdown, explain among the responses to a prompt, which must be neighbours",
+        help="form of the reward as named in `endotrl eval`, instead of --token-reward and --aggregate: "
+        "TOKEN.AGGREGATE, such as log_prob.discounted=0.95; residual:FORM or style_residual:FORM, which remove the "
+        "effect of length, or of length and Markdown, among the (adjacent) responses to a prompt",
     )
     add_reward_settings(settings, *(name for name, setting in SETTINGS.items() if "score" not in setting.absent))
     return add
@@ -214,12 +217,12 @@ def _add_diagnose(commands: Any) -> None:
         "diagnose",
         "main:run_diagnose",
         help="find out what is wrong with a finished or running training run",
-        description="Says of what a trainer of TRL logged whether the run learns, whether it collapses, and which of "
-        "the usual faults it has, with evidence and what to change. A run is a `trainer_state.json`, an output folder "
-        "or checkpoint, an offline W&B run, TensorBoard events, `completions/*.parquet`, or JSON Lines.",
+        description="Diagnoses a run of a TRL trainer from its logs: whether it learns, whether it collapses, and "
+        "which common problems it has, with evidence and fixes. A run is a `trainer_state.json`, an output folder or "
+        "checkpoint, an offline W&B run, TensorBoard events, `completions/*.parquet`, or JSON Lines.",
     )
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", help="file or folder of a run; several are compared")
+    add("runs", metavar="RUN", nargs="+", help="file or folder of a run; several runs are compared")
     add(
         "--held-out",
         metavar="NAME",
@@ -230,7 +233,7 @@ def _add_diagnose(commands: Any) -> None:
     add(
         "--fail-on",
         choices=("warning", "failure"),
-        help="exit with code 1 if something as grave is found; a run with too few points to tell counts as a warning",
+        help="exit with code 1 for findings of at least this severity; a run too short to judge counts as a warning",
     )
 
 
@@ -260,29 +263,24 @@ def _add_plan(commands: Any) -> None:
         "plan",
         "plan:run",
         help="check whether a recipe fits on given GPUs",
-        description="Memory of each GPU under each way to split a recipe over GPUs, what to change if it does not "
-        "fit, and a rough time. From configs alone: no weights are loaded, and no GPU is needed.",
+        description="Estimates the memory per GPU for each way to distribute a recipe over GPUs, what to change if it "
+        "does not fit, and roughly how long training takes. Reads only configs: no weights are loaded, and no GPU is "
+        "needed.",
     )
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one that comes with endotrl")
-    add("--gpus", **COUNT, default=8, help="GPUs of all machines together")
+    add("recipe", metavar="RECIPE", help="YAML file of a recipe, or endotrl://NAME of one shipped with endotrl")
+    add("--gpus", **COUNT, default=8, help="total number of GPUs")
     number: dict[str, Any] = {"metavar": "N", "type": positive_number}
-    add("--gpu-memory", **number | {"metavar": "GIB"}, default=80.0, help="memory of each, in GiB")
-    add("--rows", **COUNT, help="rows of the dataset, for the time of a recipe with epochs")
-    add("--gpu-tflops", **number, default=312.0, help="peak of dense bfloat16, in TFLOPS (A100: 312)")
+    add("--gpu-memory", **number | {"metavar": "GIB"}, default=80.0, help="memory per GPU, in GiB")
+    add("--rows", **COUNT, help="number of rows in the dataset, to estimate the time of a recipe with epochs")
+    add("--gpu-tflops", **number, default=312.0, help="peak dense bfloat16 throughput, in TFLOPS (A100: 312)")
     add("--gpu-bandwidth", **number, default=2000.0, help="memory bandwidth, in GB/s (A100 80 GB: 2000)")
-    add(
-        "--kind", choices=("grpo", "ppo", "sentence_reward"), help="script of the recipe (default: by the file's name)"
-    )
-    add("--model", help="model in place of the recipe's: path or hub id, of which only the config is read")
-    add("--prompt-tokens", **COUNT, default=512, help="longest prompt, if the recipe does not say it")
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        nargs="+",
-        default=[],
-        help="settings of the recipe to override, such as use_peft=true",
-    )
+    scripts = ("grpo", "ppo", "sentence_reward")
+    add("--kind", choices=scripts, help="script of the recipe (default: inferred from the file name)")
+    add("--model", help="path or hub id of a model to use instead of the recipe's (only its config is read)")
+    add("--prompt-tokens", **COUNT, default=512, help="length of the longest prompt, if the recipe does not set it")
+    changes = "settings of the recipe to override, such as use_peft=true"
+    add("--set", metavar="KEY=VALUE", nargs="+", default=[], help=changes)
 
 
 def _add_recipes(commands: Any) -> None:
@@ -290,11 +288,11 @@ def _add_recipes(commands: Any) -> None:
         commands,
         "recipes",
         "main:run_recipes",
-        help="list, find or copy the recipes and accelerate configs that come with endotrl",
-        description="Lists the recipes and accelerate configs. With NAME, prints its path, or copies it.",
+        help="list, find or copy the recipes and accelerate configs shipped with endotrl",
+        description="Lists the recipes and accelerate configs. With NAME, prints the path of one, or copies it.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="recipe, model or accelerate config")
-    parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy it into")
+    parser.add_argument("--copy", metavar="DIR", type=Path, help="folder to copy it to")
 
 
 def run_recipes(args: argparse.Namespace) -> None:
@@ -305,7 +303,7 @@ def run_recipes(args: argparse.Namespace) -> None:
         sys.stdout.write(f"{shipped_path(args.name) if args.copy is None else copy_shipped(args.name, args.copy)}\n")
         return
     if args.copy is not None:
-        raise ValueError("--copy needs the name of what to copy: `endotrl recipes smollm2-135m --copy .`")
+        raise ValueError("--copy requires a NAME, such as in `endotrl recipes smollm2-135m --copy .`")
     lines = []
     for name, about in recipes().items():
         lines += [name, *textwrap.wrap(about, 80, initial_indent="    ", subsequent_indent="    ")]
@@ -321,11 +319,11 @@ def _add_workspace(commands: Any) -> None:
         commands,
         "workspace",
         "main:run_workspace",
-        help="sort the curves of a W&B project into sections",
-        description="Saves a view of a W&B project with five sections of curves: is it learning, is it collapsing, "
-        "what does the reward look at, optimization, speed. Prints its address. Needs `wandb login`.",
+        help="organise the curves of a W&B project into sections",
+        description="Saves a view of a W&B project with five sections of curves (learning, collapse, what the reward "
+        "looks at, optimization, speed), and prints its URL. Requires `wandb login`.",
     )
-    parser.add_argument("project", metavar="ENTITY/PROJECT", help="whose project, and its name")
+    parser.add_argument("project", metavar="ENTITY/PROJECT", help="W&B entity and project")
 
 
 def run_workspace(args: argparse.Namespace) -> None:
@@ -334,14 +332,14 @@ def run_workspace(args: argparse.Namespace) -> None:
 
     entity, _, project = args.project.partition("/")
     if not entity or not project or "/" in project:
-        raise ValueError(f"{args.project!r} is not ENTITY/PROJECT: whose W&B project, and its name.")
+        raise ValueError(f"The project must be ENTITY/PROJECT, got {args.project!r}.")
     workspace = make_workspace(entity, project)
     from wandb.errors import Error
 
     try:
         sys.stdout.write(f"{workspace.save().url}\n")
     except Error as error:
-        raise ValueError(f"W&B does not save a workspace for {args.project}: {error}") from error
+        raise ValueError(f"W&B cannot save a workspace for {args.project}: {error}") from error
 
 
 if __name__ == "__main__":

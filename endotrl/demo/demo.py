@@ -38,7 +38,7 @@ def run_demo(
     check_choice("task", task, (*TASKS, "all"))
     check_choice("size", size, tuple(SIZES))
     if task == "facts" and SIZES[size].facts is None:
-        raise ValueError(f"The {size} demo has no facts: leave out `--task facts`, or `--{size}`.")
+        raise ValueError(f"The {size} demo has no facts. Remove `--task facts` or `--{size}`.")
     quiet_libraries()
     _check_requirements(task)
     output = Path(output_dir)
@@ -72,13 +72,13 @@ def run_demo(
             say(terminal_table(*accuracy_table(part)))
             say(summary(part))
     except KeyboardInterrupt as error:
-        told = f"Interrupted. What is done is in {output}: the same command goes on from there."
+        told = f"Interrupted. Results so far are in {output}. Run the same command again to resume."
         raise KeyboardInterrupt(told) from error
     finally:
         progress.close()
     shutil.rmtree(output / "partial")
     console.rule("done")
-    told = f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; figures: {output / 'metrics.json'}."
+    told = f"{metrics['seconds'] / 60:.1f} minutes. Report: {report}; metrics: {output / 'metrics.json'}."
     console.print(told, markup=False, highlight=False, soft_wrap=True)
     return metrics
 
@@ -87,6 +87,6 @@ def _check_requirements(task: str) -> None:
     """Raises `ImportError` early for packages that would be needed only after minutes of training."""
     needed = ["matplotlib", *(["peft", "gguf"] if task in ("all", "facts") else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
-        raise ImportError(f"The demo needs {', '.join(missing)}: in a clone, `pip install '.[quickstart]'`.")
+        raise ImportError(f"The demo requires {', '.join(missing)}. In a clone, run `pip install '.[quickstart]'`.")
     if "peft" in needed:
         quickstart_model_path()  # converts the model on first use

@@ -76,25 +76,26 @@ def summary(part: Part) -> str:
     before, after, greedy = base.accuracy(), own.accuracy(), base.accuracy(GREEDY)
     changes = {name: _change(base, policy) for name, policy in part.policies.items() if name != "base"}
     change, sign = changes.pop("endogenous")
-    verb = {1: "improved", 0: "stayed", -1: "got worse"}[sign]
-    text = f"By its own reward, without a label, the model {verb}: {before:.0%} to {after:.0%} right ({change}). "
+    verb = {1: "improved", 0: "did not change", -1: "got worse"}[sign]
+    told = f"the model {verb}: {before:.0%} to {after:.0%} right ({change})"
+    sentences = [f"Trained on its own reward, without labels, {told}."]
     if part.forecast is not None:
-        text += (
-            f"Where training ends was forecast before its first step: {part.forecast:.0%}. After {len(own.curve)} "
-            f"steps it has come to {after:.0%}. "
-        )
-    others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items())
-    if others:
-        text += f"Rewards that know nothing, on the same footing: {others}. "
+        forecast = f"its final accuracy was forecast to be {part.forecast:.0%}"
+        sentences.append(f"Before training, {forecast}; after {len(own.curve)} steps, it is {after:.0%}.")
+    if changes:
+        others = "; ".join(f"{TITLES[name]} {change}" for name, (change, _) in changes.items())
+        sentences.append(f"Uninformative rewards with the same settings: {others}.")
     if greedy < after - half_width(own.right[SAMPLED]):
-        return text + (
-            f"Temperature 0 is no substitute: the base model's greedy answers are {greedy:.0%} right, for its most "
-            "probable first step is often wrong, though its most probable whole answer is right."
+        sentences.append(
+            f"Temperature 0 is no substitute: the base model's greedy answers are {greedy:.0%} right, because its "
+            "most probable first step is often wrong, although its most probable answer as a whole is right."
         )
-    return text + (
-        f"Asked greedily, the base model is {greedy:.0%} right already: here training brings its samples to what "
-        "temperature 0 gives, and teaches nothing new."
-    )
+    else:
+        sentences.append(
+            f"With greedy decoding, the base model is already {greedy:.0%} right: training brings its samples to the "
+            "level of temperature 0, and teaches nothing new."
+        )
+    return " ".join(sentences)
 
 
 def _change(base: Policy, policy: Policy) -> tuple[str, int]:
@@ -125,11 +126,11 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         plot = plot_accuracy(part)
         (output_dir / f"{part.name}.png").write_bytes(plot)
         headers, rows = accuracy_table(part)
-        costs = " Majority: of 16 answers to each question, at 16 times the cost." if MAJORITY in headers else ""
+        costs = " Majority vote over 16 answers per question, at 16 times the cost." if MAJORITY in headers else ""
         verdict, _, rest = summary(part).partition(". ")
         noise = max(half_width(values) for policy in part.policies.values() for values in policy.right.values())
         asked = f"Right answers to {len(part.questions)} held-out questions"
-        end = "" if part.forecast is None else "; dotted, where training on its own reward was forecast to end"
+        end = "" if part.forecast is None else "; dotted: the forecast for training on its own reward"
         settings = settings_table({key.replace("_", " "): value for key, value in part.settings.items()})
         blocks = [
             _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
@@ -138,8 +139,8 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
             table(headers, [[Markup("{}").format(name), *cells] for name, *cells in rows]),
             figure(
                 plot,
-                "Accuracy of the answers sampled in training (measured, not rewarded; averaged over a few steps). "
-                f"Horizontal lines: what the untrained model gives when asked in other ways{end}.",
+                "Accuracy of the answers sampled during training (logged, not rewarded; averaged over a few steps). "
+                f"Horizontal lines: accuracy of the untrained model with other ways of decoding{end}.",
             ),
             _answers(part),
         ]
@@ -153,24 +154,22 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
     used = metrics["environment"]
     software = ", ".join(f"{name} {used[name.lower()]}" for name in ("endotrl", "TRL", "transformers", "torch"))
     minutes = f"{metrics['seconds'] / 60:.1f} minutes"
-    footer = f"{software}; {used['machine']}; {minutes}; one run of each. Made by the command endotrl demo."
+    footer = f"{software}; {used['machine']}; {minutes}; one run per reward. Created by endotrl demo."
     lead = Markup(
-        "<p><strong>{}.</strong> No reward model, no judge, no labels: each model is trained by TRL's GRPO on "
-        "the reward that its own frozen copy gives.</p>"
+        "<p><strong>{}.</strong> No reward model, no judge, no labels: TRL's GRPO trains each model on the reward "
+        "of its own frozen copy.</p>"
     ).format(summary(parts[0]).partition(". ")[0])
     path = output_dir / "report.html"
     path.write_text(page("endotrl demo", sections, lead=lead, footer=footer), encoding="utf-8")
     return path
 
 
-_HEAT_MAPS = (
-    "What each token adds to the reward, the frozen model's log-probability: answers from before and after training."
-)
+_HEAT_MAPS = "Contribution of each token to the reward, the frozen model's log-probability, before and after training."
 _LIMITS = Markup(
-    "<p>The endogenous reward sharpens a model: whole answers that it thinks probable become more probable. Where its "
-    "most probable answer is wrong, training makes it wrong more often. The reward rises whatever happens, so watch "
-    "an accuracy on held-out questions, the length of answers and their entropy, keep the KL penalty "
-    "(<code>beta</code> &gt; 0), and compare with rewards that know nothing.</p>"
+    "<p>The endogenous reward sharpens a model: answers that are probable as a whole become more probable. Where the "
+    "most probable answer is wrong, training makes the model wrong more often. The reward rises whatever happens, so "
+    "monitor the accuracy on held-out questions and the length and entropy of answers, keep the KL penalty "
+    "(<code>beta</code> &gt; 0), and compare with uninformative rewards.</p>"
 )
 
 
@@ -212,8 +211,8 @@ def _answers(part: Part) -> Markup:
     step = max(1, len(part.questions) // NUM_ANSWERS)
     shown = range(0, len(part.questions), step)[:NUM_ANSWERS]
     rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in shown]
-    how = " An answer is the sum with its last digit first." if part.name == "arithmetic" else ""
-    caption = f"Sampled answers, chosen by position alone: one in {step} of the held-out ones. ✓ right, ✗ wrong.{how}"
+    how = " An answer is the sum in reverse, last digit first." if part.name == "arithmetic" else ""
+    caption = f"Sampled answers to held-out questions, one in {step}, not selected. ✓ right, ✗ wrong.{how}"
     return _paragraph(caption) + table(["question", "before", "after"], rows)
 
 

@@ -153,7 +153,7 @@ class Task:
 
     def training(self, name: str) -> str:
         """Title of the training on a reward."""
-        return f"{self.name}: trains on {'its' if name == 'endogenous' else 'a'} {TITLES[name]}"
+        return f"{self.name}: training on {'its' if name == 'endogenous' else 'a'} {TITLES[name]}"
 
 
 def look(progress: Progress, say: Callable[[Any], None]) -> None:
@@ -201,8 +201,8 @@ def run(task: Task, output: Path, seed: int, progress: Progress, kept: Kept, say
     say(task.opening.format(sampled=f"{asked.accuracy():.0%}", greedy=f"{asked.accuracy(GREEDY):.0%}"))
     predicted = None if task.forecast is None else task.forecast()
     if predicted is not None:
-        ends = f"trained to the end at beta {task.settings['beta']:g}, it will answer {predicted:.0%} right"
-        say(f"Forecast, from samples of it alone: {ends}.")
+        ends = f"at beta {task.settings['beta']:g}, training will converge to {predicted:.0%} right answers"
+        say(f"Forecast from its samples alone: {ends}.")
     # With an adapter the trainer has the frozen weights: the reward is attached, and needs no second model.
     rewards: dict[str, Callable[[], Any]] = {
         "endogenous": partial(EndogenousReward, None if task.peft_config else task.frozen),
@@ -310,7 +310,7 @@ def images_task(size: Size, output: Path, seed: int) -> Task:
 
 def _opening(learned: str, beginning: str) -> str:
     return (
-        f"{learned} of which {PRETRAINING['noise']:.0%} derail: {beginning}, then anything. It answers "
+        f"{learned} of which {PRETRAINING['noise']:.0%} derail: {beginning}, then random digits. Its answers are "
         "{sampled} right when sampled, {greedy} when greedy. Now it trains on its own reward, without labels."
     )
 
@@ -365,10 +365,10 @@ def facts_task(size: Size, output: Path, seed: int) -> Task:
     return Task(
         name="facts",
         title="Facts: a pretrained model",
-        making="SmolLM2 is asked",
-        opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions "
+        making="SmolLM2 answers questions",
+        opening=f"SmolLM2-135M-Instruct, in {dtype} on this CPU, answers {len(held_out)} factual questions: "
         "{sampled} right when sampled, {greedy} when greedy. GRPO trains a LoRA adapter on other questions, without "
-        "answers: the reward is the model itself, its adapter switched off.",
+        "answers: the reward comes from the model itself with its adapter disabled.",
         seconds=(30.0, 120.0),
         prompts=[q.prompt for q in held_out],
         is_right=lambda i, text: is_right(text, held_out[i].answers),

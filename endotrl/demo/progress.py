@@ -2,54 +2,49 @@
 """Progress line over a whole run, and results that survive an interruption."""
 
 import json
-import time
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ..reporting import counted
 from ..runs.files import write_json
-
-
-PRIOR_SECONDS = 20.0  # of expected work, so that a machine's speed is not judged by its first seconds
 
 
 class Progress(TrainerCallback):
     """
-    A line such as `stage 2 of 5: learning to add, about 3 minutes left`. As a trainer callback, it follows the
-    training steps. `stages` maps titles to the seconds that each takes on two cores: the remaining time is scaled by
-    the speed measured so far.
+    A line such as `stage 2 of 5: learning to add |###   |  40%, 03:12 left`. As a trainer callback, it follows the
+    training steps. `stages` maps titles to the seconds that each takes on two cores, by which they are weighted.
     """
 
     def __init__(self, stages: Mapping[str, float]) -> None:
-        self._titles, self._seconds = list(stages), list(stages.values())
-        self._stage, self._skipped = 0, 0.0
-        self._started = time.perf_counter()
-        self._bar = tqdm(total=100, bar_format="{desc} |{bar}| {percentage:3.0f}%", leave=False, mininterval=0.5)
+        self._titles = list(stages)
+        self._bounds = [0.0, *accumulate(stages.values())]
+        self._skipped = 0.0
+        line = "{desc} |{bar}| {percentage:3.0f}%, {remaining} left"
+        # Without smoothing, the remaining time is that at the average speed since the start.
+        self._bar = tqdm(
+            total=self._bounds[-1], bar_format=line, leave=False, mininterval=0.5, miniters=0, smoothing=0
+        )
+        self.stage(self._titles[0])
 
     def stage(self, title: str) -> None:
         """Begins a stage."""
         self._stage = self._titles.index(title)
+        self._bar.set_description_str(f"stage {self._stage + 1} of {len(self._titles)}: {title}", refresh=False)
         self.at(0.0)
 
     def skip(self) -> None:
         """Marks the stage as done in an earlier run, which has no bearing on the speed of this one."""
-        self._skipped += self._seconds[self._stage]
+        self._skipped += self._bounds[self._stage + 1] - self._bounds[self._stage]
+        self._bar.initial = self._skipped
 
     def at(self, fraction: float) -> None:
         """Shows that a fraction of the stage is done."""
-        total = sum(self._seconds)
-        done = sum(self._seconds[: self._stage]) + fraction * self._seconds[self._stage]
-        elapsed = time.perf_counter() - self._started
-        speed = (elapsed + PRIOR_SECONDS) / (max(0.0, done - self._skipped) + PRIOR_SECONDS)
-        left = (total - done) * speed
-        minutes = "less than a minute" if left < 45 else f"about {counted(max(1, round(left / 60)), 'minute')}"
-        stage = f"stage {self._stage + 1} of {len(self._titles)}: {self._titles[self._stage]}"
-        self._bar.set_description_str(f"{stage}, {minutes} left", refresh=False)
-        self._bar.update(100 * done / total - self._bar.n)
+        start, end = self._bounds[self._stage : self._stage + 2]
+        self._bar.update(start + fraction * (end - start) - self._bar.n)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Updates the line after each training step."""

@@ -3,7 +3,6 @@
 
 import runpy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,18 @@ DrawSamples = Callable[[Sequence[Any], Sequence[float], int], list[Drawn]]
 Grade = Callable[[str, Any], float]
 
 
-@dataclass(frozen=True)
 class Grader:
     """
-    Correctness of completions, and groups of equal answers. By `name`: `"math"`, [`is_right`] with math-verify;
+    Correctness of completions, and groups of equal answers. `name` is `"math"`, [`is_right`] with math-verify;
     `"text"`, the same without; `"exact"`, the completion equals the answer, except for surrounding white space; a
     function of a completion and the question's answer, or its `FILE.py:NAME`. Raises `ValueError` if there is no such
     grader, and `ImportError` if it needs math-verify, which is not installed.
     """
 
-    name: str | Grade
-
-    def __post_init__(self) -> None:
-        if self.name == "math":
+    def __init__(self, name: str | Grade) -> None:
+        if name == "math":
             require_math_verify()
-        elif not callable(self.name) and self.name not in ("text", "exact"):
-            object.__setattr__(self, "name", _load(self.name))
+        self.name = name if callable(name) or name in ("math", "text", "exact") else _load(name)
 
     def grade(self, completions: Sequence[str], answer: Any) -> list[float]:
         """Grade per completion: 1.0 for right, 0.0 for wrong."""
@@ -62,21 +57,19 @@ def _graded(grade: Grade, text: str, answer: Any) -> float:
         value = float(grade(text, answer))
     except Exception as error:
         failed = f"{type(error).__name__}: {error}"
-        raise ValueError(
-            f"The grader fails on the completion {text!r} and the answer {answer!r}: {failed}."
-        ) from error
+        raise ValueError(f"The grader failed on completion {text!r} and answer {answer!r}: {failed}.") from error
     if not 0.0 <= value <= 1.0:  # catches NaN, too
-        raise ValueError(f"The grader gives {value} to {text!r}, but a grade is a number from 0, wrong, to 1, right.")
+        raise ValueError(f"A grade must be from 0 (wrong) to 1 (right), but the grader returned {value} for {text!r}.")
     return value
 
 
 def _load(name: str) -> Grade:
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
-        raise ValueError(f"The grader is {name!r}, but must be math, text, exact, or FILE.py:NAME of a function.")
+        raise ValueError(f"The grader must be math, text, exact or FILE.py:FUNCTION, got {name!r}.")
     found = runpy.run_path(path).get(function)
     if not callable(found):
-        raise ValueError(f"{path} has no function {function!r} for a grader.")
+        raise ValueError(f"The grader's file {path} has no function {function!r}.")
     return found
 
 
@@ -139,8 +132,8 @@ def _record(question: Question, drawn: Drawn, grader: Grader, reward: Any) -> di
         )
     rewards = [value for value in check_rewards(given, len(texts)) if value is not None]
     if len(rewards) < len(texts):
-        what = f"A completion of {question.id} has no reward, but a forecast needs a number for each"
-        raise ValueError(f'{what}: no `truncation="skip"`.')
+        what = f"A forecast needs a reward for every completion, but one of {question.id} has none"
+        raise ValueError(f'{what}. Do not use `truncation="skip"`.')
     return {
         "key": question.key,
         "id": question.id,

@@ -155,9 +155,9 @@ def forecast(
     objective = Objective(trainer, num_generations, scale_rewards)
     mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
     if not betas or not all(0 < beta < math.inf for beta in betas):
-        raise ValueError(f"`betas` is {betas!r}, but it must be a list of finite numbers above 0.")
+        raise ValueError(f"`betas` must be a non-empty list of finite numbers above 0, got {betas!r}.")
     if reward is not None and not callable(reward):
-        raise TypeError(f"`reward` is {reward!r}, but it must be a reward function, or None for the endogenous.")
+        raise TypeError(f"`reward` must be a reward function, or None for the endogenous reward, got {reward!r}.")
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)

@@ -25,8 +25,8 @@ NAMES = {
     "power_sampling": "power sampling",
 }
 PAPERS = Markup(
-    'Theory: <a href="https://huggingface.co/papers/2605.04542">Tomihari and Sato, 2026</a>. Rival without training: '
-    '<a href="https://huggingface.co/papers/2601.21590">power sampling</a>.'
+    'Theory: <a href="https://huggingface.co/papers/2605.04542">Tomihari and Sato, 2026</a>. '
+    'Baseline without training: <a href="https://huggingface.co/papers/2601.21590">power sampling</a>.'
 )
 
 
@@ -67,7 +67,7 @@ def plot(forecast: "Forecast") -> bytes:
     axis.plot(betas, [row[metric] for row in rows], color=BLUE, label="after training")
     for enough, style in ((True, {"color": BLUE}), (False, {"markerfacecolor": "white", "markeredgecolor": BLUE})):
         some = [row for row in rows if (row["ess"] >= MIN_ESS) is enough]
-        label = None if enough or not some else "samples do not suffice"
+        label = None if enough or not some else "too few samples"
         axis.plot([r["beta"] for r in some], [r[metric] for r in some], "o", markersize=5, **style, label=label)
     colors = [GREY, *COLORS[1:], "#000000"]
     for color, (key, found) in zip(colors, forecast.details["alternative_details"].items(), strict=False):
@@ -90,10 +90,10 @@ def plot(forecast: "Forecast") -> bytes:
 
 def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
     caption = (
-        "Length in tokens; truncated: fraction cut off at the limit; distinct: answers in a group; agreement: with "
-        "the frozen model's majority answer; KL to the frozen model in nats per completion; reward: mean, "
-        "as trainers log it; effective samples: median "
-        f"over questions, of which below {MIN_ESS:g} the row is the best of the samples by the reward."
+        "Length in tokens; truncated: fraction of completions cut off at the length limit; distinct: number of "
+        "different answers in a group; agreement with the frozen model's majority answer; KL to the frozen model in "
+        "nats per completion; reward: mean, as trainers log it; effective samples: median over questions. With fewer "
+        f"than {MIN_ESS:g}, the row is the sample with the highest reward."
     )
     rows, intervals = [], []
     for row in forecast.betas:
@@ -102,7 +102,7 @@ def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
         cells = [number(None) if None in pair else " to ".join(map(number, pair)) for pair in pairs]
         intervals.append([f"{row['beta']:g}", *cells])
     return [
-        ("Forecast", figure(plot(forecast), alt="Forecast over beta, with what costs no training")),
+        ("Forecast", figure(plot(forecast), alt="Forecast over beta, with alternatives that need no training")),
         ("After training", table(["beta", *METRICS, "effective samples"], rows, caption)),
         ("95% intervals over questions", table(["beta", *METRICS], intervals)),
         ("Without training", table(["", *METRICS], alternative_rows(forecast))),

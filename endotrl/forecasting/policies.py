@@ -63,7 +63,7 @@ class Objective:
         check_choice("trainer", self.trainer, get_args(Trainer))
         check_choice("scale_rewards", self.scale_rewards, get_args(ScaleRewards))
         if self.num_generations < 2:
-            raise ValueError(f"`num_generations` is {self.num_generations}, but a group has at least 2 completions.")
+            raise ValueError(f"`num_generations` must be at least 2, got {self.num_generations}.")
 
     @property
     def has_groups(self) -> bool:

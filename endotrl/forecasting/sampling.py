@@ -26,7 +26,7 @@ from ..scoring.scorer import FrozenScorer
 
 
 GREEDY = 0.0
-KEPT = 4  # tokens with cached keys and values per token whose logits would be kept: only last tokens have logits
+KEPT = 4  # times `max_tokens_per_batch` fit into a batch: keys and values are kept, but logits of last tokens only
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Mixture:
         """
         others = sorted({t for t in temperatures if t != 1.0}, reverse=True)
         if 1.0 not in temperatures or any(not 0.01 <= t < math.inf for t in others):
-            raise ValueError(f"The temperatures are {[*temperatures]}, but must be at least 0.01, and 1 among them.")
+            raise ValueError(f"`temperatures` must be at least 0.01 and include 1, got {[*temperatures]}.")
         if num_samples < 2 + len(others):
-            few = f"{counted(num_samples, 'sample')} cannot serve the temperatures {[*temperatures]}"
-            raise ValueError(f"{few}: give {2 + len(others)} or more.")
+            few = f"`samples` must be at least {2 + len(others)} for {counted(len(others) + 1, 'temperature')}"
+            raise ValueError(f"{few}, got {num_samples}.")
         rest = num_samples // 2 if others else 0
         shares = {t: rest // len(others) + (i < rest % len(others)) for i, t in enumerate(others)}
         return cls({1.0: num_samples - rest, **{t: n for t, n in shares.items() if n}, GREEDY: 1})

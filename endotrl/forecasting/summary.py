@@ -60,9 +60,7 @@ class Summary:
 
         policies = {beta: samples.policy(objective, beta) for beta in sorted(set(betas), reverse=True)}
         units = {f"beta={beta:g}": self._units(weights) for beta, weights in policies.items()}
-        votes = [
-            i for i, t in enumerate(temperatures) if t == 1.0
-        ]  # from which the majority and the best of n are taken
+        votes = [i for i, t in enumerate(temperatures) if t == 1.0]  # for the majority and the best of n
         self.num_votes = len(votes)
         at_one = np.tile([0.0 if t == 1.0 else -np.inf for t in temperatures], len(records))
         at_half = np.concatenate([found[0.5] for found in log_probs])

@@ -31,32 +31,28 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
     words = []
     if num_questions < MIN_CLUSTERS:
-        words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
+        words.append(f"With only {counted(num_questions, 'question')}, this holds for these questions alone.")
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
     elif summary.slope is not None and is_noise(summary.slope):
-        words.append("Whether training begins with better or worse answers is not beyond noise.")
+        words.append("Whether training first improves the answers cannot be told from noise.")
     elif summary.slope is not None:  # which needs no weights
-        better, more = ("better", "more") if summary.slope.value > 0 else ("worse", "less")
-        words.append(f"Training begins with {better} answers: right ones are the {more} probable ones.")
-    few = f"fewer than {MIN_ESS:g} effective"
+        effect, more = ("improves the", "more") if summary.slope.value > 0 else ("worsens the", "less")
+        words.append(f"Training first {effect} answers: right answers are {more} probable than wrong ones.")
+    few = f"fewer than {MIN_ESS:g} effective samples for half of the questions"
     if not rows:
-        words.append(
-            f"The samples do not suffice at any beta ({few} samples in half of the questions): take more samples, or "
-            "larger betas."
-        )
+        words.append(f"There are too few samples at every beta ({few}): use more samples or larger betas.")
     elif len(rows) < len(summary.betas):
         weak = max(row["beta"] for row in summary.betas if row["ess"] < MIN_ESS)
         words.append(
-            f"From beta {weak:g} down, the samples do not suffice ({few} ones in half of the questions): there, the "
-            "forecast is the best of them by the reward."
+            f"At beta {weak:g} and below, there are too few samples ({few}): there, the forecast is the sample with "
+            "the highest reward."
         )
     if objective.has_groups and objective.scale_rewards != "none":
-        taken = ", taken for that of the credit of tokens" if objective.trainer == "dense_grpo" else ""
-        words.append(
-            f"(For {objective.words}: rewards are divided by their spread{taken}, so that beta acts as beta times it.)"
-        )
+        taken = ", assumed to equal that of the token credit" if objective.trainer == "dense_grpo" else ""
+        scale = f'With scale_rewards="{objective.scale_rewards}", rewards are divided by their spread{taken}'
+        words.append(f"({scale}, so that beta acts as beta times this spread.)")
     return " ".join(words)
 
 
@@ -75,7 +71,7 @@ def _is_less(difference: Estimate) -> bool:
 
 def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
     free = {name: summary.estimates[name]["accuracy"].value for name in summary.alternatives}
-    majority = f"majority of {summary.num_votes} {free['majority']:.0%}"
+    majority = f"a majority vote of {summary.num_votes} samples gives {free['majority']:.0%}"
     now, best, last = free["sampled"], max(rows, key=lambda row: row["accuracy"]), rows[-1]
     if _is_more(summary.gain(f"beta={best['beta']:g}")):
         beta = suggested_beta(summary)
@@ -85,13 +81,13 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
             words.append(f"A smaller beta is worse again: {last['accuracy']:.0%} at {last['beta']:g}.")
         if free["greedy"] >= chosen["accuracy"] - CLOSE:
             rivals = (
-                f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need samples "
-                f"that differ ({majority})."
+                f"Greedy decoding already gives {free['greedy']:.0%}: prefer temperature 0 unless you need diverse "
+                f"samples ({majority})."
             )
         else:
             rivals = (
                 f"Without training, greedy decoding gives {free['greedy']:.0%}, T = 0.5 gives "
-                f"{free['temperature=0.5']:.0%}, {majority} at {summary.num_votes} times the cost."
+                f"{free['temperature=0.5']:.0%}, and {majority} at {summary.num_votes} times the cost."
             )
         return [*words, rivals]
     if not _is_less(summary.gain(f"beta={last['beta']:g}")):
@@ -99,15 +95,15 @@ def _labelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
             f"No change beyond noise: {_change(now, best, 'accuracy')} at beta {best['beta']:g}, the best of "
             f"{rows[0]['beta']:g} to {last['beta']:g}."
         ]
-    words = [f"It would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
+    words = [f"Training would hurt: {_change(now, last, 'accuracy')} at beta {last['beta']:g}."]
     if (summary.wrong_more_probable or 0.0) > 0.5:  # at first: a small beta may end differently
         words.append(
-            f"Wrong answers are the more probable ones in {summary.wrong_more_probable:.0%} of the "
-            f"{counted(summary.num_mixed, 'question')} with right and wrong answers."
+            f"Wrong answers are more probable in {summary.wrong_more_probable:.0%} of the "
+            f"{counted(summary.num_mixed, 'question')} with both right and wrong answers."
         )
     greedy = summary.gain("greedy")
     better = "" if is_noise(greedy) or greedy.value > 0 else ", which is no better"
-    return [*words, f"Greedy decoding gives {free['greedy']:.0%}{better}, {majority}."]
+    return [*words, f"Greedy decoding gives {free['greedy']:.0%}{better}; {majority}."]
 
 
 def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
@@ -117,14 +113,14 @@ def _unlabelled(summary: Summary, rows: Sequence[Row]) -> list[str]:
     if _is_more(summary.gain(f"beta={best['beta']:g}", "agreement")):
         return [
             f"Answers become more alike: {change} agree with the majority answer at beta {best['beta']:g}.",
-            "That helps where the majority is right, and hurts where it is wrong: without labels, the "
-            "samples cannot tell which. 50 labelled questions can.",
+            "That helps where the majority is right and hurts where it is wrong. Samples without labels cannot tell "
+            "which; 50 labelled questions can.",
         ]
     if _is_less(summary.gain(f"beta={last['beta']:g}", "agreement")):
         change = _change(now, last, "agreement")
         return [
-            f"It moves away from the majority answer: {change} agree with it at beta {last['beta']:g}. What is "
-            "probable as a text is not what most samples answer: do not train without labels."
+            f"Answers move away from the majority answer: {change} agree with it at beta {last['beta']:g}. The most "
+            "probable text is not the answer of most samples: do not train without labels."
         ]
     return [f"Answers hardly change: {change} agree with the majority answer at beta {best['beta']:g}."]
 
@@ -138,8 +134,8 @@ def _side_effects(summary: Summary, row: Row) -> list[str]:
         )
     if now["truncated"] > 0.05:
         words.append(
-            f"{now['truncated']:.0%} of the samples are cut off at the limit of tokens: raise it, or the forecast is "
-            "of cut completions."
+            f"{now['truncated']:.0%} of the samples are truncated: raise the maximum number of new tokens, or the "
+            "forecast describes truncated completions."
         )
     return words
 

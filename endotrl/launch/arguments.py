@@ -44,26 +44,26 @@ class RecipeArguments(RunArguments):
         dataset_prompt_column (`str`, *optional*, defaults to `"prompt"`):
             Column with the prompts, as text or as messages.
         dataset_prompt_suffix (`str`, *optional*):
-            Text appended to each prompt, or to its last message, such as the answer format.
+            Text appended to each prompt, or to its last message, such as an instruction on the answer's format.
         dataset_prompt_chat (`bool`, *optional*, defaults to `False`):
-            Whether text prompts become user messages, for the chat template.
+            Whether to turn text prompts into user messages, for the chat template.
         dataset_overlong (`str`, *optional*, defaults to `"error"`):
-            What to do with prompts that, with a completion of `max_completion_length`, do not fit into the context of
-            the policy or of a frozen model: `"error"`, or `"drop"` to leave them out.
+            What to do with prompts that, together with a completion of `max_completion_length`, exceed the context of
+            the policy or of a frozen model: raise an `"error"`, or `"drop"` them.
         heat_map_steps (`int`, *optional*, defaults to `0`):
-            Number of steps between two pages of completions coloured by token reward, in `output_dir/completions` and
-            on W&B; 0 for none.
+            Number of steps between two heat maps of completions, coloured by token reward, in
+            `output_dir/completions` and on W&B. 0 disables them.
         on_collapse (`str`, *optional*, defaults to `"warn"`):
-            Action of [`CollapseMonitor`] when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
+            What [`CollapseMonitor`] does when the run collapses: `"warn"`, `"stop"`, or `"restore"` the best
             checkpoint. `"none"` disables it.
         accuracy (`str`, *optional*, defaults to `"auto"`):
-            Accuracy of final answers ([`AccuracyReward`]) to log beside the reward, with weight 0: `"math"` compares
-            expressions by math-verify, `"match"` as they are written; `"none"`; or `"auto"`: `"math"` for a column
-            `solution` or `answer` if math-verify is installed, `"match"` if not and for a column `answers`, and
-            `"none"` without such a column.
+            How to grade final answers for the logged accuracy ([`AccuracyReward`] with weight 0): `"math"` compares
+            expressions with math-verify, `"match"` compares text, and `"none"` logs no accuracy. `"auto"` is `"math"`
+            for a column `solution` or `answer` if math-verify is installed, `"match"` if it is not and for a column
+            `answers`, and `"none"` without any of these columns.
         answer_column (`str`, *optional*):
-            Column with the right answer, or a list of accepted ones. Defaults to the first existing one of `solution`,
-            `answer` and `answers`.
+            Column with the right answer, or with a list of accepted answers. Defaults to the first of `solution`,
+            `answer` and `answers` that exists.
     """
 
     dataset_prompt_column: str = "prompt"
@@ -95,20 +95,19 @@ class RewardArguments(_EndogenousSettings):
     Parameters:
         reward (`list[str]`, *optional*, defaults to `["endogenous"]`):
             Rewards, weighted by the trainer's `reward_weights`: `"endogenous"`; `"sentence"`, a trained sentence-level
-            reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or a dotted path to a
-            reward function of your own, as in TRL.
+            reward model; the controls `"random"`, `"length"` (shorter is better) and `"format"`; or the dotted path of
+            a custom reward function, as in TRL.
         reward_model (`str`, *optional*):
-            Frozen model of the endogenous reward: a path or hub id, also of an adapter; the URL of a server; or
-            `"quickstart"`. By default it is the policy before training: the weights that the trainer holds anyway if
-            it does (LoRA, or `beta` > 0 without ZeRO-3 and FSDP), and a copy otherwise. A model that is given is
-            always a copy.
+            Frozen model of the endogenous reward: a path or hub id of a model or an adapter, the URL of a server, or
+            `"quickstart"`. Defaults to the policy before training, which needs no second copy if the trainer holds its
+            weights anyway (LoRA, or `beta` > 0 without ZeRO-3 and FSDP). If set, the reward always loads its own copy.
         reward_shard (`bool`, *optional*, defaults to `True`):
-            Whether frozen weights are sharded over the processes if the policy's are (DeepSpeed ZeRO-3, FSDP2), and
-            gathered for each call; otherwise they are whole on every process.
+            Whether to shard the frozen weights over the processes if the policy's are (DeepSpeed ZeRO-3, FSDP2), and
+            to gather them for each call. Otherwise, every process holds all of them.
         reward_sentence_model (`str`, *optional*):
-            The sentence-level reward model of `"sentence"`: a path or hub id.
+            Sentence-level reward model of the reward `"sentence"`: a path or hub id.
         reward_pattern (`str`, *optional*, defaults to a non-empty `\boxed{...}`):
-            Regular expression that `"format"` searches for.
+            Regular expression that the reward `"format"` searches for.
 
     Raises:
         `ValueError`: If a value is out of range or unknown.
@@ -122,23 +121,23 @@ class RewardArguments(_EndogenousSettings):
 
     def __post_init__(self) -> None:
         if not self.reward:
-            raise ValueError("`reward` is an empty list, but there must be something to train on.")
+            raise ValueError("`reward` is empty, so there is nothing to train on. Name at least one reward.")
         for name in self.reward:
             if name not in REWARDS and "." not in name:
                 raise ValueError(
-                    f"`reward` has {name!r}, but it must be one of {', '.join(map(repr, REWARDS))}, or the dotted "
-                    "path to a reward function, such as 'my_rewards.brevity'."
+                    f"Unknown reward {name!r} in `reward`. Use one of {', '.join(map(repr, REWARDS))}, or the dotted "
+                    "path of a reward function, such as 'my_rewards.brevity'."
                 )
         if "sentence" in self.reward and self.reward_sentence_model is None:
             raise ValueError(
-                "`reward` has 'sentence', but no model is named. Train one with recipes/sentence_reward.py, and set "
-                "`reward_sentence_model` to its path."
+                "The reward 'sentence' requires `reward_sentence_model`. Train a model with "
+                "recipes/sentence_reward.py, and set it to the model's path."
             )
         try:  # without weights: only the checks
             EndogenousReward(None, **self.endogenous_settings)
             FormatReward(self.reward_pattern)
         except ValueError as error:
-            raise ValueError(f"Among the settings `reward_...`: {error}") from error
+            raise ValueError(f"Invalid `reward_...` setting: {error}") from error
 
     @property
     def endogenous_settings(self) -> dict[str, Any]:

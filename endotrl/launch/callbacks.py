@@ -29,7 +29,7 @@ MAXIMA += ["train/collapse/evidence", "train/kl", "train/perf/memory_gib"]
 def add_callbacks(
     trainer: Any, record: Mapping[str, Any], heat_map_steps: int = 0, monitor: CollapseMonitor | None = None
 ) -> Interruptions:
-    """Adds a recipe's callbacks, with its [`make_record`], to a trainer; returns the one that interrupts the run."""
+    """Adds a recipe's callbacks, with the `record` of [`make_record`], to a trainer; returns the first of them."""
     interruptions = Interruptions(trainer)
     add_in_order(trainer, interruptions, Tracking(record))
     if heat_map_steps:

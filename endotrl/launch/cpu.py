@@ -31,7 +31,7 @@ def choose_precision(settings: Namespace) -> None:
         return
     found = recorded_settings(settings.output_dir) if settings.resume else {}
     if {"bf16", "dtype"} <= found.keys():
-        reason = f"the run in {settings.output_dir} has it"
+        reason = f"the run in {settings.output_dir} uses them"
     else:
         PartialState(cpu=True)  # otherwise accelerate takes each process for the only one
         faster, reason = faster_dtype()
@@ -40,7 +40,7 @@ def choose_precision(settings: Namespace) -> None:
     vars(settings).update(chosen)
     if chosen and PartialState().is_main_process:
         values = ", ".join(f"`{name}: {str(value).lower()}`" for name, value in chosen.items())
-        say(f"Chosen for this CPU: {values}, as {reason}. Say otherwise in the recipe to have it otherwise.")
+        say(f"Using {values} on this CPU, as {reason}. Set them in the recipe to override this.")
 
 
 def shard_on_cpu() -> list[str]:
@@ -51,18 +51,11 @@ def shard_on_cpu() -> list[str]:
         return []
     if uses_deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        do_without_shared_memory()
+        import deepspeed.ops
+
+        # Otherwise DeepSpeed compiles shared-memory collectives, which needs a compiler, takes minutes, and leaves a
+        # lock behind if it is killed: gloo is sufficient. Read when process groups are created.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
     state = PartialState(cpu=True)
     state.distributed_type = DistributedType.DEEPSPEED if uses_deepspeed else DistributedType.MULTI_GPU
     return ["--accelerator_config", '{"use_configured_state": true}']
-
-
-def do_without_shared_memory() -> None:
-    """
-    Keeps DeepSpeed from compiling shared-memory collectives, which needs a compiler, takes minutes, and leaves a lock
-    behind if it is killed: gloo is sufficient.
-    """
-    import deepspeed.ops
-
-    # Read when process groups are created; if missing, computed by a search for compilers.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}

@@ -43,9 +43,9 @@ def check_number(train: Data, training_args: GRPOConfig) -> None:
     num_prompts = training_args.generation_batch_size // training_args.num_generations
     if isinstance(train, Dataset) and len(train) < num_prompts:
         raise ValueError(
-            f"The dataset has {len(train)} prompts, but one generation batch has {num_prompts}: "
-            f"`generation_batch_size` {training_args.generation_batch_size} divided by `num_generations` "
-            f"{training_args.num_generations}. Make the batch smaller, or use more prompts."
+            f"The dataset has {len(train)} prompts, fewer than the {num_prompts} of one generation batch "
+            f"(`generation_batch_size` {training_args.generation_batch_size} divided by `num_generations` "
+            f"{training_args.num_generations}). Use a smaller batch or more prompts."
         )
 
 
@@ -63,8 +63,8 @@ def load_preferences(
         columns = set(column_names(dataset))
         if not columns >= {"chosen", "rejected"} and not columns >= {"chosen_ids", "rejected_ids"}:
             raise ValueError(
-                f"The dataset has the columns {', '.join(map(repr, column_names(dataset)))}, but preferences need "
-                "'chosen' and 'rejected' (and 'prompt', unless it is the beginning of both). Rename its columns."
+                "A preference dataset must have the columns 'chosen' and 'rejected' (and 'prompt', unless both begin "
+                f"with it), got {', '.join(map(repr, column_names(dataset)))}. Rename its columns."
             )
         for column in columns & {"prompt", "chosen", "rejected"}:
             _check_rows(dataset, column, column)
@@ -81,7 +81,7 @@ def count_rows(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig)
         info = load_dataset_builder(name, script_args.dataset_config).info
         return info.splits[split].num_examples
     except (DatasetsError, OSError, KeyError, TypeError) as error:
-        raise ValueError(f"The number of rows of {name} is not known: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"Cannot count the rows of {name}: {' '.join(str(error).split())[:200]}") from error
 
 
 def load_splits(name: str, config: str | None = None, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
@@ -92,7 +92,7 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
     """
     path, suffix = Path(name), table_suffix(name)
     if suffix is not None and not path.is_file():
-        raise FileNotFoundError(f"`dataset_name` is {name!r}, but there is no such file.")
+        raise FileNotFoundError(f"The file {name!r} of `dataset_name` does not exist.")
     try:
         if suffix is None:
             return load_dataset(name, name=config, streaming=streaming)
@@ -106,8 +106,8 @@ def load_splits(name: str, config: str | None = None, streaming: bool = False) -
         stamp = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
         return DatasetDict(train=Dataset.from_generator(_whole_rows, gen_kwargs={"name": name, "stamp": stamp}))
     except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
-        what = "it cannot be read" if suffix is None else f"that file cannot be read as {suffix.removeprefix('.')}"
-        raise ValueError(f"`dataset_name` is {name!r}, but {what}: {error.__cause__ or error}") from error
+        what = "" if suffix is None else f" as {suffix.removeprefix('.')}"
+        raise ValueError(f"Cannot read `dataset_name` {name!r}{what}: {error.__cause__ or error}") from error
 
 
 def table_suffix(name: str) -> str | None:
@@ -140,13 +140,13 @@ def _load(script_args: ScriptArguments, dataset_args: DatasetMixtureConfig, quic
         try:
             return get_dataset(dataset_args)
         except DatasetsError as error:  # not all of them are `ValueError` or `OSError`
-            raise ValueError(f"`datasets` is given, but it cannot be read: {error.__cause__ or error}") from error
+            raise ValueError(f"Cannot read `datasets`: {error.__cause__ or error}") from error
     if script_args.dataset_name == "quickstart":
         train, test = map(quickstart, facts.load_questions())
         return DatasetDict(train=train, test=test)
     if not script_args.dataset_name:
         raise ValueError(
-            "There is no dataset. Set `dataset_name` (a dataset of the hub, a file such as `prompts.jsonl`, or "
+            "No dataset given. Set `dataset_name` (a dataset on the hub, a file such as `prompts.jsonl`, or "
             "`quickstart`) or `datasets`."
         )
     return load_splits(script_args.dataset_name, script_args.dataset_config, script_args.dataset_streaming)
@@ -165,8 +165,8 @@ def _with_prompts(dataset: Data, script_args: RecipeArguments) -> Data:
     columns, column = column_names(dataset), script_args.dataset_prompt_column
     if column not in columns:
         raise ValueError(
-            f"The dataset has no column {column!r} with prompts, only {', '.join(map(repr, columns))}. Set "
-            "`dataset_prompt_column` to one of them."
+            f"The dataset has no column {column!r}, only {', '.join(map(repr, columns))}. Set `dataset_prompt_column` "
+            "to the column with the prompts."
         )
     _check_rows(dataset, "prompt", column)
     if column != "prompt" and "prompt" in columns:
@@ -185,9 +185,9 @@ def _check_rows(dataset: Data, key: str, column: str) -> None:
     row = -1
     for row, value in enumerate(dataset[column] if isinstance(dataset, Dataset) else [next(iter(dataset))[column]]):
         if reason := check_text(key, value):
-            raise ValueError(f"Row {row} of the dataset cannot be used: {reason} Mend it, or leave it out.")
+            raise ValueError(f"Row {row} of the dataset is invalid: {reason} Fix or remove it.")
     if row < 0:
-        raise ValueError("The dataset has no rows.")
+        raise ValueError("The dataset is empty.")
 
 
 def _worded(prompt: str | list[dict[str, Any]], suffix: str, chat: bool) -> str | list[dict[str, Any]]:

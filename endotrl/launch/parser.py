@@ -15,7 +15,7 @@ from ..reporting import ignore_upstream_warnings
 from ..shipped import local_path
 
 
-ALL_SETTINGS = "`--help` of the recipe's script lists all settings."
+ALL_SETTINGS = "Run the recipe's script with `--help` to list all settings."
 # Values that TRL and transformers accept, but then train with silently, or fail on once a model is loaded: by range,
 # in words and as a test. `null` is left to the type.
 RANGES: dict[tuple[str, Callable[[float], bool]], tuple[str, ...]] = {
@@ -65,18 +65,18 @@ class RecipeParser(TrlParser):
         ignore_upstream_warnings()
         words = list(sys.argv[1:] if args is None else args)
         if words[-1:] == ["--config"]:
-            raise ValueError("`--config` is the last word, but the recipe's YAML file must come after it.")
+            raise ValueError("`--config` must be followed by the path of the recipe's YAML file.")
         if "--config" in words:
             file = words.index("--config") + 1
             words[file] = local_path(words[file])
         try:
             *parsed, unknown = super().parse_args_and_config(words, return_remaining_strings=True)
         except yaml.YAMLError as error:
-            raise ValueError(f"The file that `--config` names is no YAML: {' '.join(str(error).split())}.") from error
+            raise ValueError(f"The `--config` file is not valid YAML: {' '.join(str(error).split())}.") from error
         except (ValueError, OSError, ImportError):
             raise
         except Exception as error:  # if a class of settings computes with a value before it checks it
-            raise ValueError(f"Settings do not go together: {type(error).__name__}: {error}.") from error
+            raise ValueError(f"The settings cannot be combined: {type(error).__name__}: {error}.") from error
         if unknown:
             raise ValueError(self._unknown(unknown))
         return tuple(parsed)
@@ -89,12 +89,12 @@ class RecipeParser(TrlParser):
 
     def _read(self, action: Action, value: Any) -> Any:
         if value is None and (type(None) not in get_args(self._hints.get(action.dest)) or action.dest in NEVER_NULL):
-            raise ValueError(f"`{action.dest}` is null, but it needs a value. Leave it out for its default.")
+            raise ValueError(f"`{action.dest}` must not be null. Set a value, or remove it to use the default.")
         if value is None or isinstance(value, dict) or (action.type is str and isinstance(value, bool)):
             return value
         if isinstance(value, list) or action.nargs == "+":
             if action.nargs != "+" and action.type is not str:
-                raise ValueError(f"`{action.dest}` is {value!r}, but it must be one value.")
+                raise ValueError(f"`{action.dest}` must be a single value, got {value!r}.")
             parts = value if isinstance(value, list) else [value]
             return [part if isinstance(part, dict) else self._read_one(action, part) for part in parts]
         return self._read_one(action, value)
@@ -105,8 +105,8 @@ class RecipeParser(TrlParser):
             self._check_value(action, read)
             return read
         except ArgumentError as error:
-            yaml_words = " (YAML reads no, off, yes and on as false and true: put quotes around them)"
-            self.error(f"{error}{yaml_words if isinstance(value, bool) else ''}")
+            hint = " (YAML reads unquoted no, off, yes and on as booleans: quote the value)"
+            self.error(f"{error}{hint if isinstance(value, bool) else ''}")
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Validates values before anything computes with them."""
@@ -121,16 +121,15 @@ class RecipeParser(TrlParser):
         raise ValueError(f"{message}. {ALL_SETTINGS}")
 
     def _unknown(self, words: Sequence[str]) -> str:
-        moved: dict[str, str] = {}
+        hints: dict[str, str] = {}
         if any(dataclass.__name__ == "PPOConfig" for dataclass in self.dataclass_types):
-            from ..trainers.ppo_config import FORMER_OPTIONS as moved  # needs a newer TRL than other recipes
+            from ..trainers.ppo_config import FORMER_OPTIONS  # needs a newer TRL than other recipes
+
+            hints = {name: f" (an option of TRL's own PPO: now {new})" for name, new in FORMER_OPTIONS.items()}
         known = [action.dest for action in self._actions]
         names = [word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")]
-        unknown = [
-            name + (f" (of TRL's own PPO: now {moved[name]})" if name in moved else did_you_mean(name, known))
-            for name in names
-        ]
-        return f"There is no setting {', '.join(unknown or words)}. {ALL_SETTINGS}"
+        unknown = [name + hints.get(name, did_you_mean(name, known)) for name in names]
+        return f"Unknown setting: {', '.join(unknown or words)}. {ALL_SETTINGS}"
 
 
 def check_values(settings: Mapping[str, Any]) -> None:
@@ -139,29 +138,24 @@ def check_values(settings: Mapping[str, Any]) -> None:
         for name in names:
             value = settings.get(name)
             if isinstance(value, int | float) and not (isfinite(value) and test(value)):
-                raise ValueError(f"`{name}` is {value}, but it must be {words if isfinite(value) else 'finite'}.")
+                raise ValueError(f"`{name}` must be {words if isfinite(value) else 'finite'}, got {value}.")
     for name, choices in CHOICES.items():
         if isinstance(value := settings.get(name), str):  # TRL accepts true and false as well, for `scale_rewards`
             check_choice(name, value, choices)
     for name, value in settings.items():
         if name.endswith("_kwargs") and isinstance(value, str | list) and value[:1] != "{":
-            raise ValueError(f"`{name}` is {value!r}, but it must be a mapping.")
+            raise ValueError(f"`{name}` must be a mapping, got {value!r}.")
     if settings["output_dir"] == "":
-        raise ValueError("`output_dir` is '', but a run needs a folder of its own.")
+        raise ValueError("`output_dir` must not be empty.")
     max_steps, num_epochs = settings["max_steps"], settings["num_train_epochs"]
     if max_steps != -1 and max_steps < 1:
-        raise ValueError(f"`max_steps` is {max_steps}, but it must be at least 1, or -1 for `num_train_epochs`.")
+        raise ValueError(f"`max_steps` must be at least 1, or -1 to use `num_train_epochs`, got {max_steps}.")
     if max_steps == -1 and not num_epochs > 0:
-        raise ValueError(
-            f"`num_train_epochs` is {num_epochs}, so that nothing would be trained. Make it greater than 0, or set "
-            "`max_steps`."
-        )
+        raise ValueError(f"`num_train_epochs` must be greater than 0 unless `max_steps` is set, got {num_epochs}.")
     if not any(settings.get("reward_weights") or [1.0]):
-        raise ValueError(
-            f"`reward_weights` is {settings['reward_weights']}, so that there is nothing to train on. Give a reward "
-            "another weight than 0."
-        )
+        weights = settings["reward_weights"]
+        raise ValueError(f"`reward_weights` must have a weight other than 0, got {weights}: nothing would be trained.")
     if settings["eval_on_start"] and settings["eval_strategy"] == "no":
-        raise ValueError("`eval_on_start: true` needs rows to evaluate on: set `eval_strategy: steps`.")
+        raise ValueError("`eval_on_start: true` requires an evaluation dataset. Set `eval_strategy: steps`.")
     if settings["remove_unused_columns"] and "num_generations" in settings:
-        raise ValueError("`remove_unused_columns: true` takes away the columns that rewards read. Leave it out.")
+        raise ValueError("`remove_unused_columns: true` drops the columns that reward functions read. Remove it.")

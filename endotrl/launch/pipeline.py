@@ -94,7 +94,7 @@ def launch(
         except WRONG_SETTINGS as error:
             if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one process per machine reports it
                 say(f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}")
-            logger.debug("Where it was found", exc_info=error)
+            logger.debug("Invalid settings", exc_info=error)
             sys.exit(EXIT_WRONG_SETTINGS)
         train(trainer, interruptions, job)
         return trainer
@@ -203,8 +203,9 @@ def share_frozen_weights(trainer: DenseRewardTrainer, reward_args: RewardArgumen
             reward.attach(trainer)
         elif reward_args.reward_model is None and model_args.model_revision != "main":
             raise ValueError(
-                "The trainer has no frozen weights to share, and the reward's own copy would be of the revision "
-                f"'main', not {model_args.model_revision!r}. Give the path of a download as `model_name_or_path`."
+                "The trainer has no frozen weights to share with the reward, and the reward's own copy would have the "
+                f"revision 'main', not {model_args.model_revision!r}. Download the model, and set "
+                "`model_name_or_path` to its path."
             )
         elif reward_args.reward_shard and not reward_args.reward_offload and not reward.is_served:
             reward.shard(trainer)

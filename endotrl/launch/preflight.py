@@ -11,7 +11,7 @@ import transformers
 from datasets import IterableDataset
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PretrainedConfig, Trainer
+from transformers import GenerationConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.optimization import get_scheduler
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
@@ -45,20 +45,21 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
         needed[f"segmenter: {settings['segmenter']}"] = ("wtpsplit", "'endotrl[sat]'")
     for setting, (module, package) in needed.items():
         if find_spec(module) is None:
-            raise ImportError(f"`{setting}` needs {module}, which is not installed: pip install {package}.")
+            raise ImportError(f"`{setting}` requires {module}, which is not installed. Run `pip install {package}`.")
     get_reporting_integration_callbacks(training_args.report_to)  # raises for unknown names
     available = (*get_available_reporting_integrations(), *UNKNOWN_TRACKERS)
     if missing := [name for name in training_args.report_to if name not in available]:
         raise ImportError(
-            f"`report_to: {missing[0]}` needs a package that is not installed: pip install {missing[0]}, or set "
-            "`report_to: none`."
+            f"`report_to: {missing[0]}` requires a package that is not installed. Run `pip install {missing[0]}`, or "
+            "set `report_to: none`."
         )
     # transformers accepts any name, and vLLM has its own.
-    further = {} if settings.get("use_vllm") else settings.get("generation_kwargs") or {}
-    if unknown := sorted(further.keys() - vars(GenerationConfig()).keys()):
-        raise ValueError(f"`generation_kwargs` has {unknown[0]!r}, which is no setting of transformers' generation.")
+    generation = {} if settings.get("use_vllm") else settings.get("generation_kwargs") or {}
+    if unknown := sorted(generation.keys() - vars(GenerationConfig()).keys()):
+        reason = "transformers' `GenerationConfig` has no such setting"
+        raise ValueError(f"`generation_kwargs` has an unknown key {unknown[0]!r}: {reason}. Correct or remove it.")
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
-        raise ValueError("`push_to_hub: true` needs an account: run `hf auth login`, or set `hub_token`.")
+        raise ValueError("`push_to_hub: true` requires a login. Run `hf auth login`, or set `hub_token`.")
     probe = [torch.nn.Parameter(torch.zeros(2, 2))]
     if not has_one_learning_rate(training_args):  # otherwise DeepSpeed has its own optimizer
         try:
@@ -67,32 +68,19 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
         except (ImportError, ValueError, TypeError) as error:
             if "need to pass a" not in str(error):  # optimizers that need the model are created with it
                 optim = getattr(training_args.optim, "value", training_args.optim)
-                raise ValueError(f"`optim: {optim}` cannot be made with these settings: {error}") from error
+                raise ValueError(f"Cannot create the optimizer of `optim: {optim}`: {error}") from error
     kind, kwargs = training_args.lr_scheduler_type, training_args.lr_scheduler_kwargs
     try:
         get_scheduler(kind, torch.optim.SGD(probe, training_args.learning_rate), 0, 100, kwargs)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"`lr_scheduler_kwargs` is {kwargs}, which do not fit `{kind.value}`: {error}") from error
-    config = _check_model(training_args, model_args)
-    if further:
-        _check_generation(further, config.get_text_config().vocab_size)
+        raise ValueError(f"Cannot create the scheduler `{kind.value}` with {kwargs}: {error}") from error
+    _check_model(training_args, model_args)
 
 
-def _check_generation(kwargs: dict[str, Any], vocab_size: int) -> None:
-    """Raises `ValueError` for what transformers refuses when it generates, by a token of a model in miniature."""
-    settings = {"do_sample": True, "pad_token_id": 0, **kwargs, "max_new_tokens": 1}
-    with torch.random.fork_rng([]):
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=2, n_layer=1, n_head=1))
-        try:
-            model.generate(torch.zeros(1, 1, dtype=torch.long), generation_config=GenerationConfig(**settings))
-        except Exception as error:  # of many kinds, as each setting is checked in its own way
-            raise ValueError(f"`generation_kwargs` is {kwargs}, with which nothing is generated: {error}") from error
-
-
-def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> PretrainedConfig:
+def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
     name = model_args.model_name_or_path
     if name is None:
-        raise ValueError("There is no model to train. Set `model_name_or_path`.")
+        raise ValueError("No model given. Set `model_name_or_path`.")
     config = load_config(name, training_args.trust_remote_code, model_args.model_revision, "The model")
     get_quantization_config(model_args)
     get_peft_config(model_args)
@@ -104,8 +92,7 @@ def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConf
             try:
                 model_class._from_config(config, attn_implementation=attention)
             except (ImportError, ValueError) as error:
-                raise type(error)(f"`attn_implementation` is {attention!r}, which cannot be used: {error}") from error
-    return config
+                raise type(error)(f"`attn_implementation: {attention}` cannot be used: {error}") from error
 
 
 def fit_lengths(
@@ -129,24 +116,25 @@ def fit_lengths(
             continue
         lengths: list[int] = []
         try:
-            for row in tqdm(dataset, desc=f"Lengths for {name}", unit=" prompts", delay=2, leave=False):
+            for row in tqdm(dataset, desc=f"Prompt lengths for {name}", unit=" prompts", delay=2, leave=False):
                 lengths.append(length(row))
         except ValueError as error:
-            raise ValueError(f"Row {len(lengths)} of the dataset cannot be used: {error}") from error
+            raise ValueError(f"Row {len(lengths)} of the dataset is invalid: {error}") from error
         overlong = [i for i, tokens in enumerate(lengths) if tokens > room]
         if not overlong:
             continue
         what = (
-            f"{len(overlong)} of {len(lengths)} prompts do not fit the context of {name}, {context} "
-            f"tokens, with `max_completion_length` {training_args.max_completion_length}; row {overlong[0]} is the "
-            f"first, with {lengths[overlong[0]]} tokens"
+            f"{len(overlong)} of {len(lengths)} prompts are too long for the context of {name}, {context} tokens, "
+            f"with `max_completion_length` {training_args.max_completion_length}. The first is row {overlong[0]}, "
+            f"with {lengths[overlong[0]]} tokens."
         )
-        if not drop or len(overlong) == len(lengths):
-            fix = "Lower `max_completion_length`, or leave such rows out with `dataset_overlong: drop`."
-            raise ValueError(f"{what}. {fix if not drop else 'None is left.'}")
+        if not drop:
+            raise ValueError(f"{what} Lower `max_completion_length`, or set `dataset_overlong: drop` to drop them.")
+        if len(overlong) == len(lengths):
+            raise ValueError(f"{what} No prompt is left. Lower `max_completion_length`.")
         if training_args.process_index == 0:
-            say(f"{what}. They are left out.")
-        dataset = dataset.select(sorted(set(range(len(lengths))) - set(overlong)))
+            say(f"{what} They are dropped.")
+        dataset = dataset.select([i for i, tokens in enumerate(lengths) if tokens <= room])
     return dataset
 
 
@@ -182,7 +170,7 @@ def _prompt_length(template: Template, all_criteria: Any, is_policy: bool, row: 
     in_parts = any(isinstance(message.get("content"), list) for message in prompt)
     if is_policy and in_parts and not template.reads_as_given(prompt):
         raise ValueError(
-            "The content of a message is a list of parts, which the chat template of the policy cannot read. Write it "
-            "as one text."
+            "The content of a message is a list of parts, which the policy's chat template cannot read. Make it a "
+            "string."
         )
     return len(template.encode(text, special=False))

@@ -33,18 +33,19 @@ def make_reward_funcs(
     weights = training_args.reward_weights or [1.0] * len(reward_args.reward)
     if len(weights) != len(reward_args.reward):
         raise ValueError(
-            f"`reward_weights` has {len(weights)} numbers, but `reward` has {len(reward_args.reward)} rewards: "
-            f"{', '.join(reward_args.reward)}. Give one number for each. (The accuracy gets its 0 by itself.)"
+            f"`reward_weights` must have one weight for each of the {len(reward_args.reward)} rewards "
+            f"({', '.join(reward_args.reward)}), got {len(weights)}. (The logged accuracy gets its weight of 0 "
+            "automatically.)"
         )
     monitors = _make_accuracy(script_args, dataset)
     skips = reward_args.reward_truncation == "skip" and "endogenous" in reward_args.reward
     is_summed = training_args.multi_objective_aggregation != "normalize_then_sum"
     if skips and is_summed and len(weights) + len(monitors) > 1:
         raise ValueError(
-            '`reward_truncation="skip"` gives no reward to completions that were cut off, and TRL takes that for 0, '
-            'which is high, beside another reward function (accuracy too). Set `reward_truncation="terminal"`, '
-            "`accuracy: none` and no other reward, or, except for PPO, "
-            '`multi_objective_aggregation="normalize_then_sum"`.'
+            '`reward_truncation="skip"` gives truncated completions no reward, but next to another reward function '
+            "(including the accuracy), TRL counts a missing reward as 0, which is a high one. Set "
+            '`reward_truncation="terminal"`, or set `accuracy: none` and use no other reward, or (except with PPO) '
+            'set `multi_objective_aggregation="normalize_then_sum"`.'
         )
     rewards = [_make(name, training_args, reward_args, model_args) for name in reward_args.reward]
     if getattr(training_args, "credit", "token") != "outcome":
@@ -73,12 +74,11 @@ def _make(
         sys.path.insert(0, os.getcwd())
     module, _, attribute = name.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module), attribute, None)
-    except ImportError as error:
-        raise ImportError(f"`reward` has {name!r}: {error}.") from error
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ImportError(f"Cannot import the reward function {name!r}: {error}.") from error
     if isinstance(function, type) or not callable(function):
-        kind = "not there" if function is None else "a class" if isinstance(function, type) else repr(function)
-        raise ValueError(f"`reward` has {name!r}, which is {kind}, but it must be a function or a callable instance.")
+        raise ValueError(f"The reward {name!r} must be a function or a callable instance, got {function!r}.")
     return function
 
 
@@ -90,15 +90,15 @@ def _make_accuracy(script_args: RecipeArguments, dataset: Data) -> list[Accuracy
         return []
     if column not in columns:
         raise ValueError(
-            f"The dataset has no column {column or ' or '.join(ANSWER_COLUMNS)} to measure accuracy by, only "
-            f"{', '.join(columns)}. Set `answer_column` to one of them, or `accuracy: none`."
+            f"The dataset has no answer column {column or ' or '.join(ANSWER_COLUMNS)}, only {', '.join(columns)}. "
+            "Set `answer_column` to one of them, or set `accuracy: none`."
         )
     guessed = script_args.accuracy == "auto"
     math = column in ("solution", "answer") if guessed else script_args.accuracy == "math"
     if guessed and math and find_spec("math_verify") is None:
         logger.warning(
-            "Expressions that are no numbers count only as they are written, because math-verify is not installed "
-            "(`pip install 'endotrl[eval]'`). Set `accuracy: match` if that is what you want."
+            "math-verify is not installed, so the logged accuracy compares answers that are not numbers as text. "
+            "Run `pip install 'endotrl[eval]'`, or set `accuracy: match` to silence this warning."
         )
         math = False
     return [AccuracyReward(column, math)]

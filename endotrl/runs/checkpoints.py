@@ -25,7 +25,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
         lack = what_is_missing(checkpoint)
         if lack is None:
             return checkpoint
-        logger.warning("%s is skipped: %s.", checkpoint, lack)
+        logger.warning("Skipping the checkpoint %s: %s.", checkpoint, lack)
     return None
 
 
@@ -43,13 +43,13 @@ def what_is_missing(checkpoint: Path) -> str | None:
     """Reason why a checkpoint is incomplete; `None` if it is complete."""
     marker = checkpoint / COMPLETE_FILE
     if not marker.is_file():
-        return "it was cut off while it was written"
+        return "it was not written completely"
     for name, size in json.loads(marker.read_text(encoding="utf-8"))["files"].items():
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes in place of {size}"
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
 
 

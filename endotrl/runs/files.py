@@ -41,9 +41,9 @@ def lock(path: Path, message: str) -> BaseFileLock:
 
 
 def lock_folder(folder: Path, setting: str) -> BaseFileLock:
-    """[`lock`] of a folder, which is made, for one run; `setting` is what names another folder."""
+    """Creates a folder, and locks it for one run: see [`lock`]. `setting` is the option by which users choose it."""
     folder.mkdir(parents=True, exist_ok=True)
-    busy = f"Another run is writing to {folder} right now. Wait for it, or choose another {setting}."
+    busy = f"Another run is writing to {folder}. Wait until it has finished, or choose another {setting}."
     return lock(folder / ".run.lock", busy)
 
 
@@ -71,7 +71,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(target: Path, marker: str) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes `target`, unless another process, with the file `marker`, was faster."""
+    """Yields a folder to fill, which then becomes `target`, unless another process has made it, with a `marker`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     try:

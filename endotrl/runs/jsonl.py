@@ -5,8 +5,11 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import IO, Any
+
+from ..reporting import counted
 
 
 logger = logging.getLogger(__name__)
@@ -16,14 +19,12 @@ def append_lines(
     log: Path | IO[bytes], records: Sequence[Mapping[str, Any]], ensure_ascii: bool = True, sync: bool = True
 ) -> None:
     """Appends records to a log (its path, or its open file); with `sync`, returns only once they are on disk."""
-    if isinstance(log, Path):
-        with log.open("ab") as file:
-            return append_lines(file, records, ensure_ascii, sync)
     lines = (json.dumps(record, ensure_ascii=ensure_ascii, allow_nan=False) + "\n" for record in records)
-    log.write("".join(lines).encode())
-    log.flush()
-    if sync:
-        os.fsync(log.fileno())
+    with log.open("ab") if isinstance(log, Path) else nullcontext(log) as file:
+        file.write("".join(lines).encode())
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:
@@ -53,13 +54,13 @@ def read_log(path: Path, keys: Sequence[str], mend: bool = True) -> Iterator[tup
                 yield end, record
             end += len(line) if is_whole else 0
     if damaged:
-        logger.warning(f"{path}: damaged lines are skipped ({damaged}). Their records are made again.")
+        logger.warning(f"Skipping {counted(damaged, 'damaged line')} of {path}: they will be computed again.")
     if mend:
         os.truncate(path, end)
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a log, as of [`read_log`]; none if it is not there."""
+    """Records of a log, as in [`read_log`]; empty if there is no such file."""
     return [record for _, record in read_log(path, keys)] if path.exists() else []
 
 
@@ -73,10 +74,10 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def goes_on(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether there is a run with its settings at `path`, which goes on. `ValueError` if it has other settings."""
+    """Whether to resume the run whose settings are at `path`, if any. Raises `ValueError` if they differ."""
     if not path.exists():
         return False
-    way_out = "Choose another --output, or start anew with --overwrite."
+    way_out = "Choose another --output, or start over with --overwrite."
     try:
         before = json.loads(path.read_bytes())
     except ValueError as error:

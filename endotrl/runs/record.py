@@ -93,8 +93,8 @@ def check_same_settings(output_dir: str, record: Mapping[str, Any]) -> None:
     fixed = {key for key in before.keys() & now.keys() if key not in FREE and not key.startswith(FREE_PREFIXES)}
     if changed := changed_settings(*({key: run[key] for key in sorted(fixed)} for run in (before, now))):
         raise ValueError(
-            f"{output_dir} has checkpoints of a run with other settings ({changed}), and this one would go on with "
-            "them. Choose another `output_dir`, or start anew with `--resume False`."
+            f"{output_dir} has checkpoints of a run with other settings ({changed}), from which this run would "
+            "resume. Choose another `output_dir`, or start over with `--resume False`."
         )
 
 

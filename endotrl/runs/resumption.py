@@ -40,7 +40,7 @@ def only_run_in(output_dir: str) -> Iterator[None]:
             try:
                 stack.callback(lock_folder(Path(output_dir), "`output_dir`").release)
             except OSError as error:
-                raise OSError(f"`output_dir` is {output_dir!r}, where nothing can be written: {error}") from error
+                raise OSError(f"Cannot write to `output_dir` {output_dir!r}: {error}") from error
         yield
 
 
@@ -69,7 +69,7 @@ class Interruptions(TrainerCallback):
     def _ask(self, signum: int, frame: Any) -> None:
         if not self._asked and self._accelerator.is_local_main_process:
             # Not with `say`: the signal may have interrupted a write of it.
-            os.write(2, b"SIGTERM: this step is finished, a checkpoint is saved, and then the run ends.\n")
+            os.write(2, b"Received SIGTERM: finishing this step, saving a checkpoint, then exiting.\n")
         self._asked = True
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
@@ -94,7 +94,7 @@ class Interruptions(TrainerCallback):
         """Weights are still valid here. (DeepSpeed does not expose its gradients: see `on_log` and `on_save`.)"""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         if gradients and not torch.nn.utils.get_total_norm(gradients).isfinite():
-            self._stop(args, state.global_step + 1, "The gradients are")
+            self._stop(args, state.global_step + 1, "the gradients are")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any], **rest: Any) -> None:
         for key in ("loss", "grad_norm"):
@@ -115,7 +115,7 @@ class Interruptions(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **rest: Any) -> None:
         loss = self._accelerator.reduce(self._trainer._tr_loss, reduction="mean").item() if HAS_LOSS else 0.0
         if not math.isfinite(loss):  # of a step after the last log
-            self._stop(args, state.global_step, "The loss is")
+            self._stop(args, state.global_step, "the loss is")
         self._accelerator.wait_for_everyone()
         if args.should_save:
             folder = checkpoints(args.output_dir)[state.global_step]
@@ -127,11 +127,11 @@ class Interruptions(TrainerCallback):
 
     def _stop(self, args: TrainingArguments, step: int, what: str) -> None:
         checkpoint = last_complete_checkpoint(args.output_dir)
-        kept = "There is no checkpoint" if checkpoint is None else f"{checkpoint} is from before, and is kept"
+        kept = "No earlier checkpoint exists" if checkpoint is None else f"The last good checkpoint is {checkpoint}"
         raise FloatingPointError(
-            f"{what} NaN or infinite at step {step}, so training was stopped. {kept}. Lower `learning_rate` or "
-            "`max_grad_norm`, or use a wider dtype. (Other settings are another run: give it its own `output_dir`, "
-            "and `resume_from_checkpoint` to start from that one.)"
+            f"Training was stopped: {what} NaN or infinite at step {step}. {kept}. Lower `learning_rate` or "
+            "`max_grad_norm`, or use a wider dtype. (A run with other settings needs its own `output_dir`; set "
+            "`resume_from_checkpoint` to start from an existing checkpoint.)"
         )
 
 
@@ -151,7 +151,7 @@ def find_checkpoint(args: TrainingArguments, record: Mapping[str, Any]) -> None:
         check_same_settings(args.output_dir, record)
         args.resume_from_checkpoint = str(checkpoint)
     elif args.resume_from_checkpoint is not None and not Path(args.resume_from_checkpoint).is_dir():
-        raise ValueError(f"`resume_from_checkpoint` is {args.resume_from_checkpoint!r}, but there is no such folder.")
+        raise ValueError(f"The folder {args.resume_from_checkpoint!r} of `resume_from_checkpoint` does not exist.")
 
 
 def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mapping[str, Any]) -> None:
@@ -167,7 +167,7 @@ def train_and_save(trainer: Trainer, interruptions: Interruptions, record: Mappi
         if not interruptions.terminated:
             trainer.save_model(args.output_dir)
     if interruptions.terminated and trainer.accelerator.is_main_process:
-        say(f"Terminated at step {trainer.state.global_step}, which is saved. The same command goes on from there.")
+        say(f"Terminated at step {trainer.state.global_step}. Run the same command again to resume from there.")
 
 
 def end_run(trainer: Trainer, terminated: bool) -> None:

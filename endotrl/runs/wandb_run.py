@@ -31,7 +31,7 @@ def check_wandb(project: str | None) -> None:
     """Raises `ImportError` or `ValueError` if `--wandb` lacks a package, or a login."""
     if project is not None and PartialState().is_main_process:
         if find_spec("wandb") is None:
-            raise ImportError("--wandb needs wandb, which is not installed: pip install 'endotrl[wandb]'.")
+            raise ImportError("--wandb requires wandb, which is not installed. Run `pip install 'endotrl[wandb]'`.")
         _log_in("--wandb")
 
 
@@ -43,7 +43,7 @@ def _log_in(what: str) -> None:
             wandb.login(verify=False)
         except wandb.Error as error:
             raise ValueError(
-                f"{what} needs an account, and W&B says: {error} Without one, set WANDB_MODE=offline (`wandb sync` "
+                f"{what} requires a W&B login: {error} To run without one, set WANDB_MODE=offline (`wandb sync` "
                 "uploads the run later)."
             ) from error
 

@@ -57,7 +57,7 @@ def make_workspace(entity: str, project: str) -> Any:
         from wandb_workspaces.workspaces import Section, Workspace
     except ImportError as error:
         raise ImportError(
-            "The workspace needs wandb-workspaces, which is not installed: pip install 'endotrl[wandb]'."
+            "The workspace requires wandb-workspaces, which is not installed. Run `pip install 'endotrl[wandb]'`."
         ) from error
     sections = [
         Section(

@@ -28,20 +28,20 @@ _SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a who
 
 @contextmanager
 def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]:
-    """Inside, no other run can enter with this output, standard output excepted; it is not the `source`."""
+    """Context that only one run can enter with this output, except standard output. It must not be the `source`."""
     path, source = Path(path), Path(source)
     if str(path) == STREAM:
         yield
         return
     if path.exists() and source.exists() and path.samefile(source):
-        raise ValueError(f"The output would be written over the input {source}.")
+        raise ValueError(f"The output would overwrite the input {source}. Choose another output.")
     if not path.parent.is_dir():
-        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Make it first.")
+        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Create it first.")
     lock_path = Path(f"{path}.lock")
     try:
         if path.exists():
             path.open("ab").close()
-        held = lock(lock_path, f"Another run is writing {path} right now. Wait for it, or choose another output.")
+        held = lock(lock_path, f"Another run is writing {path}. Wait until it has finished, or choose another output.")
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror}.") from error
     try:
@@ -108,14 +108,14 @@ class Output:
         self._kept_bytes = 0
 
     def check(self, block_size: int, overwrite: bool, anew: bool = False) -> None:
-        """Determines what to keep of an earlier run (nothing if `anew`), or why not. Writes nothing."""
+        """Determines what to keep of an earlier run (nothing if `anew`). `ValueError` if it cannot be resumed."""
         if self.stream:
             return
         if overwrite or not self.path.exists() or self.path.stat().st_size == 0:
             return
         way_out = "Choose another output, or overwrite this one (--overwrite)."
         if not self.meta_path.exists():
-            raise ValueError(f"{self.path} exists, and no {self.meta_path.name} tells what made it. {way_out}")
+            raise ValueError(f"{self.path} exists without {self.meta_path.name}, so it cannot be resumed. {way_out}")
         try:
             meta = json.loads(self.meta_path.read_bytes())
             settings, rows, lines, digest = (meta[k] for k in ("settings", "rows", "input_lines", "input_sha256"))
@@ -125,10 +125,10 @@ class Output:
         if changed:
             raise ValueError(f"{self.path} was made with other settings: {changed}. {way_out}")
         if self._reader.path == STREAM:
-            raise ValueError(f"{self.path} exists, and standard input cannot be read again to resume it. {way_out}")
+            raise ValueError(f"{self.path} exists, but a run on standard input cannot be resumed. {way_out}")
         if self._reader.prefix_digest(lines) != digest:
             first = f"the first {lines} lines of {self._reader.path}"
-            raise ValueError(f"{self.path} was made from another input: {first} are not those scored. {way_out}")
+            raise ValueError(f"{self.path} was made from another input: {first} have changed. {way_out}")
         if anew:
             return
         self._started, self.seconds = meta["started"], meta["seconds"]
@@ -201,7 +201,7 @@ class Output:
         except BrokenPipeError:  # the reader of a pipe has closed it
             raise
         except OSError as error:
-            saved = f"Saved before: {counted(saved_rows, 'row')}, behind which the same command goes on."
+            saved = f"Saved so far: {counted(saved_rows, 'row')}. Run the same command again to resume."
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}. {saved}") from error
 
 

@@ -54,11 +54,11 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         own = OUTPUT_KEYS if responses.names == [None] else OUTPUT_KEYS | {"response"}
         taken = sorted(own & responses.extra.keys())
         if taken:
-            raise ValueError(f'The key "{taken[0]}" is one that the output uses itself. Rename it in the input.')
+            raise ValueError(f'The key "{taken[0]}" is reserved for the output. Rename it in the input.')
         try:
             json.dumps(data, allow_nan=False, default=str)  # a dataset may have images
         except ValueError:
-            raise ValueError("A number is NaN, infinite or too large for a float, which JSON does not have.") from None
+            raise ValueError("A number is NaN, infinite or too large for a float: not valid JSON.") from None
     except ValueError as error:
         row_id = data.get("id")
         keep_id = isinstance(row_id, int) or (isinstance(row_id, str) and row_id.isprintable())
@@ -124,8 +124,7 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
     if outcome is None:
         empty = "no scored token (the completion_ids are empty)" if row.completion_ids == [] else "no scored token"
         record["reason"] = empty if num_tokens == 0 else "no end-of-sequence token"
-    record["num_tokens"] = num_tokens
-    record["finished"] = stats.finished
+    record |= {"num_tokens": num_tokens, "finished": stats.finished}
     if num_tokens:
         # Like `aggregate="mean"`, whatever the aggregate: without V(s_1), a constant of the prompt.
         initial_value = stats.soft_values[0].item() if reward.token_reward == "bellman" else 0.0
@@ -153,11 +152,7 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
 
 
 def _sentence_record(row: Row, scores: SentenceScores, tokens: bool) -> dict[str, Any]:
-    record = {
-        **row.head,
-        "reward": _finite(scores.score),
-        "num_tokens": len(scores.completion_ids),
-    }
+    record = {**row.head, "reward": _finite(scores.score), "num_tokens": len(scores.completion_ids)}
     if tokens:
         pairs = zip(scores.sentence_rewards.tolist(), scores.weights.tolist(), strict=True)
         numbers = [{"reward": _finite(reward), "weight": _finite(weight)} for reward, weight in pairs]

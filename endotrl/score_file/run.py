@@ -75,14 +75,14 @@ def score_file(
     """
     for name, value in (("block_size", block_size), ("limit", limit)):
         if value is not None and value < 1:
-            raise ValueError(f"`{name}` is {value}, but it must be at least 1.")
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
     if residual is not None:
         check_choice("residual", residual, tuple(RESIDUALS))
     state = processes()
     folder = Path(f"{output_path}.shards")  # exists after an interruption of several processes
     in_shards = state.num_processes > 1 or residual is not None or folder.is_dir()
     if in_shards and STREAM in (str(input_path), str(output_path)):
-        raise ValueError("Standard streams pass by once: with several processes or a residual, name a file for each.")
+        raise ValueError("Several processes and residuals need files: standard input or output cannot be used.")
     settings = {**settings, "tokens": tokens} | ({} if residual is None else {"residual": residual})
     tally, slopes = Tally(), dict[str, Any]()
     with only_run_on(output_path, input_path) if state.is_main_process else nullcontext():

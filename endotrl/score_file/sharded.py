@@ -52,7 +52,12 @@ class ShardedScores:
         """
         state = processes()
         if state.is_main_process:
-            self._open(settings, overwrite)
+            if overwrite:
+                self.remove()
+            path = self.folder / "settings.json"
+            if not goes_on(path, settings):
+                self.folder.mkdir(exist_ok=True)
+                write_json(path, settings)
         state.wait_for_everyone()
         own = self.folder / f"{state.process_index}.jsonl"
         self._find(own)
@@ -96,14 +101,6 @@ class ShardedScores:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _open(self, settings: Mapping[str, Any], overwrite: bool) -> None:
-        path = self.folder / "settings.json"
-        if overwrite:
-            self.remove()
-        if not goes_on(path, settings):
-            self.folder.mkdir(exist_ok=True)
-            write_json(path, settings)
-
     def _find(self, own: Path) -> None:
         """Finds all blocks written so far by any process, and cuts off an incomplete end of this one's file."""
         self._places.clear()
@@ -135,7 +132,7 @@ def fit_slopes(residual: str, scored: Iterable[Scored]) -> Slopes:
         fit.add([record["reward"] for _, record in group], covariates, _domain(group[0][0]))
         largest = max(largest, len(group))
     if largest < 2:
-        raise ValueError(f"For a {residual}, no two neighbouring rows have the same prompt: sort the rows by prompt.")
+        raise ValueError(f"A {residual} compares adjacent rows with equal prompts: sort the rows by prompt.")
     return fit.slopes()
 
 
@@ -158,5 +155,5 @@ def _domain(row: Row) -> str:
 
 def _covariates(residual: str, row: Row, record: Mapping[str, Any]) -> list[float]:
     if "num_tokens" not in record:
-        raise ValueError(f"A {residual} needs lengths in tokens, which only an endogenous or a sentence reward tells.")
+        raise ValueError(f"A {residual} needs lengths in tokens, which only endogenous and sentence rewards provide.")
     return covariates_of(residual, message_text(row.completion), record["num_tokens"])

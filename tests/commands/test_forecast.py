@@ -33,7 +33,7 @@ class TestCommand:
         assert all(len(row["accuracy_interval"]) == 2 and row["ess"] >= 1 for row in result["betas"])
         page = (tmp_path / "o" / "report.html").read_text()
         assert "2605.04542" in page and "2601.21590" in page
-        assert page.index("is of these alone") < page.index("<img")
+        assert page.index("these questions alone") < page.index("<img")
         # A line is lost, as by a kill: it is made again, and nothing else.
         log = tmp_path / "o" / "answers.jsonl"
         lines = log.read_bytes().splitlines(keepends=True)
@@ -61,7 +61,7 @@ class TestCommand:
         )
         assert record["rewards"] == pytest.approx(expected, abs=1e-4)
         assert main([*command, "--output", str(tmp_path / "c"), "--truncation", "skip"]) == 2
-        assert "a forecast needs a number for each" in capsys.readouterr().err
+        assert "A forecast needs a reward for every completion" in capsys.readouterr().err
 
     def test_vllm(self, tiny_model_path, data, tmp_path, fake_vllm):
         command = ["forecast", "--model", tiny_model_path, "--data", data, *self.options, "--quiet"]

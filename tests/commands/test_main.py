@@ -183,7 +183,7 @@ class TestScore:
 
         monkeypatch.setattr(EndogenousReward, "score", fail_once)
         assert score("--block-size", "1") == 2
-        assert "not enough memory for batches of 8192 tokens" in capsys.readouterr().err
+        assert "does not have enough memory for batches of 8192 tokens" in capsys.readouterr().err
         assert score("--block-size", "1", "--max-tokens-per-batch", "64") == 0
         assert "Earlier runs processed 1 row, this run 3." in capsys.readouterr().out
 
@@ -209,7 +209,7 @@ class TestScore:
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
             assert process.returncode == code and b"Traceback" not in err
-            assert (b"The same command goes on behind what was saved." in err) == (number == signal.SIGINT)
+            assert (b"Run the same command again to resume." in err) == (number == signal.SIGINT)
         assert 0 < output.stat().st_size < (tmp_path / "whole.jsonl").stat().st_size
         assert main([*options, "--quiet", "--output", str(output)]) == 0
         assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -229,4 +229,4 @@ def test_a_workspace_that_is_refused(monkeypatch, capsys):
 
     monkeypatch.setattr("endotrl.runs.wandb_workspace.make_workspace", lambda *_: Refused())
     assert main(["workspace", "a/b"]) == 2
-    assert "W&B does not save a workspace for a/b: permission denied" in capsys.readouterr().err
+    assert "W&B cannot save a workspace for a/b: permission denied" in capsys.readouterr().err

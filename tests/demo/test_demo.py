@@ -19,9 +19,11 @@ from endotrl.tasks import arithmetic, facts, pictures
 
 
 class TestArithmetic:
-    def test_answers_have_their_last_digit_first(self) -> None:
+    def test_answers_have_their_last_digit_first_and_count_as_a_whole(self) -> None:
         assert arithmetic.question_text((437, 286)) == "437+286="
         assert arithmetic.answer_text((437, 286)) == "327"  # 723
+        given = ["327", "3270", "32", ""]
+        assert arithmetic.accuracy(completions=given, answer=["327"] * 4) == [1.0, 0.0, 0.0, 0.0]
 
     def test_wrong_answers_differ_in_one_digit(self) -> None:
         generator = random.Random(0)
@@ -51,10 +53,6 @@ class TestArithmetic:
         assert len(questions) == 4  # of the third step
         answers = {arithmetic.zero_answer(questions[0], random.Random(seed)) for seed in range(50)}
         assert {len(answer) for answer in answers} == {4} and {answer[0] for answer in answers} == {"0"}
-
-    def test_accuracy_wants_the_whole_answer_and_nothing_else(self) -> None:
-        given = ["327", "3270", "32", ""]
-        assert arithmetic.accuracy(completions=given, answer=["327"] * 4) == [1.0, 0.0, 0.0, 0.0]
 
 
 class TestPictures:
@@ -95,15 +93,13 @@ class TestFacts:
             assert not is_right(question.text, question.answers), question
 
 
-class TestStatistics:
+class TestSummary:
     def test_interval_of_a_difference_on_the_same_questions(self) -> None:
         # Two of four answers changed, one each way: differences 1, -1, 0, 0, mean 0, variance 1/2, standard error
         # sqrt(1/2 / 4) = 0.35355.
         assert half_width([1.0, -1.0, 0.0, 0.0]) == pytest.approx(1.96 * 0.35355, rel=1e-4)
         assert half_width([0.0] * 4) == 0.0
 
-
-class TestSummary:
     def part(self, greedy: float, own: float, random: float) -> Part:
         def policy(sampled: float, greedy: float) -> Policy:
             right = {"sampled": [sampled, sampled + 0.02] * 50, "greedy": [greedy] * 100}
@@ -114,13 +110,15 @@ class TestSummary:
 
     def test_training_beats_temperature_0(self) -> None:
         text = summary(self.part(greedy=0.05, own=0.9, random=0.2))
-        assert text.startswith("By its own reward, without a label, the model improved: 41% to 91% right (+50 ± 0")
+        assert text.startswith(
+            "Trained on its own reward, without labels, the model improved: 41% to 91% right (+50 ± 0"
+        )
         assert "random reward −20" in text and "Temperature 0 is no substitute: " in text and "5%" in text
 
     def test_what_was_forecast_is_the_end_of_training(self, monkeypatch: pytest.MonkeyPatch) -> None:
         part = replace(self.part(greedy=0.05, own=0.9, random=0.2), forecast=0.97)
         part.policies["endogenous"].curve.extend([0.4, 0.9])
-        assert "was forecast before its first step: 97%. After 2 steps it has come to 91%." in summary(part)
+        assert "its final accuracy was forecast to be 97%; after 2 steps, it is 91%." in summary(part)
         drawn = []
         monkeypatch.setattr(findings, "as_png", lambda fig: drawn.append(fig) or b"")
         plot_accuracy(part)
@@ -130,7 +128,7 @@ class TestSummary:
 
     def test_temperature_0_gives_it_too(self) -> None:
         text = summary(self.part(greedy=0.97, own=0.9, random=0.4))
-        assert "the base model is 97% right already" in text and "no substitute" not in text
+        assert "the base model is already 97% right" in text and "no substitute" not in text
         assert "random reward +0 ± 0 points, within noise" in text
 
     def test_a_loss_is_said(self) -> None:
@@ -152,10 +150,13 @@ class TestAnswers:
 class TestProgress:
     def test_one_line_over_all_stages(self, capsys: pytest.CaptureFixture[str]) -> None:
         progress = Progress({"first": 60.0, "second": 240.0})
+        assert "stage 1 of 2: first" in progress._bar.desc
+        progress.skip()  # which says nothing about the speed
         progress.stage("second")
         progress.at(0.75)
-        assert "stage 2 of 2: second" in progress._bar.desc
-        assert progress._bar.n == pytest.approx(100 * (60 + 0.75 * 240) / 300)
+        progress._bar.start_t -= 90  # 180 seconds of work were done in 90
+        assert progress._bar.n == progress._bar.format_dict["n"] == 60 + 0.75 * 240
+        assert "stage 2 of 2: second |" in str(progress._bar) and " 80%, 00:30 left" in str(progress._bar)
         progress.close()
 
     def test_results_are_kept_for_the_same_settings_only(self, tmp_path: Path) -> None:
@@ -216,12 +217,10 @@ class TestRunDemo:
             assert AutoTokenizer.from_pretrained(folder)("1+1=")["input_ids"]
         out = capsys.readouterr().out
         said = " ".join(out.split())
-        assert "Rewards that know nothing, on the same footing: random reward" in said
+        assert "Uninformative rewards with the same settings: random reward" in said
         forecast = json.loads((tmp_path / "metrics.json").read_text())["arithmetic"]["sampled_forecast"]
-        assert (
-            f"at beta 0.1, it will answer {forecast:.0%} right." in said
-            and f"before its first step: {forecast:.0%}. After " in said
-        )
+        assert f"at beta 0.1, training will converge to {forecast:.0%} right answers." in said
+        assert f"was forecast to be {forecast:.0%}; after " in said
         assert not (tmp_path / "partial").exists()
         wide = [line for line in out.splitlines() if len(line) > 80]
         assert all("report.html" in line or "[WARNING]" in line for line in wide), wide
@@ -254,7 +253,7 @@ class TestRunDemo:
 
         trained: list[str] = []
         monkeypatch.setattr(parts, "train_with_grpo", train)
-        with pytest.raises(KeyboardInterrupt, match="the same command goes on from there"):
+        with pytest.raises(KeyboardInterrupt, match="Run the same command again to resume"):
             run_demo("arithmetic", tmp_path)
         weights = (tmp_path / "arithmetic" / "base_model" / "model.safetensors").read_bytes()
         run_demo("arithmetic", tmp_path)
@@ -265,7 +264,7 @@ class TestRunDemo:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(demo, "find_spec", lambda name: None)
-        with pytest.raises(ImportError, match="The demo needs matplotlib, peft, gguf: in a clone"):
+        with pytest.raises(ImportError, match="The demo requires matplotlib, peft, gguf. In a clone"):
             run_demo("all", tmp_path / "output")
         assert not (tmp_path / "output").exists()
 

@@ -58,9 +58,9 @@ class TestMixture:
         assert np.exp(density) == pytest.approx([0.5 * 0.5 + 0.25 * 0.8 + 0.25, 0.5 * 0.2 + 0.25 * 0.1])
 
     def test_errors(self):
-        with pytest.raises(ValueError, match="must be at least 0.01, and 1 among them"):
+        with pytest.raises(ValueError, match="must be at least 0.01 and include 1"):
             Mixture.of(16, [0.5])
-        with pytest.raises(ValueError, match="cannot serve the temperatures"):
+        with pytest.raises(ValueError, match="`samples` must be at least 4 for 3 temperatures, got 3"):
             Mixture.of(3, [1.0, 0.7, 0.5])
 
 
@@ -168,7 +168,7 @@ class TestForecast:
         def grade(completion, answer):
             return first_word(completion, [w for w in WORDS if w > "f"])
 
-        for reward, words in ((likes, "Sharpening helps"), (dislikes, "It would hurt")):
+        for reward, words in ((likes, "Sharpening helps"), (dislikes, "Training would hurt")):
             result = endotrl.forecast(
                 tiny_policy_path, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
                 grader=grade, progress=False,
@@ -243,10 +243,10 @@ def first_word(completion: str, answer: list[str]) -> float:
 @pytest.mark.parametrize(
     ("grade", "message"),
     [
-        (lambda text, answer: None, "fails on the completion 'a' and the answer 'b': TypeError"),
-        (lambda text: 1.0, "fails on the completion 'a' and the answer 'b': TypeError"),
-        (lambda text, answer: float("nan"), "gives nan to 'a', but a grade is a number from 0, wrong, to 1, right"),
-        (lambda text, answer: 34, "gives 34.0 to 'a'"),
+        (lambda text, answer: None, "failed on completion 'a' and answer 'b': TypeError"),
+        (lambda text: 1.0, "failed on completion 'a' and answer 'b': TypeError"),
+        (lambda text, answer: float("nan"), "from 0 .wrong. to 1 .right., but the grader returned nan for 'a'"),
+        (lambda text, answer: 34, "returned 34.0 for 'a'"),
     ],
 )
 def test_a_grader_that_gives_no_grade(grade, message):
@@ -264,7 +264,7 @@ def test_a_grader_that_gives_no_grade(grade, message):
     ],
 )
 def test_mistakes_are_found_before_a_model_is_loaded(setting, error, tmp_path):
-    with pytest.raises(error, match=f"`{next(iter(setting))}` is "):
+    with pytest.raises(error, match=f"`{next(iter(setting))}` must be "):
         endotrl.forecast(str(tmp_path / "no model"), ["a"], grader="text", **setting)
 
 
@@ -275,5 +275,5 @@ def test_graders(tmp_path):
     (tmp_path / "mine.py").write_text("def half(completion, answer):\n    return 0.5\n")
     assert Grader(f"{tmp_path}/mine.py:half").grade(["x"], "y") == [0.5]
     for name in ("best", f"{tmp_path}/mine.py:none"):
-        with pytest.raises(ValueError, match=r"The grader is|has no function"):
+        with pytest.raises(ValueError, match=r"The grader must be|has no function"):
             Grader(name)

@@ -222,9 +222,8 @@ class TestFirstGains:
         assert total == pytest.approx(0.25)  # the variance
 
 
-class TestErrors:
-    def test_settings(self):
-        with pytest.raises(ValueError, match="a group has at least 2 completions"):
-            Objective("grpo", 1)
-        with pytest.raises(ValueError, match="trainer"):
-            Objective("dpo")  # type: ignore[arg-type]
+def test_impossible_settings():
+    with pytest.raises(ValueError, match="`num_generations` must be at least 2, got 1"):
+        Objective("grpo", 1)
+    with pytest.raises(ValueError, match="trainer"):
+        Objective("dpo")  # type: ignore[arg-type]

@@ -91,17 +91,17 @@ def test_slope(objective, share):
 
 def test_verdict_says_where_samples_do_not_suffice(result):
     assert result.suggested_beta is None
-    assert "The samples do not suffice at any beta" in result.verdict
-    assert "Training begins with better answers" in result.verdict
+    assert "There are too few samples at every beta" in result.verdict
+    assert "Training first improves the answers" in result.verdict
 
 
 @pytest.mark.parametrize(
     ("right", "words"),
     [
         ([0.0, 0.0, 1.0, 0.0, 0.0], "Sharpening helps"),
-        ([1.0, 1.0, 0.0, 1.0, 1.0], "It would hurt"),
+        ([1.0, 1.0, 0.0, 1.0, 1.0], "Training would hurt"),
         ([1.0] * 5, "No change beyond noise"),
-        (None, "It moves away from the majority answer"),
+        (None, "Answers move away from the majority answer"),
     ],
 )
 def test_verdicts(right, words):
@@ -116,7 +116,7 @@ def test_verdicts(right, words):
     assert result.verdict.startswith(words)
     assert result.suggested_beta == (1.0 if words == "Sharpening helps" else None)
     assert ("greedy decoding gives 0%" in result.verdict) == (words == "Sharpening helps")
-    assert "20% of the samples are cut off" in result.verdict or "21%" in result.verdict
+    assert "20% of the samples are truncated" in result.verdict or "21%" in result.verdict
 
 
 def second_best(key: str) -> dict:
@@ -134,9 +134,9 @@ def test_right_answers_are_probable_but_not_most():
     assert result.betas[0]["accuracy"] > 0.3 > result.betas[1]["accuracy"]
     assert result.verdict.startswith("Sharpening helps") and "A smaller beta is worse again" in result.verdict
     alone = from_records(records, Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
-    assert alone.verdict.startswith("It would hurt") and "Wrong answers are the more probable" not in alone.verdict
+    assert alone.verdict.startswith("Training would hurt") and "Wrong answers are more probable" not in alone.verdict
 
 
 def test_few_questions():
     result = from_records([second_best("0")], Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
-    assert result.verdict.startswith("With 1 question, what follows is of these alone. It would hurt")
+    assert result.verdict.startswith("With only 1 question, this holds for these questions alone. Training would hurt")

@@ -67,5 +67,5 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
 def test_what_cannot_be_read(text: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text(text)
-    with pytest.raises(ValueError, match=f"that file cannot be read as jsonl: .*{reason}"):
+    with pytest.raises(ValueError, match=f"Cannot read `dataset_name` .* as jsonl: .*{reason}"):
         load_splits(str(path))

@@ -38,12 +38,10 @@ RL_RECIPES = [path for path in RECIPES if path.stem != "sentence_reward"]
 LAUNCHERS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 
-def config_class(recipe: Path) -> type[DenseGRPOConfig] | type[PPOConfig]:
-    return PPOConfig if recipe.stem == "ppo" else DenseGRPOConfig
-
-
-def trainer_class(recipe: Path) -> type[DenseGRPOTrainer] | type[PPOTrainer]:
-    return PPOTrainer if recipe.stem == "ppo" else DenseGRPOTrainer
+def classes(recipe: Path) -> tuple[Any, Any]:
+    """Trainer and configuration of a recipe."""
+    others = {"ppo": (PPOTrainer, PPOConfig), "sentence_reward": (SentenceRewardTrainer, SentenceRewardTrainerConfig)}
+    return others.get(recipe.stem, (DenseGRPOTrainer, DenseGRPOConfig))
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def small(tiny_policy_path, prompts, tmp_path):
 
 
 def parse(recipe: Path, *arguments: str) -> tuple[Any, ...]:
-    return make_parser(config_class(recipe)).parse_args_and_config(["--config", str(recipe), *arguments])
+    return make_parser(classes(recipe)[1]).parse_args_and_config(["--config", str(recipe), *arguments])
 
 
 def recipe(name: str) -> Path:
@@ -83,7 +81,7 @@ def read_prompts(*arguments: str) -> tuple[Any, Any]:
 
 def run(name: str, arguments: list[str], logged: str = "reward") -> list[dict[str, Any]]:
     """Runs a recipe in this process, and returns what was logged in training, or with another key."""
-    trainer = recipes.run(trainer_class(recipe(name)), prepare(arguments, name=name))
+    trainer = recipes.run(classes(recipe(name))[0], prepare(arguments, name=name))
     return [entry for entry in trainer.state.log_history if logged in entry]
 
 
@@ -95,18 +93,22 @@ def name_of(path: Path) -> str:
 ON_CPU = ["--use_cpu", "True"]
 
 
-@pytest.mark.parametrize("path", RL_RECIPES, ids=name_of)
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
 def test_recipe_is_read(path, tmp_path):
-    script_args, training_args, reward_args, model_args, _ = parse(path, "--output_dir", str(tmp_path), *ON_CPU)
+    script_args, training_args, *reward_args, model_args, _ = parse(path, "--output_dir", str(tmp_path), *ON_CPU)
     given = yaml.safe_load(path.read_text())
     # The values of the file arrive; the command line wins.
     assert training_args.output_dir == str(tmp_path)
-    assert training_args.beta == given["beta"] > 0
     assert training_args.learning_rate == given["learning_rate"]
-    assert (model_args.model_name_or_path, model_args.dtype) == (given["model_name_or_path"], given["dtype"])
-    assert reward_args.reward == [given["reward"]]
+    assert model_args.model_name_or_path == given["model_name_or_path"]
     assert script_args.dataset_name == given["dataset_name"]
     assert (path.parent / "README.md").is_file()
+    if not reward_args:
+        assert training_args.attention_dim == given["attention_dim"]
+        return
+    assert training_args.beta == given["beta"] > 0
+    assert reward_args[0].reward == [given["reward"]]
+    assert model_args.dtype == given["dtype"]
     assert (get_peft_config(model_args) is not None) == given.get("use_peft", False)
 
 
@@ -123,18 +125,6 @@ def test_controls_of_each_recipe(path, control, tmp_path):
     made = make_reward_funcs(script_args, training_args, reward_args, model_args, dataset)
     assert type(made[0]) is {"random": RandomReward, "length": LengthReward, "format": FormatReward}[control]
     assert training_args.reward_weights == [1.0, *([0.0] * (len(made) - 1))]
-
-
-@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem == "sentence_reward"], ids=name_of)
-def test_sentence_reward_recipe_is_read(path, tmp_path):
-    parser = make_parser(SentenceRewardTrainerConfig)
-    arguments = ["--config", str(path), "--output_dir", str(tmp_path), *ON_CPU]
-    script_args, args, model_args, _ = parser.parse_args_and_config(arguments)
-    given = yaml.safe_load(path.read_text())
-    assert (args.attention_dim, args.learning_rate) == (given["attention_dim"], given["learning_rate"])
-    assert model_args.model_name_or_path == given["model_name_or_path"]
-    assert script_args.dataset_name == given["dataset_name"]
-    assert (path.parent / "README.md").is_file()
 
 
 @pytest.mark.parametrize("path", LAUNCHERS, ids=lambda path: path.stem)
@@ -178,77 +168,73 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
     # stands for anything.
     "grpo": [
         # Names
-        (["--reward_alfa", "2"], "no setting reward_alfa (did you mean reward_alpha?). `--help` of"),
-        ({"reward_alfa": 2.0}, "no setting reward_alfa (did you mean reward_alpha?)"),
-        (["--config"], "must come after it"),
-        ("beta: [1\nb: }", "no YAML: while parsing a flow sequence…line 1"),
+        (["--reward_alfa", "2"], "Unknown setting: reward_alfa (did you mean reward_alpha?). Run the…`--help`"),
+        ({"reward_alfa": 2.0}, "Unknown setting: reward_alfa (did you mean reward_alpha?)"),
+        (["--config"], "must be followed by the path"),
+        ("beta: [1\nb: }", "is not valid YAML: while parsing a flow sequence…line 1"),
         ("- beta", "must contain a YAML mapping"),
         # Data, models and rewards
-        (["--dataset_name", "other.jsonl"], "no such file"),
+        (["--dataset_name", "other.jsonl"], "The file 'other.jsonl' of `dataset_name` does not exist"),
         (["--eval_strategy", "steps"], "no split 'test', only 'train'"),
-        (["--per_device_train_batch_size", "136"], "16 prompts, but one generation batch has 17"),
+        (["--per_device_train_batch_size", "136"], "16 prompts, fewer than the 17 of one generation batch"),
         (["--dataset_prompt_column", "text"], "no column 'text'…'prompt', 'answer', 'question'"),
-        (["--answer_column", "gold"], "no column gold"),
+        (["--answer_column", "gold"], "no answer column gold"),
         (["--reward_model", "/nowhere"], "The frozen model '/nowhere' cannot be loaded"),
         (["--model_name_or_path", "nowhere/at", "--reward", "random"], "The model 'nowhere/at' cannot be loaded"),
-        (["--reward_alpha", "-1"], "`reward_...`: `alpha` is -1"),
+        (["--reward_alpha", "-1"], "`reward_...` setting: `alpha` is -1"),
         (["--reward_pattern", "("], "no regular expression"),
         (["--reward_truncation", "skip"], "normalize_then_sum"),
-        (["--reward", "randon"], "`reward` has 'randon'"),
+        (["--reward", "randon"], "Unknown reward 'randon'"),
         (["--reward", "sentence"], "`reward_sentence_model`"),
-        (["--reward", "nowhere.at_all"], "`reward` has 'nowhere.at_all': No module named 'nowhere'"),
-        (["--reward", "json.at_all"], "`reward` has 'json.at_all', which is not there"),
-        (["--reward", "json.JSONDecoder"], "which is a class"),
-        (["--reward", "random", "length", "--reward_weights", "1"], "has 1 numbers…2 rewards"),
+        (["--reward", "nowhere.at_all"], "Cannot import…'nowhere.at_all': No module named 'nowhere'"),
+        (["--reward", "json.at_all"], "Cannot import…'json.at_all': module 'json' has no attribute"),
+        (["--reward", "json.JSONDecoder"], "must be a function or a callable instance, got <class"),
+        (["--reward", "random", "length", "--reward_weights", "1"], "one weight for each of the 2 rewards…got 1"),
         ({"reward_criterion": {"h": "Be kind.", "x": "Be brief."}}, "There is no criterion for the domains [None]"),
-        (["--heat_map_steps", "-1"], "`heat_map_steps` is -1"),
-        (["--output_dir", __file__ + "/output"], "where nothing can be written"),
-        (["--output_dir", ""], "a run needs a folder of its own"),
+        (["--heat_map_steps", "-1"], "`heat_map_steps` must be at least 0, got -1"),
+        (["--output_dir", __file__ + "/output"], "Cannot write to `output_dir`"),
+        (["--output_dir", ""], "`output_dir` must not be empty"),
         (["--num_generations", "7"], "divisible by"),
-        (["--resume_from_checkpoint", "nowhere"], "`resume_from_checkpoint` is 'nowhere'"),
+        (["--resume_from_checkpoint", "nowhere"], "The folder 'nowhere' of `resume_from_checkpoint`"),
         # What trains nothing
-        (["--num_iterations", "0"], "`num_iterations` is 0, but it must be at least 1"),
-        (["--max_steps", "0"], "`max_steps` is 0, but it must be at least 1, or -1"),
-        (["--max_steps", "-1", "--num_train_epochs", "0"], "nothing would be trained"),
-        (["--learning_rate", "0"], "`learning_rate` is 0.0, but it must be greater than 0"),
+        (["--num_iterations", "0"], "`num_iterations` must be at least 1, got 0"),
+        (["--max_steps", "0"], "`max_steps` must be at least 1, or -1"),
+        (["--max_steps", "-1", "--num_train_epochs", "0"], "`num_train_epochs` must be greater than 0"),
+        (["--learning_rate", "0"], "`learning_rate` must be greater than 0, got 0.0"),
         (["--num_generations", "1"], "at least 2 generations"),
-        (["--reward_weights", "0"], "there is nothing to train on"),
-        (["--eval_on_start", "True"], "`eval_on_start: true` needs rows to evaluate on"),
-        (["--remove_unused_columns", "True"], "takes away the columns that rewards read"),
+        (["--reward_weights", "0"], "`reward_weights` must have a weight other than 0"),
+        (["--eval_on_start", "True"], "`eval_on_start: true` requires an evaluation dataset"),
+        (["--remove_unused_columns", "True"], "drops the columns that reward functions read"),
         # Ranges
-        (["--temperature", "0"], "`temperature` is 0.0, but it must be greater than 0"),
-        (["--temperature", "nan"], "`temperature` is nan, but it must be finite"),
-        (["--max_completion_length", "0"], "`max_completion_length` is 0"),
+        (["--temperature", "0"], "`temperature` must be greater than 0, got 0.0"),
+        (["--temperature", "nan"], "`temperature` must be finite, got nan"),
+        (["--max_completion_length", "0"], "`max_completion_length` must be at least 1, got 0"),
         (["--top_p", "1.5"], "greater than 0 and at most 1"),
         (["--lora_dropout", "1"], "at least 0 and less than 1"),
         (["--loss_type", "gpro"], "`loss_type` is 'gpro', but it must be one of 'grpo'"),
         # What libraries need
-        (["--use_vllm", "True"], "`use_vllm: true` needs vllm, which is not installed: pip install 'endotrl[vllm]"),
-        (["--optim", "adamw_bnb_8bit"], "`optim: adamw_bnb_8bit` cannot be made…bitsandbytes"),
-        (["--attn_implementation", "flash_attention_2"], "`attn_implementation` is 'flash_attention_2'"),
-        (["--report_to", "mlflow"], "`report_to: mlflow` needs a package…pip install mlflow"),
-        (["--push_to_hub", "True"], "`push_to_hub: true` needs an account"),
-        (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has 'beams'"),
-        (
-            ["--generation_kwargs", '{"min_p": 3}'],
-            "`generation_kwargs` is {'min_p': 3}, with which nothing is generated",
-        ),
+        (["--use_vllm", "True"], "`use_vllm: true` requires vllm…Run `pip install 'endotrl[vllm]"),
+        (["--optim", "adamw_bnb_8bit"], "the optimizer of `optim: adamw_bnb_8bit`: …bitsandbytes"),
+        (["--attn_implementation", "flash_attention_2"], "`attn_implementation: flash_attention_2` cannot be used"),
+        (["--report_to", "mlflow"], "`report_to: mlflow` requires a package…pip install mlflow"),
+        (["--push_to_hub", "True"], "`push_to_hub: true` requires a login"),
+        (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has an unknown key 'beams'"),
         (
             ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 2}'],
-            "{'cycles': 2}, which do not fit",
+            "Cannot create the scheduler `cosine` with {'cycles': 2}",
         ),
         # What YAML reads
         ({"beta": "much"}, "argument --beta: invalid float value: 'much'"),
-        ({"temperature": None}, "`temperature` is null, but it needs a value"),
+        ({"temperature": None}, "`temperature` must not be null"),
         ({"num_iterations": 1.5}, "invalid int value: '1.5'"),
-        ({"num_generations": [2]}, "`num_generations` is [2], but it must be one value"),
-        ({"eval_strategy": False}, "invalid choice: 'False'…YAML reads no, off"),
+        ({"num_generations": [2]}, "`num_generations` must be a single value, got [2]"),
+        ({"eval_strategy": False}, "invalid choice: 'False'…YAML reads unquoted no, off"),
         ({"chat_template_kwargs": "thinking"}, "must be a mapping"),
-        ({"parallelism_config": {"a": 1}}, "Settings do not go together"),
+        ({"parallelism_config": {"a": 1}}, "The settings cannot be combined"),
     ],
     "dense_grpo": [(["--reward_aggregate", "mean"], "cannot be credited to single tokens")],
     "ppo": [(["--reward_aggregate", "mean"], "cannot be credited to single tokens")],
-    "sentence_reward": [(["--eval_strategy", "no"], "preferences need 'chosen' and 'rejected'")],
+    "sentence_reward": [(["--eval_strategy", "no"], "must have the columns 'chosen' and 'rejected'")],
 }
 
 
@@ -280,10 +266,7 @@ class TestMistakes:
         if name == "sentence_reward":
             words = [(key, value) for key, value in words if key == "--dataset_name"]
         more = given if isinstance(given, list) else []
-        classes = (trainer_class(path), config_class(path))
-        if name == "sentence_reward":
-            classes = (SentenceRewardTrainer, SentenceRewardTrainerConfig)
-        said = refusal(capsys, *classes, ["--config", str(path), *sum(words, ()), *more])
+        said = refusal(capsys, *classes(path), ["--config", str(path), *sum(words, ()), *more])
         assert said.count("grpo.py: error:") == 1 and "Traceback" not in said and "usage:" not in said
         assert re.search(".*".join(map(re.escape, message.split("…"))), said), said
 
@@ -291,7 +274,7 @@ class TestMistakes:
         ("rows", "settings", "message"),
         [
             *(
-                ([{"prompt": ASKED}] * 15 + [{"prompt": bad}], {}, f"Row 15 of the dataset cannot be used: {message}")
+                ([{"prompt": ASKED}] * 15 + [{"prompt": bad}], {}, f"Row 15 of the dataset is invalid: {message}")
                 for bad, message in (
                     (None, "The prompt must be text or a list of messages"),
                     ([], ".*empty list"),
@@ -308,7 +291,7 @@ class TestMistakes:
             (
                 [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}] * 16,
                 {"model_name_or_path": "tiny_model_path"},
-                "^Row 0 of the dataset cannot be used: The content of a message is a",
+                "^Row 0 of the dataset is invalid: The content of a message is a list",
             ),
         ],
         ids=lambda value: str(value)[-60:],
@@ -394,6 +377,7 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
         [
+            ([], "d e f"),
             (["--dataset_prompt_suffix", " ?"], "d e f ?"),
             (["--dataset_prompt_chat", "True"], [{"role": "user", "content": "d e f"}]),
             (["--dataset_prompt_chat", "True", "--dataset_prompt_suffix", " ?"], ASKED),
@@ -401,14 +385,9 @@ class TestPrompts:
         ],
     )
     def test_wording(self, arguments, expected, small):
-        train, _ = read_prompts(*small, "--dataset_prompt_column", "question", *arguments)
-        assert train[2]["prompt"] == expected
-
-    def test_column_is_renamed(self, small):
-        train, evaluation = read_prompts(*small, "--dataset_prompt_column", "question")
-        assert evaluation is None
-        assert train.column_names == ["answer", "prompt"]
-        assert train[2]["prompt"] == "d e f"
+        train, evaluation = read_prompts(*small, "--dataset_prompt_column", "question", *arguments)
+        assert train[2]["prompt"] == expected and evaluation is None
+        assert ("question" in train.column_names) == ("prompt" in arguments)  # otherwise it is renamed
 
     def test_quickstart(self, tmp_path):
         train, evaluation = read_prompts("--output_dir", str(tmp_path), "--eval_strategy", "steps")
@@ -437,8 +416,8 @@ class TestLengths:
         job = prepare(small, "--max_completion_length", "59")  # "d e f" is 5 tokens
         assert len(job.train_dataset) == 16
         said = (
-            "4 of 16 prompts do not fit the context of the policy, 64 tokens, with `max_completion_length` 60; row 2 is "
-            "the first, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`"
+            "4 of 16 prompts are too long for the context of the policy, 64 tokens, with `max_completion_length` 60. The "
+            "first is row 2, with 5 tokens. Lower `max_completion_length`.*`dataset_overlong: drop`"
         )
         with pytest.raises(ValueError, match=said):
             prepare(small, "--max_completion_length", "60")
@@ -450,16 +429,18 @@ class TestLengths:
         assert "4 of 16 prompts" in capsys.readouterr().err
         stream = prepare(small, "--max_completion_length", "60", "--dataset_streaming", "True", *drop)
         assert [row["question"] for row in stream.train_dataset] == ["a b", "c", "g"] * 4
-        with pytest.raises(ValueError, match="None is left"):
+        with pytest.raises(ValueError, match="No prompt is left"):
             prepare(small, "--max_completion_length", "64", *drop)
-        with pytest.raises(ValueError, match="has 12 prompts, but one generation batch has 16"):
+        with pytest.raises(ValueError, match="has 12 prompts, fewer than the 16 of one generation batch"):
             prepare(small, "--max_completion_length", "60", "--per_device_train_batch_size", "128", *drop)
 
     def test_the_frozen_model_reads_more(self, small, tmp_path):
         """The criterion is a message of its own, of three tokens."""
         criterion = ["--reward_criterion", "k l"]
         assert prepare(small, "--max_completion_length", "56", *criterion)
-        with pytest.raises(ValueError, match="4 of 16 prompts do not fit the context of the frozen .*with 8 tokens"):
+        with pytest.raises(
+            ValueError, match="4 of 16 prompts are too long for the context of the frozen .*with 8 tokens"
+        ):
             prepare(small, "--max_completion_length", "57", *criterion)
         # Its beginning is cut, if that is wanted, and no other reward reads it.
         for other in (["--reward_overlong_prompt", "truncate_left"], ["--reward", "random"]):
@@ -475,10 +456,10 @@ class TestPrecision:
         def settle(faster: str, *arguments: str) -> tuple[bool, str, str]:
             seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
             monkeypatch.setattr("endotrl.frozen.cpu_dtype.matmul_seconds", lambda: seconds)
-            path = recipe("grpo")
             parser = make_parser(DenseGRPOConfig)
             parser.settle = choose_precision
-            _, args, reward, model, _ = parser.parse_args_and_config(["--config", str(path), *words, *arguments])
+            given = ["--config", str(recipe("grpo")), *words, *arguments]
+            _, args, reward, model, _ = parser.parse_args_and_config(given)
             return args.bf16, model.dtype, reward.reward_dtype
 
         return settle
@@ -487,7 +468,7 @@ class TestPrecision:
         assert settle("float32") == (False, "float32", "float32")
         said = " ".join(capsys.readouterr().err.split())
         chosen = "`bf16: false`, `dtype: float32`, `reward_dtype: float32`"
-        assert f"{chosen}, as it multiplies matrices 4.0 times as fast in float32" in said
+        assert f"Using {chosen} on this CPU, as it multiplies matrices 4.0 times as fast in float32" in said
         assert settle("bfloat16") == (True, "bfloat16", "bfloat16")
 
     @pytest.mark.parametrize(
@@ -559,7 +540,7 @@ class TestRuns:
         overrides = {"model_name_or_path": tiny_model_path, "output_dir": tmp_path / "reward", "max_steps": 2}
         overrides |= {"per_device_train_batch_size": 4, "eval_strategy": "no"}  # or it ends with an evaluation
         words = ["--config", str(recipe("sentence_reward")), *as_arguments(overrides)]
-        trained = recipes.launch(SentenceRewardTrainer, SentenceRewardTrainerConfig, words)
+        trained = recipes.launch(*classes(recipe("sentence_reward")), words)
         assert len([entry for entry in trained.state.log_history if "loss" in entry]) == 2
         on_it = ["--reward", "sentence", "--reward_sentence_model", str(tmp_path / "reward"), "--max_steps", "1"]
         (step,) = run("dense_grpo", [*small, *on_it])

@@ -245,7 +245,7 @@ def test_what_a_complete_checkpoint_consists_of(tmp_path, caplog):
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     (folder / "rank_1.pt").write_bytes(b"weig")
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
-    assert "global_step10/rank_1.pt has 4 bytes in place of 7" in caplog.text
+    assert "global_step10/rank_1.pt has 4 bytes instead of 7" in caplog.text
     (folder / "rank_1.pt").unlink()
     assert last_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert "global_step10/rank_1.pt is missing" in caplog.text
@@ -299,7 +299,7 @@ def test_nan(method, step, words, said, launch, tmp_path):
         return found * (float("nan") if self.state.global_step == step else 1.0)
 
     setattr(Exploding, method, explode)
-    with pytest.raises(FloatingPointError, match=f"{said}.*at step 4.*checkpoint-2 is from before, and is kept"):
+    with pytest.raises(FloatingPointError, match=f"{said}.*at step 4.*last good checkpoint is .*checkpoint-2"):
         launch("grpo", "run", *words, trainer_class=Exploding)
     checkpoint = last_complete_checkpoint(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-2"

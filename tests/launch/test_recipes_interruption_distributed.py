@@ -57,7 +57,7 @@ def test_terminated_then_killed_then_incomplete(launcher, tiny_policy_path, tmp_
     assert terminated.returncode != 0
     said = terminated.stdout + terminated.stderr
     assert "Terminated at step 3" in said, terminated.stderr[-6000:]
-    assert said.count("SIGTERM: this step is finished, a checkpoint is saved") == 1  # of the main process
+    assert said.count("SIGTERM: finishing this step, saving a checkpoint") == 1  # of the main process
     assert last_complete_checkpoint(run) == run / "checkpoint-3"
     assert not (run / "model.safetensors").exists()
 
@@ -71,7 +71,7 @@ def test_terminated_then_killed_then_incomplete(launcher, tiny_policy_path, tmp_
     own.unlink()
     resumed = start("run", "whole")
     assert resumed.returncode == 0, resumed.stdout[-2000:] + resumed.stderr[-6000:]
-    assert f"checkpoint-4 is skipped: {own.relative_to(run / 'checkpoint-4')} is missing" in resumed.stderr
+    assert f"checkpoint-4: {own.relative_to(run / 'checkpoint-4')} is missing" in resumed.stderr
 
     found, expected = (load_file(folder / "model.safetensors") for folder in (run, tmp_path / "whole"))
     for name, tensor in expected.items():

@@ -190,4 +190,4 @@ def test_without_an_account(arguments, tmp_path, wandb, monkeypatch, capsys):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setattr(DenseGRPOTrainer, "__init__", lambda *args, **kwargs: pytest.fail("A trainer was made."))
     said = refusal(capsys, DenseGRPOTrainer, DenseGRPOConfig, [*arguments, "--report_to", "wandb"])
-    assert "`report_to: wandb` needs an account" in said and "set WANDB_MODE=offline" in said
+    assert "`report_to: wandb` requires a W&B login" in said and "set WANDB_MODE=offline" in said

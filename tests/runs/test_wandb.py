@@ -75,7 +75,7 @@ class TestWorkspace:
 
     def test_whose_project(self, capsys):
         assert main(["workspace", "mine"]) == 2
-        assert "'mine' is not ENTITY/PROJECT" in capsys.readouterr().err
+        assert "must be ENTITY/PROJECT, got 'mine'" in capsys.readouterr().err
 
 
 def test_alert_on_collapse(run):

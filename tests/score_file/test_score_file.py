@@ -86,8 +86,7 @@ class TestParseRow:
             (b'{"prompt": "", "completion": "b"}', "The prompt is empty"),
             (b'{"prompt": [], "completion": []}', "The prompt is an empty list of messages"),
             (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
-            (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "The content of message 1 of the prompt must be text"),
-            (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is one that the output uses itself'),
+            (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is reserved for the output'),
             (b'{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, got str"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": [7, true]}', "a whole number from 0, got true"),
@@ -97,35 +96,38 @@ class TestParseRow:
     def test_says_what_is_wrong(self, line, reason):
         assert reason in parse_row(3, line).error
 
-    def test_keeps_other_keys_and_the_id_of_a_bad_row(self):
-        row = parse_row(2, b'{"id": 7, "prompt": "a", "completion": "", "x": [1, {"y": null}]}')
-        assert row == Row(2, "a", "", {"id": 7, "x": [1, {"y": None}]})
-        assert parse_row(2, b'{"id": "seven", "prompt": 1, "x": 2}').extra == {"id": "seven"}
+    @pytest.mark.parametrize(
+        ("line", "row"),
+        [
+            (b'{"id": 7, "prompt": "a", "completion": "", "x": [1, {"y": null}]}', Row(2, "a", "", {"id": 7, "x": [1, {"y": None}]})),
+            (b'{"prompt": "a", "completion": "b", "completion_ids": [7, 0], "x": 1}', Row(2, "a", "b", {"x": 1}, completion_ids=[7, 0])),
+            (b'{"prompt": "a", "completion": "", "completion_ids": []}', Row(2, "a", "", completion_ids=[])),
+            # As a table writes a row without them.
+            (b'{"prompt": "a", "completion": "b", "completion_ids": null}', Row(2, "a", "b")),
+        ],
+    )  # fmt: skip
+    def test_keeps_other_keys_and_token_ids(self, line, row):
+        assert parse_row(2, line) == row
 
-    def test_token_ids_are_used_and_not_carried_over(self):
-        row = parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": [7, 0], "x": 1}')
-        assert row == Row(2, "a", "b", {"x": 1}, completion_ids=[7, 0])
-        assert parse_row(2, b'{"prompt": "a", "completion": "", "completion_ids": []}').completion_ids == []
-        # As a table writes a row without them.
-        assert parse_row(2, b'{"prompt": "a", "completion": "b", "completion_ids": null}') == Row(2, "a", "b")
+    def test_an_invalid_row_keeps_its_id(self):
+        assert parse_row(2, b'{"id": "seven", "prompt": 1, "x": 2}').extra == {"id": "seven"}
 
     def test_byte_order_mark_on_the_first_line_only(self):
         line = b'\xef\xbb\xbf{"prompt": "a", "completion": "b"}'
         assert parse_row(1, line).error is None
         assert "Not valid JSON" in parse_row(2, line).error
 
-    def test_tool_calls_need_no_content(self):
-        messages = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
-        row = {"prompt": [{"role": "user", "content": "a"}], "completion": messages}
+    def test_text_of_messages(self):
+        calls = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
+        row = {"prompt": [{"role": "user", "content": "a"}], "completion": calls}
         assert parse_row(1, json.dumps(row).encode()).error is None
-        assert message_text(messages) == '[{"function": {"name": "f"}}]'
-
-    def test_message_text(self):
+        assert message_text(calls) == '[{"function": {"name": "f"}}]'
         parts = [{"type": "text", "text": "b"}, {"type": "text", "text": "c"}]
-        assert message_text("a") == "a"
-        assert message_text([{"role": "user", "content": "a"}]) == "a"
-        several = [{"role": "user", "content": "a"}, {"role": "tool", "content": parts}]
-        assert message_text(several) == "user: a\ntool: b c"
+        assert message_text("a") == message_text([{"role": "user", "content": "a"}]) == "a"
+        assert (
+            message_text([{"role": "user", "content": "a"}, {"role": "tool", "content": parts}])
+            == "user: a\ntool: b c"
+        )
 
 
 class TestScores:
@@ -426,7 +428,7 @@ class TestResume:
             ("settings", r"other settings: `alpha` was 1\.0 and is 0\.7"),
             ("tokens", "other settings: `tokens` was True and is False"),
             ("input", "another input: the first 17 lines"),
-            ("no meta", r"exists, and no out\.jsonl\.meta\.json tells what made it"),
+            ("no meta", r"exists without out\.jsonl\.meta\.json"),
             ("bad meta", "is damaged"),
         ],
     )
@@ -463,7 +465,7 @@ class TestPaths:
     def test_impossible_ones(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(1)])
         for name in ("limit", "block_size"):
-            with pytest.raises(ValueError, match=f"`{name}` is 0, but it must be at least 1"):
+            with pytest.raises(ValueError, match=f"`{name}` must be at least 1, got 0"):
                 score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, **{name: 0})
         (tmp_path / "empty.jsonl").write_text("\n\n")
         with pytest.raises(ValueError, match=r"empty\.jsonl has no rows"):
@@ -481,7 +483,7 @@ class TestPaths:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
         try:
             with pytest.raises(
-                OSError, match=r"out\.jsonl cannot be written: File too large\. Saved before: (\d+) rows"
+                OSError, match=r"out\.jsonl cannot be written: File too large\. Saved so far: (\d+) rows"
             ):
                 score_file(reward, source, output, SETTINGS, block_size=4)
         finally:
@@ -513,37 +515,25 @@ class TestTally:
             assert tally.length_correlation is None
 
 
-class TestModelDigest:
-    def test_knows_a_trained_model_from_itself(self, tiny_model_path, tmp_path):
-        from safetensors.torch import load_file, save_file
-
-        folder = tmp_path / "model"
-        shutil.copytree(tiny_model_path, folder)
-        assert model_digest(str(folder)) == model_digest(tiny_model_path)
-        weights = load_file(folder / "model.safetensors")
-        weights["model.norm.weight"] += 1e-3
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        assert model_digest(str(folder)) != model_digest(tiny_model_path)
-        assert model_digest("some-organisation/some-model") is None
-
-    # Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
-    @pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
-    def test_knows_a_changed_file_whose_time_was_set_back(self, limit, places, tmp_path, monkeypatch):
-        monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
-        weights = tmp_path / "model.safetensors"
-        weights.write_bytes(bytes(5 * 2**20))  # more than a small file
-        times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
-        digests = [model_digest(str(tmp_path))]
-        assert model_digest(str(tmp_path)) == digests[0]
-        for place in (*places, 5 * 2**20 - 1, 5 * 2**20):  # the last sample; one more byte
-            with weights.open("r+b") as file:
-                file.seek(place)
-                file.write(b"x")
-            os.utime(weights, ns=times)
-            digests.append(model_digest(str(tmp_path)))
-        os.utime(weights, ns=(times[0], times[1] + 10**9))
-        assert len(set(digests)) == len(places) + 3
-        assert (model_digest(str(tmp_path)) != digests[-1]) == (limit == 2**20)
+# Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
+@pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
+def test_digest_of_a_model_whose_time_was_set_back(limit, places, tmp_path, monkeypatch):
+    monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(5 * 2**20))  # more than a small file
+    times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns
+    digests = [model_digest(str(tmp_path))]
+    assert model_digest(str(shutil.copytree(tmp_path, tmp_path / "copy"))) == digests[0]
+    for place in (*places, 5 * 2**20 - 1, 5 * 2**20):  # the last sample; one more byte
+        with weights.open("r+b") as file:
+            file.seek(place)
+            file.write(b"x")
+        os.utime(weights, ns=times)
+        digests.append(model_digest(str(tmp_path)))
+    os.utime(weights, ns=(times[0], times[1] + 10**9))
+    assert len(set(digests)) == len(places) + 3
+    assert (model_digest(str(tmp_path)) != digests[-1]) == (limit == 2**20)
+    assert model_digest("some-organisation/some-model") is None
 
 
 class TestFormats:
@@ -566,7 +556,7 @@ class TestFormats:
         assert not any(TOKEN_KEYS & row.keys() for row in rows)
         (expected,) = reward(prompts=["2 + 2 ="], completions=[" 5"])
         assert rows[3]["reward"] == pytest.approx(expected, abs=1e-4) and rows[3]["id"] == 2
-        assert report.tally.errors == 2 and '"response" is one that the output uses' in rows[8]["error"]
+        assert report.tally.errors == 2 and '"response" is reserved for the output' in rows[8]["error"]
 
     def test_resumes_within_a_row(self, reward, tiny_model_path, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", self.ROWS)
@@ -657,9 +647,9 @@ class TestResidual:
 
     def test_what_it_cannot_do(self, reward, tmp_path):
         source = write_rows(tmp_path / "in.jsonl", [text_row(i) for i in range(5)])
-        with pytest.raises(ValueError, match="no two neighbouring rows have the same"):
+        with pytest.raises(ValueError, match="compares adjacent rows with equal prompts: sort the rows"):
             score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="residual")
-        with pytest.raises(ValueError, match="name a file for each"):
+        with pytest.raises(ValueError, match="standard input or output cannot be used"):
             score_file(reward, source, "-", SETTINGS, residual="residual")
         with pytest.raises(ValueError, match="`residual` is 'length'"):
             score_file(reward, source, tmp_path / "out.jsonl", SETTINGS, residual="length")
