@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from .extraction import marked, visible
-from .numbers import NUMBER_WORDS, plain_math
+from .numbers import NUMBER_WORDS, plain_math, read_number
 from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
-from .statements import MATH, after_corrections, clauses, first_line, formula, is_denied, said, sentences
+from .statements import MATH, ORDERED, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
 from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
+from .units import singular
 from .words import OPTION, states_choice, states_truth, states_words
 
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus|times)|[=+*/,:(×-])\s*$")
+_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus)|[=+*/,:(×-])\s*$")
 # An exact value followed by its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
+_DURATION = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+)\s+(?:years?|months?|weeks?|days?|hours?)\b", re.IGNORECASE)
+# "1 in 6", for a fraction.
+_CHANCE = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+) (?:in|out of) (?:{NUMBER_WORDS.pattern}|\d+\b)", re.IGNORECASE)
 # Longer texts are not bare answers.
 _BARE = 80
 _FILLER = re.compile(
@@ -27,11 +31,11 @@ _FILLER = re.compile(
 )
 # Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
-    r"|(?:mak|giv|gett?|leav|cost|yield|round)(?:e?s?|ing)(?: to)?"
+    r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
+    r"|(?:mak|giv|gett?|leav|cost|yield|round|amount|com|bring|tak)(?:e?s?|ing)(?:(?: us| her| him| them| it| up)? to)?|results? in"
     r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and|at|before|between|but|by|each"
-    r"|every|first|for|from|in|into|last|next|of|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
-    r"|times|to|with)\b)[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
+    r"|every|first|for|from|in|into|last|next|of|old|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
+    r"|times|to|with)\b)(?-i:[a-z]){3,}(?= [$£€]?\d))(?!\w| (?:at|from|with)\b)|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -41,8 +45,15 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
-# A sentence about something else.
-_ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
+_COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
+# A sentence about something else, or the same thing from another side.
+_ELSEWHERE = re.compile(
+    r"\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that"
+    r"|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back(?!.*\b(?:get|find|gives|yields)\b)",
+    re.IGNORECASE,
+)
+# Before an adjunct: "in two months".
+_ADJUNCT = re.compile(r"\b(?:in|at|for|from|within|over|during|among|after|before)\s+[$€£(]*$", re.IGNORECASE)
 # Before a number that is compared with, or was given.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
@@ -147,6 +158,8 @@ def _written(value: Value) -> str:
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
+    if ORDERED.search(text) and isinstance(value := read_value(right), Collection) and not value.brackets:
+        right = f"({right})"
     text, boxed = marked(text) or (text, False)
     if not text or not right.strip():
         return False
@@ -193,6 +206,10 @@ def _equal(right: str, given: str, math: bool) -> bool:
 
 def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
     symbolic = not isinstance(value, Quantity)
+    if re.fullmatch(r"1\d{3}|20\d\d", right):
+        text = _DURATION.sub(" ", text)
+    if isinstance(value, Quantity) and 0 < value.number.value < 1:
+        text = _CHANCE.sub(_ratio, text)
     if isinstance(value, Quantity) and value.number.digits is None:
         text = _ROUNDED.sub(r"\1", text)
     stated = _stated(text, symbolic)
@@ -203,6 +220,11 @@ def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
     numeric = is_numeric(value) and is_numeric(stated.value)
     several = isinstance(stated.value, Collection) and not stated.value.brackets and not isinstance(value, Collection)
     return math and not numeric and not several and stated.written != "" and same_expression(right, stated.written)
+
+
+def _ratio(match: re.Match[str]) -> str:
+    above, below = (read_number(part) for part in re.split(" in | out of ", match[0]))
+    return f"{above.value}/{below.value}" if above and below and above.value <= below.value else match[0]
 
 
 def _stated(text: str, symbolic: bool = True) -> Stated | None:
@@ -260,7 +282,9 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
     if first:
         equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
         verbs = [found[0].end + equation.end()] if equation else []
-    verb = max((end for end in verbs if end <= found[-1].start), default=0 if first else found[-1].start)
+    free = [item for item in found if not _is_adjunct(prose, item)]
+    stating = [end for end in verbs if next((item for item in found if item.start >= end), None) in (found if first else free)]
+    verb = max(stating, default=0 if first else (free or found)[-1].start)
     low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
         high += 1
@@ -269,6 +293,12 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
     together = [item.value for item in found[low : high + 1]]
     alike = all(same_value(together[0], other) for other in together)
     return found[low] if alike else Stated(0, 0, Collection(tuple(together)))
+
+
+def _is_adjunct(prose: str, item: Stated) -> bool:
+    """Whether a value only tells when or how, as in "in two months"."""
+    unit = item.value.unit if isinstance(item.value, Quantity) else ""
+    return unit not in ("", "clock", "clock?") and _ADJUNCT.search(prose[: item.start]) is not None
 
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
@@ -307,5 +337,10 @@ def _connected(line: str, one: Stated, other: Stated) -> bool:
     between = line[one.end : other.start]
     if "=" in between and not re.search(r"(?<![\w)])[a-z]\w?\s*=\s*$", line[: one.start], re.IGNORECASE):
         return False  # "2x = 6 and x = 3"
+    if _COMPARED.match(line, other.end):
+        return False  # "36 stamps, 4 fewer than before"
+    units = [item.value.unit for item in (one, other) if isinstance(item.value, Quantity) and item.value.unit]
+    if len({singular(unit) for unit in units}) == 2 and re.search(r"\band\b", between):
+        return False  # "eight arms and three hearts"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None

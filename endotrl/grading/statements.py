@@ -27,7 +27,7 @@ _DENIAL = re.compile(
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"\s*(?!<[\w-]+>)[<>≤≥]|[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times"
+    r"\s*(?!<[\w-]+>)[<>≤≥]|[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+(?!(?:are|were|did|do)(?:n't| not)))?(?:squared\b|cubed\b|[+*^±]|/(?!\s?[a-z]{3})|(?:plus|minus|times"
     r"|divided by|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b"
     r"|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|can|could|will|would|should|must)\s+(?:not"
     r"|never))\b(?! (?:only|just))|would (?:be|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were"
@@ -39,7 +39,7 @@ _DENIAL_BEHIND = re.compile(
 # A bound is not a value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
     r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
-    r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
+    r"|(?<!add )(?<!adds )(?<!come )(?<!us )(?<!round )(?<!rounds )(?<!rounded )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
     r"|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative) of|close to|nearly|almost|over"
     r"|above|below|under|exceeds|(?<!named )after|before|since|until|prior to|page|step|chapter|figure|section"
     r"|question|problem|part|line)\s+[$€£(]*$|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+\(?$|\b(?:any|every"
@@ -88,7 +88,7 @@ _SAID = re.compile(
     rf"\b{_KIND}(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
     r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|has to"
-    r")\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
+    r")\s+(?:\w+\s+)?be(?! (?:ruled|eliminated|excluded|rejected|discarded)))\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
     rf" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final"
     rf"|finale"
     r"|correcta?))*\s*(?:\b(?:ist|lautet|est|es|é)\b|是|は)\s*:?\s*",
@@ -100,12 +100,18 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
+# The order of a list matters.
+ORDERED = re.compile(
+    r"(?<!any )(?<!particular )(?<!second-)\border(?:ed|ing)?\b(?! to )|\bsort(?:ed|ing)\b|\barrang"
+    r"|\b(?:smallest|least|lowest|largest|greatest|highest) to\b",
+    re.IGNORECASE,
+)
 # Placeholders for any accepted answer, and for "the answer is". Capital letters, as segmenters look for them.
 MARK, LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, but not a name.
 LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
+    r"|in|on|at|among|within|despite|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
     r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
     r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
 )
@@ -113,7 +119,7 @@ PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9]
 # End of a clause.
 _BREAK = re.compile(
     r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
-    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
+    r"|whereas|although|though|because(?! of)|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
     r"|without) \w+ing)\b)"
     rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
     rf"|(?={LABEL}))"
@@ -125,7 +131,7 @@ _SUBORDINATE = re.compile(
     re.IGNORECASE,
 )
 # A main clause, although it begins like a subordinate one.
-_RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
+_RESULT = re.compile(r"\W*(?:(?:which|whose (?:\w+ ){0,2}(?:root|area|volume|sum|product|solution|value)) (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
 
 
 class Clause(NamedTuple):
@@ -194,7 +200,9 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
 def _labels(text: str) -> list[tuple[int, int]]:
     """Spans of "the answer is" and "Answer:" in a text."""
     spans = sorted(match.span() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
-    return [span for span in spans if not is_denied(text, *span)]
+    return [
+        (start, end) for start, end in spans if not (is_denied(text, start, end) or _DENIAL.search(text, start, end))
+    ]
 
 
 def said(text: str) -> list[str]:

@@ -15,9 +15,11 @@ _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "mass": {"g gram gramme": 1, "kg kilogram kilo kilogramme": 1000, "mg milligram": "0.001", "t tonne": 10**6,
              "lb lbs pound": "453.59237", "oz ounce": "28.349523125"},
     "time": {"s sec second": 1, "ms millisecond": "0.001", "min minute": 60, "h hr hour": 3600, "day": 86400,
-             "week": 604800, "month": 2629800, "yr year": 31557600},
-    "volume": {"l liter litre": 1, "ml milliliter millilitre": "0.001", "cl centiliter": "0.01",
-               "gallon gal": "3.785411784"},
+             "week wk": 604800, "month mo": 2629800,
+             "yr year": 31557600},
+    "volume": {"l liter litre": 1, "ml milliliter millilitre cc": "0.001", "cl centiliter": "0.01",
+               "gallon gal": "3.785411784", "quart qt": "0.946352946", "pint pt": "0.473176473",
+               "cup": "0.2365882365", "tablespoon tbsp": "0.01478676478125", "teaspoon tsp": "0.00492892159375"},
     "dollar": {"$ usd us$ dollar buck": 1, "cent ¢": "0.01"},
     "euro": {"€ eur euro": 1},
     "sterling": {"£ gbp quid": 1},
@@ -28,14 +30,15 @@ _UNITS: dict[str, dict[str, int | str | Fraction]] = {
     "celsius": {"°c celsius centigrade": 1},
     "fahrenheit": {"°f fahrenheit": 1},
     "kelvin": {"kelvin": 1},
-    "speed": {"m/s mps": 1, "km/h kph kmh": Fraction(10, 36), "mph": "0.44704"},
+    "speed": {"m/s mps": 1, "km/h kph kmh kmph": Fraction(10, 36), "mph": "0.44704"},
     "energy": {"j joule": 1, "kj kilojoule": 1000, "cal calorie": "4.184", "kcal": 4184, "ev": "1.602176634e-19"},
     "force": {"n newton": 1},
     "power": {"w watt": 1, "kw kilowatt": 1000},
     "frequency": {"hz hertz": 1, "khz kilohertz": 1000, "mhz megahertz": 10**6},
     "memory": {"byte": 1, "kb kilobyte": 1000, "mb megabyte": 10**6, "gb gigabyte": 10**9, "bit": Fraction(1, 8)},
     "era": {"ad ce": 1}, "earlier": {"bc bce": 1},
-    "electric": {"v volt": 1},
+    "voltage": {"v volt": 1}, "current": {"ampere amp": 1}, "resistance": {"ω ohm": 1}, "pressure": {"pa pascal": 1, "kpa kilopascal": 1000},
+    "amount": {"mole mol": 1},
 }  # fmt: skip
 # Name -> dimension, and its factor to the dimension's first unit.
 _TABLE = {
@@ -75,11 +78,11 @@ def canonical_unit(text: str) -> tuple[str, Fraction] | None:
             return None
         return ("speed", a[1] / b[1]) if (a[0], b[0]) == ("length", "time") else (f"{a[0]}/{b[0]}", a[1] / b[1])
     power = 1
-    if match := re.match(r"(?:(sq)|cu)\w*\.? (\w+)$", lower):  # square, cubic
+    if match := re.match(r"(?:(sq)|cu)(?:uare|bic|\.|(?=ft))? ?(\w+)$", lower):  # square, cubic
         lower, power = match[2], 2 if match[1] else 3
     elif match := re.match(r"(.*?)\s*(?:\^\{?(-?\d)\}?|\b(?:(squared)|cubed))$", lower):
         lower, power = match[1], int(match[2] or (2 if match[3] else 3))
-    found = _TABLE.get(lower) or (_TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 3 else None)
+    found = _TABLE.get(lower) or (_TABLE.get(lower[:-1]) if lower.endswith("s") and len(lower) > 2 else None)
     if found is None:
         return None
     return found if power == 1 else (f"{found[0]}^{power}", found[1] ** power)

@@ -53,7 +53,7 @@ _AMOUNT = re.compile(
     r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b|in the ))(?:(?P<minute>:[0-5]\d)"
     r"(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning|afternoon|evening))))?\.?(?![\w:])"
     rf"|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-|(?<==\s)-\s)(?=[$€£¥₹.\d])"
-    rf"|\b(?i:minus|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:\d+\s+(?:and\s+)?\d+/\d+"
+    rf"|\b(?i:minus|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:(?:{_PLAIN}\s?)?(?:\\?sqrt(?:\{{\d+\}}|\(\d+\))|pi\b)(?:\s?/\s?\d+)?|\d+\s+(?:and\s+)?\d+/\d+"
     rf"|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
 )
 _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]illion|bn|trillion)|(?<=\d)M)(?![\w/])")
@@ -80,7 +80,7 @@ _BETWEEN = re.compile(
 )
 _WORDY = re.compile(
     r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos"
-    r"|arctan)\b)[A-Za-z]{3,}"
+    r"|arctan)\b)(?:[A-Za-z]{3,}|(?:as|i\.e|is|so|we)\b)"
 )
 
 
@@ -155,9 +155,8 @@ def _read_collection(text: str, depth: int) -> Value | None:
             return _read_plain(inner.strip(), depth + 1)
         return _collection(parts, opening + closing, depth) if len(parts) > 1 else None
     parts = _split(text)
-    if len(parts) < 2:
-        return None
-    return _collection(parts, "", depth)
+    listed = _collection(parts, "", depth) if len(parts) > 1 else None
+    return listed.items[0] if listed and all(same_value(listed.items[0], item) for item in listed.items) else listed
 
 
 def _collection(parts: list[str], brackets: str, depth: int) -> Collection | None:

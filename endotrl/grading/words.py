@@ -16,6 +16,7 @@ from .statements import (
     LABEL,
     LEAD,
     MARK,
+    ORDERED,
     POSSIBLY,
     PROPER,
     after_corrections,
@@ -59,9 +60,9 @@ _TURN = re.compile(
 _BESIDE = re.compile(
     r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
     r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
-    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
+    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:and (?:[\w-]+ ?){{1,2}})?(?:\W*$|:))"
 )
-_LESS = re.compile(r" (?:is|was|are|were|only) (?:\w+ )?(?:also|too|merely|only|another|second)\b")
+_LESS = re.compile(r" (?:is|was|are|were|only) (?!the only)(?:\w+ )?(?:also|too|merely|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
@@ -77,8 +78,8 @@ _SAME = re.compile(
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
-    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
-    r"|due|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
+    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related"
+    r"|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
     r"|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom"
     r"|(?<!n )(?<!ed )(?<!\bit )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning"
     r"|choosing|saying|picking)\b)\w{3,}ing)\s+$",
@@ -86,10 +87,10 @@ _GOVERNOR = re.compile(
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
-    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that"
+    rf"(?:\b(?:consists?|made|composed|speaking|because|result|form|account|work|help)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
+    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|\bout|^(?!\W*(?:it|he|she|that"
     rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the"
-    r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
+    r"|an?|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
     re.IGNORECASE,
 )
 # "Venus, by contrast, is", "Connally, who": a subject with more to follow.
@@ -247,7 +248,7 @@ def _with_marks(text: str, answers: Sequence[str]) -> str:
 def _in_any_order(answer: str, text: str) -> str:
     """A text with the members of a list marked, whatever their order."""
     items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
-    if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
+    if len(items) < 2 or ORDERED.search(text) or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
         return text
     item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + r")(?: [-–(:][^\n]*$)?"
     listed = re.compile(
