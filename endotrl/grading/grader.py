@@ -124,7 +124,9 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     ```
     """
     if isinstance(answers, str) or not answers or any(answer is None or answer == "" for answer in answers):
-        raise ValueError(f"`answers` is {answers!r}, but it must be a list of accepted answers, none of them empty.")
+        raise ValueError(
+            f"`answers` must be a non-empty list of non-empty answers, got {answers!r}. Pass a single answer as `[answer]`."
+        )
     text = visible(completion)
     accepted = [tidy(final_answer(answer)) for answer in answers]
     return any(_gives(text, answer, accepted, math) for answer in accepted)

@@ -76,16 +76,15 @@ _QUESTION = re.compile(
     r"\W*(?:(?:so|now|and|but),? )?(?:wh\w+|how|is|are|was|were|do|does|did|can|could|should|would|will)\b.*\?",
     re.IGNORECASE | re.DOTALL,
 )
-_KIND = r"(?:(?:final|actual|real|correct|right|best|true|my|our|your|only|short)\s+)*"
 # "Answer" or "result" in languages that models slip into.
 _ANSWER = r"(?:\b(?:antworte?n?|ergebnis|réponse|respuesta|resultado|resposta|ответ)|答案|答え)"
 _LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_])){_KIND}answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>"
+    rf"(?:^|(?<=[\s.:(*_]))answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>"
     rf"|->)\s*|{_ANSWER}\s*:\s*",
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    rf"\b{_KIND}(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
+    rf"\b(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
     r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
     r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|has to"
     r")\s+(?:\w+\s+)?be(?! (?:ruled|eliminated|excluded|rejected|discarded)))\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"

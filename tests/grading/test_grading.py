@@ -61,7 +61,7 @@ def test_cases_are_of_their_own() -> None:
 
 @pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
 def test_what_is_no_list_of_answers(answers: Any) -> None:
-    with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
+    with pytest.raises(ValueError, match="must be a non-empty list of non-empty answers"):
         is_right("4", answers)
 
 
