@@ -5,13 +5,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .extraction import marked, visible
 from .numbers import NUMBER_WORDS, plain_math, read_number
-from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
 from .statements import MATH, ORDERED, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
-from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
+from .text import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
 from .units import singular
+from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
@@ -21,7 +20,9 @@ _CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 _DURATION = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+)\s+(?:years?|months?|weeks?|days?|hours?)\b", re.IGNORECASE)
 # "1 in 6", for a fraction.
-_CHANCE = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+) (?:in|out of) (?:{NUMBER_WORDS.pattern}|\d+\b)", re.IGNORECASE)
+_CHANCE = re.compile(
+    rf"(?:{NUMBER_WORDS.pattern}|\b\d+) (?:in|out of) (?:{NUMBER_WORDS.pattern}|\d+\b)", re.IGNORECASE
+)
 # Longer texts are not bare answers.
 _BARE = 80
 _FILLER = re.compile(
@@ -285,7 +286,9 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
         equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
         verbs = [found[0].end + equation.end()] if equation else []
     free = [item for item in found if not _is_adjunct(prose, item)]
-    stating = [end for end in verbs if next((item for item in found if item.start >= end), None) in (found if first else free)]
+    stating = [
+        end for end in verbs if next((item for item in found if item.start >= end), None) in (found if first else free)
+    ]
     verb = max(stating, default=0 if first else (free or found)[-1].start)
     low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..sentence.segmentation import RuleSegmenter
-from .spelling import without_markdown
+from .text import without_markdown
 
 
 _segment = RuleSegmenter()
@@ -130,7 +130,9 @@ _SUBORDINATE = re.compile(
     re.IGNORECASE,
 )
 # A main clause, although it begins like a subordinate one.
-_RESULT = re.compile(r"\W*(?:(?:which|whose (?:\w+ ){0,2}(?:root|area|volume|sum|product|solution|value)) (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
+_RESULT = re.compile(
+    r"\W*(?:(?:which|whose (?:\w+ ){0,2}(?:root|area|volume|sum|product|solution|value)) (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b"
+)
 
 
 class Clause(NamedTuple):

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import MONTHS, fold, plain_text, tidy, without_markdown
 from .statements import (
     ATTRIBUTED,
     LABEL,
@@ -25,6 +24,7 @@ from .statements import (
     mark_labels,
     sentences,
 )
+from .text import MONTHS, fold, plain_text, tidy, without_markdown
 
 
 # Form of another answer, to a question for a name and to one for another word.
