@@ -32,11 +32,12 @@ _FILLER = re.compile(
 )
 # Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
-    r"|(?:mak|giv|gett?|leav|cost|yield|round|amount|com|bring|tak)(?:e?s?|ing)(?:(?: us| her| him| them| it| up)? to)?|results? in"
-    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and|at|before|between|but|by|each"
-    r"|every|first|for|from|in|into|last|next|of|old|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
-    r"|times|to|with)\b)(?-i:[a-z]){3,}(?= [$£€]?\d))(?!\w| (?:at|from|with)\b)|, or (?=[$£€]?\d)|[:=≈]",
+    r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence"
+    r"|therefore|i\.e\.,?|(?:mak|giv|gett?|leav|cost|yield|round|amount|com|bring|tak)(?:e?s?|ing)(?:(?: us| her| him"
+    r"| them| it| up)? to)?|results? in|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and"
+    r"|at|before|between|but|by|each|every|first|for|from|in|into|last|next|of|old|on|only|or|other|over|per|plus"
+    r"|than|that|the|their|then|these|those|times|to|with)\b)(?-i:[a-z]){3,}(?= [$£€]?\d))(?!\w| (?:at|from|with)\b)"
+    r"|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -49,8 +50,10 @@ _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
 _COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
 # A sentence about something else, or the same thing from another side.
 _ELSEWHERE = re.compile(
-    r"\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that"
-    r"|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back(?!.*\b(?:get|find|gives|yields)\b)",
+    r"\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d"
+    r"|conversely|note that|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way"
+    r"|different))|that(?:'s| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back(?!.*\b(?:get|find|gives"
+    r"|yields)\b)",
     re.IGNORECASE,
 )
 # Before an adjunct: "in two months".
@@ -58,9 +61,9 @@ _ADJUNCT = re.compile(r"\b(?:in|at|for|from|within|over|during|among|after|befor
 # Before a number that is compared with, or was given.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*"
-    rf"|\b(?:in|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+"
-    rf"{_DETERMINER}?|\bto (?!about|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
+    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*|\b(?:in|for|on|at|to|into|of"
+    rf"|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+{_DETERMINER}?|\bto (?!about"
+    r"|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
     re.IGNORECASE,
 )
 

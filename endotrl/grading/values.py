@@ -50,11 +50,13 @@ _EXPONENT = r"(?:[eE][-+]?\d{1,3}(?![\w])|\s?[x*×]\s?10\s?(?:\^|\*\*)\s?(?:\{[-
 _PLAIN = rf"(?:{GROUPED}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 # A time, or a number with its currency before it. A minus must be unary: "10 - 7" and "x -7" are differences.
 _AMOUNT = re.compile(
-    r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b|in the ))(?:(?P<minute>:[0-5]\d)"
-    r"(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning|afternoon|evening))))?\.?(?![\w:])"
-    rf"|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-|(?<==\s)-\s)(?=[$€£¥₹.\d])"
-    rf"|\b(?i:minus|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:(?:{_PLAIN}\s?)?(?:\\?sqrt(?:\{{\d+\}}|\(\d+\))|pi\b)(?:\s?/\s?\d+)?|\d+\s+(?:and\s+)?\d+/\d+"
-    rf"|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
+    r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b"
+    r"|in the ))(?:(?P<minute>:[0-5]\d)(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning"
+    rf"|afternoon|evening))))?\.?(?![\w:])|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-"
+    r"|(?<==\s)-\s)(?=[$€£¥₹.\d])|\b(?i:minus"
+    rf"|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:(?:{_PLAIN}\s?)?(?:\\?sqrt(?:\{{\d+\}}"
+    rf"|\(\d+\))|pi\b)(?:\s?/\s?\d+)?|\d+\s+(?:and\s+)?\d+/\d+|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]"
+    rf"|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
 )
 _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]illion|bn|trillion)|(?<=\d)M)(?![\w/])")
 _UNIT = re.compile(
@@ -63,8 +65,7 @@ _UNIT = re.compile(
 )
 # Words not in any table that may be the unit of a number: up to three, and not a sentence.
 _WORDS_BEHIND = re.compile(
-    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*"
-    r"(?: [a-z][\w%°/.^{}-]*){0,2}",
+    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*(?: [a-z][\w%°/.^{{}}-]*){{0,2}}",
     re.IGNORECASE,
 )
 _LEFT_SIDE = re.compile(

@@ -34,8 +34,8 @@ _WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|
 # An option, as written in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
-    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
-    r"|since\b|as\b)[a-z]))"
+    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b"
+    r"|because\b|since\b|as\b)[a-z]))"
 )
 _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
 # "No idea" and "no such thing" answer nothing, nor does "Yes?".
@@ -58,39 +58,38 @@ _TURN = re.compile(
 )
 # After an answer: alternatives, or a remark that it is not the only one or the first.
 _BESIDE = re.compile(
-    r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
-    r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
-    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:and (?:[\w-]+ ?){{1,2}})?(?:\W*$|:))"
+    r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather"
+    rf"|simply|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){{1,2}})*,?\s+(?:and"
+    rf"|or|&)\s+(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:and (?:[\w-]+ ?){{1,2}})?(?:\W*$"
+    r"|:))"
 )
 _LESS = re.compile(r" (?:is|was|are|were|only) (?!the only)(?:\w+ )?(?:also|too|merely|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
-    rf"|{MARK}[^\S\n]+(?!(?:"
-    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This"
-    r"|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
+    rf"|{MARK}[^\S\n]+(?!(?:River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp"
+    r"|The|It|He|She|This|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
-    rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
-    rf"[*_(]*{MARK}[*_)]*)+"
+    rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the "
+    rf"|an? )?[*_(]*{MARK}[*_)]*)+"
 )
 # After these words comes not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
     r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
-    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related"
-    r"|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
-    r"|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom"
-    r"|(?<!n )(?<!ed )(?<!\bit )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning"
-    r"|choosing|saying|picking)\b)\w{3,}ing)\s+$",
+    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related|way"
+    r"|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
+    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!n )(?<!ed )(?<!\bit )\bas"
+    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
+    r"|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking|because|result|form|account|work|help)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
-    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|\bout|^(?!\W*(?:it|he|she|that"
-    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the"
-    r"|an?|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
+    r"(?:\b(?:consists?|made|composed|speaking|because|result|form|account|work|help)(?: \w+ly)?(?: out)?|\b(?:in"
+    rf"|from|through|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|\bout|^(?!\W*(?:it|he|she|that"
+    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the|an?|another)\s+(?:[\w'-]+\s+){{1,4}}?)\s*of\s+$",
     re.IGNORECASE,
 )
 # "Venus, by contrast, is", "Connally, who": a subject with more to follow.
