@@ -9,13 +9,11 @@ from .numbers import NUMBER_WORDS, plain_math, read_number
 from .statements import MATH, ORDERED, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
 from .text import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
-from .units import singular
 from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus)|[=+*/,:(×-])\s*$")
 # An exact value followed by its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
 _DURATION = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+)\s+(?:years?|months?|weeks?|days?|hours?)\b", re.IGNORECASE)
@@ -25,11 +23,6 @@ _CHANCE = re.compile(
 )
 # Longer texts are not bare answers.
 _BARE = 80
-_FILLER = re.compile(
-    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|roughly|exactly|simply|just|only|therefore|thus|then"
-    r"|equal to|given by|a total of|option|choice)\b)+",
-    re.IGNORECASE,
-)
 # Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence"
@@ -176,10 +169,6 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     if word in ("yes", "no", "true", "false"):
         return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
-    if isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right):
-        value = None  # "12 Angry Men" and "50 Cent" are names
-    if boxed:  # A phrase in a box states only words.
-        return not choice and value is None and states_words(text, answers)
     if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
     if value is not None:
@@ -243,8 +232,6 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
     value = read_value(whole) if symbolic or len(text) <= _BARE else None
     if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
         return Stated(0, len(whole), value, whole)
-    if _CUT_OFF.search(whole):
-        return None
     found = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
     found = [(part, value) for part, value in found if value is not None]
     found = [(part, value) for part, value in found if not _ELSEWHERE.match(part)] or found
@@ -252,14 +239,14 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
 
 
 def _written_first(rest: str) -> str:
-    line = _FILLER.sub("", first_line(rest))
+    line = first_line(rest).lstrip(" \n\"'*_:=≈~")
     match = MATH.match(line)
     return formula(match) if match is not None else line.rstrip(" .!*")
 
 
 def _first_value(rest: str) -> Stated | None:
     """The value, or list of values, at the beginning of a statement."""
-    line, written = _FILLER.sub("", first_line(rest)), _written_first(rest)
+    line, written = first_line(rest).lstrip(" \n\"'*_:=≈~"), _written_first(rest)
     if (value := read_value(line.rstrip(" .!*"))) is not None:
         return Stated(0, len(line), value, written)
     if MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line):
@@ -347,8 +334,5 @@ def _connected(line: str, one: Stated, other: Stated) -> bool:
         return False  # "2x = 6 and x = 3"
     if _COMPARED.match(line, other.end):
         return False  # "36 stamps, 4 fewer than before"
-    units = [item.value.unit for item in (one, other) if isinstance(item.value, Quantity) and item.value.unit]
-    if len({singular(unit) for unit in units}) == 2 and re.search(r"\band\b", between):
-        return False  # "eight arms and three hearts"
     words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
     return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
