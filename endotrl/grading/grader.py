@@ -122,7 +122,8 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     """
     if isinstance(answers, str) or not answers or any(answer is None or answer == "" for answer in answers):
         raise ValueError(
-            f"`answers` must be a non-empty list of non-empty answers, got {answers!r}. Pass a single answer as `[answer]`."
+            f"`answers` must be a non-empty list of non-empty answers, got {answers!r}. Pass a single answer as "
+            "`[answer]`."
         )
     text = visible(completion)
     accepted = [tidy(final_answer(answer)) for answer in answers]
@@ -189,9 +190,8 @@ def _equal(right: str, given: str, math: bool) -> bool:
     if same_value(a, b):
         return True
     is_expression = (a is not None or "\\" in right) and not (is_numeric(a) and is_numeric(b))
-    if math and is_expression and not re.search(r"\s(?:or|and)\s", given):
-        return same_expression(right, given)
-    return same_words(plain_text(right), plain)
+    is_single = re.search(r"\s(?:or|and)\s", given) is None
+    return math and is_expression and is_single and same_expression(right, given)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -205,9 +205,7 @@ def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
         text = _DURATION.sub(" ", text)
     if isinstance(value, Quantity) and 0 < value.number.value < 1:
         text = _CHANCE.sub(_ratio, text)
-    if isinstance(value, Quantity) and value.number.digits is None:
-        text = _ROUNDED.sub(r"\1", text)
-    stated = _stated(text, symbolic)
+    stated = _stated(_ROUNDED.sub(r"\1", text), symbolic)
     if stated is None:
         return False
     if same_value(value, stated.value):
@@ -229,7 +227,7 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
         if (stated := _first_value(rest)) is not None:
             return stated
     whole = without_markdown(text).strip()
-    value = read_value(whole) if symbolic or len(text) <= _BARE else None
+    value = read_value(whole)
     if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
         return Stated(0, len(whole), value, whole)
     found = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
@@ -334,5 +332,6 @@ def _connected(line: str, one: Stated, other: Stated) -> bool:
         return False  # "2x = 6 and x = 3"
     if _COMPARED.match(line, other.end):
         return False  # "36 stamps, 4 fewer than before"
-    words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
-    return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
+    if isinstance(one.value, Quantity) and " or " in between:
+        between = between.lstrip().removeprefix(one.value.unit)
+    return _CONNECTED.fullmatch(between.rstrip("$ (") + " " * between.endswith(" ")) is not None

@@ -214,7 +214,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
         subject = verb[1] if verb else left if other == _WHEN else ""
         return _Claim(mention[0] == MARK, 2 if strong else 1, subject.strip().casefold())
-    if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
+    if opened == "(" or _LESS.search(clause):
         return None
     if (
         opens
