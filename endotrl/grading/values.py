@@ -11,9 +11,19 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
-from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
+from .numbers import (
+    GROUPED,
+    MULTIPLIERS,
+    NUMBER_WORDS,
+    STOP_WORDS,
+    Number,
+    canonical_unit,
+    plain_math,
+    read_number,
+    same_number,
+    singular,
+)
 from .statements import MATH, formula
-from .units import STOP_WORDS, canonical_unit, singular
 
 
 @dataclass(frozen=True)
@@ -242,8 +252,8 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if "clock" in right.unit + given.unit:
         if not ("clock" in right.unit and "clock" in given.unit):
             return False
-        either = right.unit != given.unit  # one is ambiguous about the half of the day
-        return (right.number.value - given.number.value) % (720 if either else 1440) == 0
+        period = 1440 if right.unit == given.unit else 720  # one is ambiguous about the half of the day
+        return (right.number.value - given.number.value) % period == 0
     if not same_number(right.number, given.number):
         return False
     # A unit that is left out is the one asked for.

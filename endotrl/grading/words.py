@@ -157,7 +157,7 @@ def _decides(text: str, other: str) -> bool:
     text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{MARK}|{other}", rest) is not None)
     best: _Claim | None = None
     for claim in _claims(text, other):
-        if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
+        if best is None or claim.weight > best.weight or claim.turns:
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
             best = best._replace(right=False)
@@ -178,7 +178,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
             turns = turns or turn is not None
             called = clause.lstrip().startswith(LABEL)
             skipped = clause.index(LABEL) + 1 if called else turn.end() if turn else 0
-            opens = turns or called or not start or opened in ("", ":") or POSSIBLY.match(clause) is not None
+            opens = turns or opened == "" or POSSIBLY.match(clause) is not None
             claim = _claim(before + clause[:skipped], clause[skipped:], after, other, opened, closed, opens)
             if ATTRIBUTED.search(clause):
                 claim = (claim or _Claim(False, 0))._replace(weight=0)
@@ -208,7 +208,6 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         strong = (
             verb
             or other == _WHEN
-            or (not left.strip() and other in (_YES_NO, _TRUTH))
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
@@ -231,7 +230,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
-    if told is None or is_denied(sentence, position, position + told.end()) or (other == _TERM and not told[1]):
+    if told is None or is_denied(sentence, position, position + told.end()) or other == _TERM:
         return None
     truth = other in (_YES_NO, _TRUTH)
     return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
@@ -271,8 +270,8 @@ def _pattern(answer: str) -> re.Pattern[str]:
         return re.compile(r"(?<!\w)(?<!\w-)" + r"\.?".join(answer) + r"(?![\w+#])(?!-\w)")
     joined = words[0]
     for gap, word in re.findall(r"(\W+)(\w+)", answer[answer.index(words[0]) + len(words[0]) :]):
-        if joined[-1].isdigit() or word[0].isdigit():
-            joined += r"(?:st|nd|rd|th)?" * joined[-1].isdigit() + re.escape(gap)
+        if joined[-1].isdigit():
+            joined += r"(?:st|nd|rd|th)?" + re.escape(gap)
         elif len(word) == 1 or re.search(r"(?:^|\W)\w$", joined):
             joined += r"[\s.\-']*"
         else:

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endotrl.grading import final_answer, is_right, same_answer
-from endotrl.grading.numbers import read_number, same_number
-from endotrl.grading.units import canonical_unit
+from endotrl.grading.numbers import canonical_unit, read_number, same_number
 from endotrl.grading.values import read_value, same_value
 from endotrl.rendering.messages import text_of
 
