@@ -23,6 +23,9 @@ _CHANCE = re.compile(
 )
 # Longer texts are not bare answers.
 _BARE = 80
+_FILLER = re.compile(
+    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|exactly|equal to|given by|just|only)\b)+", re.IGNORECASE
+)
 # Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence"
@@ -43,14 +46,14 @@ _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
 _COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
 # A sentence about something else, or the same thing from another side.
 _ELSEWHERE = re.compile(
-    r"\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d"
-    r"|conversely|note that|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way"
-    r"|different))|that(?:'s| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back(?!.*\b(?:get|find|gives"
-    r"|yields)\b)",
+    r"(?!.*\b(?:so|thus|hence|therefore|total|get|find|gives|yields)\b)(?:\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast"
+    r"|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that|(?:as a |to double-?"
+    r"|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s| is) an average|(?:plugg"
+    r"|substitut|putt)ing (?:\w+ ){0,3}back)",
     re.IGNORECASE,
 )
 # Before an adjunct: "in two months".
-_ADJUNCT = re.compile(r"\b(?:in|at|for|from|within|over|during|among|after|before)\s+[$€£(]*$", re.IGNORECASE)
+_ADJUNCT = re.compile(r"\b(?:in|for|from|within|over|during|among|after|before)\s+[$€£(]*$", re.IGNORECASE)
 # Before a number that is compared with, or was given.
 _DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
@@ -158,7 +161,7 @@ def _written(value: Value) -> str:
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
-    if ORDERED.search(text) and isinstance(value := read_value(right), Collection) and not value.brackets:
+    if ORDERED.search(text[-200:]) and isinstance(value := read_value(right), Collection) and not value.brackets:
         right = f"({right})"
     text, boxed = marked(text) or (text, False)
     if not text or not right.strip():
@@ -190,8 +193,9 @@ def _equal(right: str, given: str, math: bool) -> bool:
     if same_value(a, b):
         return True
     is_expression = (a is not None or "\\" in right) and not (is_numeric(a) and is_numeric(b))
-    is_single = re.search(r"\s(?:or|and)\s", given) is None
-    return math and is_expression and is_single and same_expression(right, given)
+    if math and is_expression and not re.search(r"\s(?:or|and)\s", given):
+        return same_expression(right, given)
+    return same_words(plain_text(right), plain)
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -227,7 +231,7 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
         if (stated := _first_value(rest)) is not None:
             return stated
     whole = without_markdown(text).strip()
-    value = read_value(whole)
+    value = read_value(whole) if symbolic or len(text) <= _BARE else None
     if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
         return Stated(0, len(whole), value, whole)
     found = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
@@ -237,14 +241,14 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
 
 
 def _written_first(rest: str) -> str:
-    line = first_line(rest).lstrip(" \n\"'*_:=≈~")
+    line = _FILLER.sub("", first_line(rest))
     match = MATH.match(line)
     return formula(match) if match is not None else line.rstrip(" .!*")
 
 
 def _first_value(rest: str) -> Stated | None:
     """The value, or list of values, at the beginning of a statement."""
-    line, written = first_line(rest).lstrip(" \n\"'*_:=≈~"), _written_first(rest)
+    line, written = _FILLER.sub("", first_line(rest)), _written_first(rest)
     if (value := read_value(line.rstrip(" .!*"))) is not None:
         return Stated(0, len(line), value, written)
     if MATH.match(line) or re.match(r"[-+$€£¥₹.\d]", line) or NUMBER_WORDS.match(line):
@@ -332,6 +336,6 @@ def _connected(line: str, one: Stated, other: Stated) -> bool:
         return False  # "2x = 6 and x = 3"
     if _COMPARED.match(line, other.end):
         return False  # "36 stamps, 4 fewer than before"
-    if isinstance(one.value, Quantity) and " or " in between:
+    if isinstance(one.value, Quantity) and " to " not in between:
         between = between.lstrip().removeprefix(one.value.unit)
     return _CONNECTED.fullmatch(between.rstrip("$ (") + " " * between.endswith(" ")) is not None

@@ -103,8 +103,8 @@ MATH = re.compile(
 )
 # The order of a list matters.
 ORDERED = re.compile(
-    r"(?<!any )(?<!particular )(?<!second-)\border(?:ed|ing)?\b(?! to )|\bsort(?:ed|ing)\b|\barrang|\b(?:smallest"
-    r"|least|lowest|largest|greatest|highest) to\b",
+    r"(?<!any )(?<!particular )(?<!second-)\border(?:ed|ing)?\b(?! to | pair| triple)|\bsort(?:ed|ing)\b|\barrang"
+    r"|\b(?:smallest|least|lowest|largest|greatest|highest) to\b",
     re.IGNORECASE,
 )
 # Placeholders for any accepted answer, and for "the answer is". Capital letters, as segmenters look for them.

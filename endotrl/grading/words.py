@@ -270,8 +270,8 @@ def _pattern(answer: str) -> re.Pattern[str]:
         return re.compile(r"(?<!\w)(?<!\w-)" + r"\.?".join(answer) + r"(?![\w+#])(?!-\w)")
     joined = words[0]
     for gap, word in re.findall(r"(\W+)(\w+)", answer[answer.index(words[0]) + len(words[0]) :]):
-        if joined[-1].isdigit():
-            joined += r"(?:st|nd|rd|th)?" + re.escape(gap)
+        if joined[-1].isdigit() or word[0].isdigit():
+            joined += r"(?:st|nd|rd|th)?" * joined[-1].isdigit() + re.escape(gap)
         elif len(word) == 1 or re.search(r"(?:^|\W)\w$", joined):
             joined += r"[\s.\-']*"
         else:
