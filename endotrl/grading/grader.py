@@ -46,7 +46,7 @@ _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
 _COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
 # A sentence about something else, or the same thing from another side.
 _ELSEWHERE = re.compile(
-    r"(?!.*\b(?:so|thus|hence|therefore|total|get|find|gives|yields)\b)(?:\(.*\)\W*$|.*\b(?:(?:by|in|for) (?:contrast"
+    r"\(.*\)\W*$|(?!.*\b(?:so|thus|hence|therefore|total|get|find|gives|yields)\b)(?:.*\b(?:(?:by|in|for) (?:contrast"
     r"|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that|(?:as a |to double-?"
     r"|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s| is) an average|(?:plugg"
     r"|substitut|putt)ing (?:\w+ ){0,3}back)",
