@@ -46,20 +46,19 @@ _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
 _COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
 # A sentence about something else, or the same thing from another side.
 _ELSEWHERE = re.compile(
-    r"\(.*\)\W*$|(?!.*\b(?:so|then|thus|hence|therefore|total|get|find|gives|yields)\b)(?:.*\b(?:(?:by|in|for) (?:contrast"
-    r"|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that|(?:as a |to double-?"
-    r"|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s| is) an average|(?:plugg"
-    r"|substitut|putt)ing (?:\w+ ){0,3}back)",
+    r"\(.*\)\W*$|(?!.*\b(?:so|then|thus|hence|therefore|total|get|find|gives|yields)\b)(?:.*\b(?:(?:by|in"
+    r"|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that"
+    r"|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s"
+    r"| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back)",
     re.IGNORECASE,
 )
 # Before an adjunct: "in two months".
 _ADJUNCT = re.compile(r"\b(?:in|for|from|within|over|during|among|after|before)\s+[$€£(]*$", re.IGNORECASE)
 # Before a number that is compared with, or was given.
-_DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*|\b(?:the|these|those)\s+|\b(?:in|for|on|at|to|into|of"
-    rf"|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+{_DETERMINER}?|\bto (?!about"
-    r"|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
+    r"\b(?:from|among|by|per|than|out of|over|times)\s+[$(]*|\b(?:the|all|these|those|his|her|its|their|our"
+    r"|other)\s+[$(]*|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+|\bto (?!about|an?\b|the\b|be\b"
+    r"|get\b)[a-z]+\s+",
     re.IGNORECASE,
 )
 
