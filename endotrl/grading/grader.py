@@ -294,7 +294,7 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
 def _is_adjunct(prose: str, item: Stated) -> bool:
     """Whether a value only tells when or how, as in "in two months"."""
     unit = item.value.unit if isinstance(item.value, Quantity) else ""
-    return unit not in ("", "clock", "clock?") and _ADJUNCT.search(prose[: item.start]) is not None
+    return unit != "" and _ADJUNCT.search(prose[: item.start]) is not None
 
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:

@@ -34,18 +34,17 @@ _DENIAL_BEHIND = re.compile(
     r"|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were|seems|looks|(?:can|would"
     r"|must) be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+|a (?:bad|wrong"
     r"|poor|common) \w+|(?:a|the) (?:mistake|distractor|\w+ of a different)|excluded|eliminated|rejected)"
-    r"|if\b[^.]*\botherwise\b|until\b|for a while\b|or\s+(?:more|less|fewer|\w+er)\b)",
+    r"|if\b[^.]*\botherwise\b|or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is not a value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
-    r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
+    r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than|\bat\s+(?:most|least)"
     r"|(?<!add )(?<!adds )(?<!come )(?<!us )(?<!round )(?<!rounds )(?<!rounded )\bup\s+to|[<>≤≥]"
     r"|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of|(?:square|cube|factorial|reciprocal|inverse"
     r"|multiple|factor|power|negative) of|close to|nearly|almost|over|above|below|under|exceeds|(?<!named )after"
-    r"|before|since|until|prior to|page|step|chapter|figure|section|question|problem|part|line)\s+[$€£(]*$"
-    r"|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+\(?$|\b(?:any|every|all)(?:one|body|thing)? (?:but"
-    r"|except)\s+(?:the\s+)?$",
+    r"|before|since|until|prior to|page|step|chapter|figure|section|question|problem|part|line)\s+[$€£(]*$|\b(?:any"
+    r"|every|all)(?:one|body|thing)? (?:but|except)\s+(?:the\s+)?$",
     re.IGNORECASE,
 )
 # "It is 42, but I can't tell."
@@ -89,10 +88,9 @@ _SAID = re.compile(
     rf"\b(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:to|for|of"
     rf"|in|that|which|we|you|i)\s+[^.:;=?\n]{{0,120}}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes|remains"
     r"|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will"
-    r"|has to)\s+(?:\w+\s+)?be(?! (?:ruled|eliminated|excluded|rejected|discarded)))\b|(?=\b(?:isn't|aren't|wasn't"
-    r"|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)? (?:say|answer|choose|pick|go with|go for|settle on)\b"
-    rf"|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final|finale|correcta?))*\s*(?:\b(?:ist|lautet|est|es|é)\b|是"
-    r"|は)\s*:?\s*",
+    r"|has to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)? (?:say"
+    rf"|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final|finale"
+    r"|correcta?))*\s*(?:\b(?:ist|lautet|est|es|é)\b|是|は)\s*:?\s*",
     re.IGNORECASE,
 )
 POSSIBLY = re.compile(
