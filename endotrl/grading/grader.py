@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from .extraction import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
 from .numbers import NUMBER_WORDS, plain_math, read_number
 from .statements import MATH, ORDERED, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
-from .text import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
 from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..sentence.segmentation import RuleSegmenter
-from .text import without_markdown
+from .extraction import without_markdown
 
 
 _segment = RuleSegmenter()

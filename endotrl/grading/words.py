@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+from .extraction import MONTHS, fold, plain_text, tidy, without_markdown
 from .statements import (
     ATTRIBUTED,
     LABEL,
@@ -24,7 +25,6 @@ from .statements import (
     mark_labels,
     sentences,
 )
-from .text import MONTHS, fold, plain_text, tidy, without_markdown
 
 
 # Form of another answer, to a question for a name and to one for another word.
@@ -46,7 +46,7 @@ _BE = (
 )
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
-    r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
+    r"|none other than|nothing (?:but|other than)|yes)\b,?\s*)*"
 )
 # Before the text proper: headings, tables, the language of a code block.
 _ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
@@ -63,7 +63,7 @@ _BESIDE = re.compile(
     rf"|or|&)\s+(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:and (?:[\w-]+ ?){{1,2}})?(?:\W*$"
     r"|:))"
 )
-_LESS = re.compile(r" (?:is|was|are|were|only) (?!the only)(?:\w+ )?(?:also|too|merely|only|another|second)\b")
+_LESS = re.compile(r" (?:is|was|are|were|only) (?!the only)(?:\w+ )?(?:also|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
@@ -77,9 +77,9 @@ _SAME = re.compile(
 # After these words comes not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
-    r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
-    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related|way"
-    r"|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )(?<!going )\bfor"
+    r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|(?:close|next"
+    r"|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related|way"
+    r"|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )\bfor"
     r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!n )(?<!ed )(?<!\bit )\bas"
     r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
     r"|picking)\b)\w{3,}ing)\s+$",
