@@ -5,33 +5,35 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .extraction import marked, visible
-from .numbers import NUMBER_WORDS, plain_math
-from .spelling import MONTHS, plain_text, same_words, tidy, without_markdown
-from .statements import MATH, after_corrections, clauses, first_line, formula, is_denied, said, sentences
+from .extraction import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
+from .numbers import NUMBER_WORDS, plain_math, read_number
+from .statements import MATH, ORDERED, after_corrections, clauses, first_line, formula, is_denied, said, sentences
 from .symbolic import same_expression
 from .values import Collection, Quantity, Stated, Value, is_numeric, quantities, read_value, same_value
 from .words import OPTION, states_choice, states_truth, states_words
 
 
 _CHOICE = re.compile(r"^\W*(?P<letter>[A-Ja-j])[^\w+#]*$")
-_CUT_OFF = re.compile(r"(?:\b(?:an?|the|is|are|and|or|of|to|by|that|so|for|which|plus|minus|times)|[=+*/,:(×-])\s*$")
 # An exact value followed by its rounded one.
 _ROUNDED = re.compile(r"(=[^=≈$\n]{1,80}?)\s*(?:\\approx|≈)[^=$\n]*")
+_DURATION = re.compile(rf"(?:{NUMBER_WORDS.pattern}|\b\d+)\s+(?:years?|months?|weeks?|days?|hours?)\b", re.IGNORECASE)
+# "1 in 6", for a fraction.
+_CHANCE = re.compile(
+    rf"(?:{NUMBER_WORDS.pattern}|\b\d+) (?:in|out of) (?:{NUMBER_WORDS.pattern}|\d+\b)", re.IGNORECASE
+)
 # Longer texts are not bare answers.
 _BARE = 80
 _FILLER = re.compile(
-    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|roughly|exactly|simply|just|only|therefore|thus|then"
-    r"|equal to|given by|a total of|option|choice)\b)+",
-    re.IGNORECASE,
+    r"^(?:[\s\"'*_:=≈~]|\\approx|(?:approximately|about|around|exactly|equal to|given by|just|only)\b)+", re.IGNORECASE
 )
 # Precedes a stated value: a verb, or any word right before a number, except prepositions and the like.
 _COPULA = re.compile(
-    r"\b(?:is|are|was|were|be|equals?|equal to|has|have|had|left with|total of|so|thus|hence|therefore|i\.e\.,?"
-    r"|(?:mak|giv|gett?|leav|cost|yield|round)(?:e?s?|ing)(?: to)?"
-    r"|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and|at|before|between|but|by|each"
-    r"|every|first|for|from|in|into|last|next|of|on|only|or|other|over|per|plus|than|that|the|their|then|these|those"
-    r"|times|to|with)\b)[a-z]{3,}(?= [$£€]?\d))(?!\w)|, or (?=[$£€]?\d)|[:=≈]",
+    r"\b(?:is|are|was|were|be|(?:that|it|there|here)'s|equals?|equal to|has|have|had|left with|total of|so|thus|hence"
+    r"|therefore|i\.e\.,?|(?:mak|giv|gett?|leav|cost|yield|round|amount|com|bring|tak)(?:e?s?|ing)(?:(?: us| her| him"
+    r"| them| it| up)? to)?|results? in|(?<!\bin )(?<!\bon )(?<!\bof )(?<!\bat )(?<!\bfor )(?!(?:about|after|all|and"
+    r"|at|before|between|but|by|each|every|first|for|from|in|into|last|next|of|old|on|only|or|other|over|per|plus"
+    r"|than|that|the|their|then|these|those|times|to|with)\b)(?-i:[a-z]){3,}(?= [$£€]?\d))(?!\w| (?:at|from|with)\b)"
+    r"|, or (?=[$£€]?\d)|[:=≈]",
     re.IGNORECASE,
 )
 _CONNECTED = re.compile(
@@ -41,14 +43,22 @@ _CONNECTED = re.compile(
 )
 _RATIO = re.compile(r"(?<![\w:.])\d+(?:\.\d+)?(?:\s?:\s?\d+(?:\.\d+)?)+(?![\w:])")
 _DATE = re.compile(rf"\b(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:, (?=\d{{4}}\b)|\b)")
-# A sentence about something else.
-_ELSEWHERE = re.compile(r"\(.*\)\W*$|.*\b(?:by|in) (?:contrast|comparison)\b", re.IGNORECASE)
+_COMPARED = re.compile(r"\s+(?:\w+\s+)?(?:more|less|fewer|\w+er)\s+(?:\w+\s+)?than\b")
+# A sentence about something else, or the same thing from another side.
+_ELSEWHERE = re.compile(
+    r"\(.*\)\W*$|(?!.*\b(?:so|then|thus|hence|therefore|total|get|find|gives|yields)\b)(?:.*\b(?:(?:by|in"
+    r"|for) (?:contrast|comparison)|by the way)\b|[^=]*\bwould\b[^=]*$|\W*(?:the other \d|conversely|note that"
+    r"|(?:as a |to double-?|to )?(?:check|verify)\b|(?:to )?put (?:it )?(?:another way|different))|that(?:'s"
+    r"| is) an average|(?:plugg|substitut|putt)ing (?:\w+ ){0,3}back)",
+    re.IGNORECASE,
+)
+# Before an adjunct: "in two months".
+_ADJUNCT = re.compile(r"\b(?:in|for|from|within|over|during|among|after|before)\s+[$€£(]*$", re.IGNORECASE)
 # Before a number that is compared with, or was given.
-_DETERMINER = r"(?:(?:the|all|all the|these|those|his|her|its|their|our|other)\s+)"
 _GIVEN = re.compile(
-    rf"\b(?:from|among|by|per|than|out of|over|times)\s+{_DETERMINER}?[$(]*"
-    rf"|\b(?:in|for|on|at|to|into|of|between)\s+{_DETERMINER}|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+"
-    rf"{_DETERMINER}?|\bto (?!about|an?\b|the\b|be\b|get\b)[a-z]+\s+(?:the )?",
+    r"\b(?:from|among|by|per|than|out of|over|times)\s+[$(]*|\b(?:the|all|these|those|his|her|its|their|our"
+    r"|other)\s+[$(]*|(?:[\d%]|half|third|quarter|each)\s+(?:\w+\s+)?of\s+|\bto (?!about|an?\b|the\b|be\b"
+    r"|get\b)[a-z]+\s+",
     re.IGNORECASE,
 )
 
@@ -113,7 +123,10 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
     ```
     """
     if isinstance(answers, str) or not answers or any(answer is None or answer == "" for answer in answers):
-        raise ValueError(f"`answers` is {answers!r}, but it must be a list of accepted answers, none of them empty.")
+        raise ValueError(
+            f"`answers` must be a non-empty list of non-empty answers, got {answers!r}. Pass a single answer as "
+            "`[answer]`."
+        )
     text = visible(completion)
     accepted = [tidy(final_answer(answer)) for answer in answers]
     return any(_gives(text, answer, accepted, math) for answer in accepted)
@@ -147,6 +160,8 @@ def _written(value: Value) -> str:
 
 def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     """Whether a text gives the answer `right`, one of the accepted `answers`."""
+    if ORDERED.search(text[-200:]) and isinstance(value := read_value(right), Collection) and not value.brackets:
+        right = f"({right})"
     text, boxed = marked(text) or (text, False)
     if not text or not right.strip():
         return False
@@ -157,10 +172,6 @@ def _gives(text: str, right: str, answers: Sequence[str], math: bool) -> bool:
     if word in ("yes", "no", "true", "false"):
         return states_truth(text, word)
     choice, value = _CHOICE.match(right), read_value(right)
-    if isinstance(value, Quantity) and re.search(r"\s[A-Z][a-z]+", right):
-        value = None  # "12 Angry Men" and "50 Cent" are names
-    if boxed:  # A phrase in a box states only words.
-        return not choice and value is None and states_words(text, answers)
     if choice is not None and states_choice(text, choice["letter"].upper()):
         return True
     if value is not None:
@@ -193,9 +204,11 @@ def _equal(right: str, given: str, math: bool) -> bool:
 
 def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
     symbolic = not isinstance(value, Quantity)
-    if isinstance(value, Quantity) and value.number.digits is None:
-        text = _ROUNDED.sub(r"\1", text)
-    stated = _stated(text, symbolic)
+    if re.fullmatch(r"1\d{3}|20\d\d", right):
+        text = _DURATION.sub(" ", text)
+    if isinstance(value, Quantity) and 0 < value.number.value < 1:
+        text = _CHANCE.sub(_ratio, text)
+    stated = _stated(_ROUNDED.sub(r"\1", text), symbolic)
     if stated is None:
         return False
     if same_value(value, stated.value):
@@ -203,6 +216,11 @@ def _gives_value(text: str, right: str, value: Value, math: bool) -> bool:
     numeric = is_numeric(value) and is_numeric(stated.value)
     several = isinstance(stated.value, Collection) and not stated.value.brackets and not isinstance(value, Collection)
     return math and not numeric and not several and stated.written != "" and same_expression(right, stated.written)
+
+
+def _ratio(match: re.Match[str]) -> str:
+    above, below = (read_number(part) for part in re.split(" in | out of ", match[0]))
+    return f"{above.value}/{below.value}" if above and below and above.value <= below.value else match[0]
 
 
 def _stated(text: str, symbolic: bool = True) -> Stated | None:
@@ -215,8 +233,6 @@ def _stated(text: str, symbolic: bool = True) -> Stated | None:
     value = read_value(whole) if symbolic or len(text) <= _BARE else None
     if value is not None and not (isinstance(value, str) and re.match(r"[A-Za-z]{2,}\s|.*\$", whole)):
         return Stated(0, len(whole), value, whole)
-    if _CUT_OFF.search(whole):
-        return None
     found = [(part, _sentence_value(part, symbolic)) for part in sentences(without_markdown(text))]
     found = [(part, value) for part, value in found if value is not None]
     found = [(part, value) for part, value in found if not _ELSEWHERE.match(part)] or found
@@ -260,7 +276,11 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
     if first:
         equation = re.match(r"[^A-Za-z]*=", prose[found[0].end :])
         verbs = [found[0].end + equation.end()] if equation else []
-    verb = max((end for end in verbs if end <= found[-1].start), default=0 if first else found[-1].start)
+    free = [item for item in found if not _is_adjunct(prose, item)]
+    stating = [
+        end for end in verbs if next((item for item in found if item.start >= end), None) in (found if first else free)
+    ]
+    verb = max(stating, default=0 if first else (free or found)[-1].start)
     low = high = next(i for i, item in enumerate(found) if item.start >= verb)
     while high + 1 < len(found) and _connected(line, found[high], found[high + 1]):
         high += 1
@@ -269,6 +289,12 @@ def _chosen_value(line: str, symbolic: bool, first: bool = False) -> Stated | No
     together = [item.value for item in found[low : high + 1]]
     alike = all(same_value(together[0], other) for other in together)
     return found[low] if alike else Stated(0, 0, Collection(tuple(together)))
+
+
+def _is_adjunct(prose: str, item: Stated) -> bool:
+    """Whether a value only tells when or how, as in "in two months"."""
+    unit = item.value.unit if isinstance(item.value, Quantity) else ""
+    return unit != "" and _ADJUNCT.search(prose[: item.start]) is not None
 
 
 def _main_clauses(prose: str, found: list[Stated]) -> tuple[str, list[Stated]]:
@@ -307,5 +333,8 @@ def _connected(line: str, one: Stated, other: Stated) -> bool:
     between = line[one.end : other.start]
     if "=" in between and not re.search(r"(?<![\w)])[a-z]\w?\s*=\s*$", line[: one.start], re.IGNORECASE):
         return False  # "2x = 6 and x = 3"
-    words = between.lstrip().removeprefix(one.value.unit if isinstance(one.value, Quantity) else "")
-    return _CONNECTED.fullmatch(words.rstrip("$ (") + " " * between.endswith(" ")) is not None
+    if _COMPARED.match(line, other.end):
+        return False  # "36 stamps, 4 fewer than before"
+    if isinstance(one.value, Quantity) and " to " not in between:
+        between = between.lstrip().removeprefix(one.value.unit)
+    return _CONNECTED.fullmatch(between.rstrip("$ (") + " " * between.endswith(" ")) is not None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..sentence.segmentation import RuleSegmenter
-from .spelling import without_markdown
+from .extraction import without_markdown
 
 
 _segment = RuleSegmenter()
@@ -19,31 +19,32 @@ _NO_DENIAL = re.compile(
     re.IGNORECASE,
 )
 _DENIAL = re.compile(
-    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|(?:rul|exclud|eliminat|reject|discard|refus)(?:e[sd]?|ed"
-    r"|s|ing)|(?:rather|other) than|instead of|except|unlike|far from|(?:incorrect|wrong|false|mistaken)(?:ly)?"
+    r"\b(?:not|never|no|none|neither|nor|cannot|without|isn't|(?:rul|exclud|eliminat|reject|discard|refus)(?:e[sd]?"
+    r"|ed|s|ing)|(?:rather|other) than|instead of|except|unlike|far from|(?:incorrect|wrong|false|mistaken)(?:ly)?"
     r"|den(?:y|ies|ied)|anything but|opposed to|doubt(?:s|ed|ful)?|unlikely|hardly|nobody|unknown|gave up|considered"
     r"|replaced|assum(?:e|ing)|suppos(?:e|ing)|unwise|whether|(?:know|sure|see|check|say|confirm) if|nicht|kein\w*"
     r"|pas|niet|não)\b|n't\b|[不]",
     re.IGNORECASE,
 )
 _DENIAL_BEHIND = re.compile(
-    r"\s*(?!<[\w-]+>)[<>≤≥]|[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+)?(?:squared\b|cubed\b|[+*/^±]|(?:plus|minus|times"
-    r"|divided by|multiplied by|(?:more|less|fewer|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b"
-    r"|(?:\w+n't|cannot|(?:is|was|are|were|does|did|do|has|can|could|will|would|should|must)\s+(?:not"
-    r"|never))\b(?! (?:only|just))|would (?:be|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were"
-    r"|seems|looks|(?:can|would|must) be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b"
-    r"|too \w+|a (?:bad|wrong|poor|common) \w+|(?:a|the) (?:mistake|distractor|\w+ of a different)|excluded"
-    r"|eliminated|rejected)|if\b[^.]*\botherwise\b|until\b|for a while\b|or\s+(?:more|less|fewer|\w+er)\b)",
+    r"\s*(?!<[\w-]+>)[<>≤≥]|[\"'*_)\s]*(?:'s\s+)?(?:\w+\s+(?!(?:are|were|did|do)(?:n't| not)))?(?:squared\b|cubed\b"
+    r"|[+*^±]|/(?!\s?[a-z]{3})|(?:plus|minus|times|divided by|multiplied by|(?:more|less|fewer"
+    r"|greater) than)\s+(?:[$€£]?\d|one|two)|(?:plus|minus|times) the\b|(?:\w+n't|cannot|(?:is|was|are|were|does|did"
+    r"|do|has|can|could|will|would|should|must)\s+(?:not|never))\b(?! (?:only|just))|would (?:be"
+    r"|have been)\b[^.]*\bif\b|ha[sd] nothing to do with\b|(?:is|was|are|were|seems|looks|(?:can|would"
+    r"|must) be)\s+(?:\w+\s+){0,2}?(?:wrong|incorrect|false|mistaken|untrue|impossible|out\b|too \w+|a (?:bad|wrong"
+    r"|poor|common) \w+|(?:a|the) (?:mistake|distractor|\w+ of a different)|excluded|eliminated|rejected)"
+    r"|if\b[^.]*\botherwise\b|or\s+(?:more|less|fewer|\w+er)\b)",
     re.IGNORECASE,
 )
 # A bound is not a value, and "all but Paris" is not Paris.
 _DENIAL_BEFORE = re.compile(
-    r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than(?:\s+or\s+equal\s+to)?|\bat\s+(?:most|least)"
-    r"|(?<!add )(?<!adds )(?<!come )\bup\s+to|[<>≤≥]|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of"
-    r"|(?:square|cube|factorial|reciprocal|inverse|multiple|factor|power|negative) of|close to|nearly|almost|over"
-    r"|above|below|under|exceeds|(?<!named )after|before|since|until|prior to|page|step|chapter|figure|section"
-    r"|question|problem|part|line)\s+[$€£(]*$|\b(?:choose|pick|take|prefer)\b[^.]*\bover\s+\(?$|\b(?:any|every"
-    r"|all)(?:one|body|thing)? (?:but|except)\s+(?:the\s+)?$",
+    r"(?:\b(?:less|more|\w+er)\s+(?:\w+\s+)?than|\bat\s+(?:most|least)"
+    r"|(?<!add )(?<!adds )(?<!come )(?<!us )(?<!round )(?<!rounds )(?<!rounded )\bup\s+to|[<>≤≥]"
+    r"|\\[lg]eq?)\s*[$€£¥(\\]*$|\b(?:twice|double|triple|half|root of|(?:square|cube|factorial|reciprocal|inverse"
+    r"|multiple|factor|power|negative) of|close to|nearly|almost|over|above|below|under|exceeds|(?<!named )after"
+    r"|before|since|until|prior to|page|step|chapter|figure|section|question|problem|part|line)\s+[$€£(]*$|\b(?:any"
+    r"|every|all)(?:one|body|thing)? (?:but|except)\s+(?:the\s+)?$",
     re.IGNORECASE,
 )
 # "It is 42, but I can't tell."
@@ -76,21 +77,19 @@ _QUESTION = re.compile(
     r"\W*(?:(?:so|now|and|but),? )?(?:wh\w+|how|is|are|was|were|do|does|did|can|could|should|would|will)\b.*\?",
     re.IGNORECASE | re.DOTALL,
 )
-_KIND = r"(?:(?:final|actual|real|correct|right|best|true|my|our|your|only|short)\s+)*"
 # "Answer" or "result" in languages that models slip into.
 _ANSWER = r"(?:\b(?:antworte?n?|ergebnis|réponse|respuesta|resultado|resposta|ответ)|答案|答え)"
 _LABEL = re.compile(
-    rf"(?:^|(?<=[\s.:(*_])){_KIND}answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>"
-    rf"|->)\s*|{_ANSWER}\s*:\s*",
+    rf"(?:^|(?<=[\s.:(*_]))answers?(?:\s*\([^()\n]{{0,40}}\))?(?: (?:is|are|below|here|choice))?\s*(?::|=>|->)\s*"
+    rf"|{_ANSWER}\s*:\s*",
     re.IGNORECASE,
 )
 _SAID = re.compile(
-    rf"\b{_KIND}(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?"
-    r"(?:\s+(?:to|for|of|in|that|which|we|you|i)\s+[^.:;=?\n]{0,120}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes"
-    r"|remains|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will|has to"
-    r")\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)?"
-    rf" (?:say|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final"
-    rf"|finale"
+    rf"\b(?:answers?|solutions?|options?|choices?|results?|responses?)\b(?:\s*\([^()\n]{{0,40}}\))?(?:\s+(?:to|for|of"
+    rf"|in|that|which|we|you|i)\s+[^.:;=?\n]{{0,120}}?)?\s*,?\s*(?:=|\b(?:is|are|was|equals?|becomes|remains"
+    r"|turns? out to be|comes? (?:out )?to(?: be)?|(?:must|should|would|could|might|may|can|will"
+    r"|has to)\s+(?:\w+\s+)?be)\b|(?=\b(?:isn't|aren't|wasn't|can't|cannot|won't)\b))|\bI(?:'ll| will|'d)? (?:say"
+    rf"|answer|choose|pick|go with|go for|settle on)\b|\bI'm going (?:with|for)\b|{_ANSWER}(?:\s+(?:final|finale"
     r"|correcta?))*\s*(?:\b(?:ist|lautet|est|es|é)\b|是|は)\s*:?\s*",
     re.IGNORECASE,
 )
@@ -100,23 +99,29 @@ POSSIBLY = re.compile(
 MATH = re.compile(
     r"\$\$(?P<a>.+?)\$\$|\\\[(?P<b>.+?)\\\]|\\\((?P<c>.+?)\\\)|(?<![\\\w])\$(?P<d>[^$\n]+?)(?<!\\)\$(?!\d)", re.DOTALL
 )
+# The order of a list matters.
+ORDERED = re.compile(
+    r"(?<!any )(?<!particular )(?<!second-)\border(?:ed|ing)?\b(?! to | pair| triple)|\bsort(?:ed|ing)\b|\barrang"
+    r"|\b(?:smallest|least|lowest|largest|greatest|highest) to\b",
+    re.IGNORECASE,
+)
 # Placeholders for any accepted answer, and for "the answer is". Capital letters, as segmenters look for them.
 MARK, LABEL = "Ꙭ", "Ꙛ"
 # Capitalised at the start of a sentence, but not a name.
 LEAD = (
     r"(?i:yes|no|not|neither|sure|well|so|ok|okay|oh|hmm|right|correct|absolutely|thus|hence|therefore|indeed|answer"
-    r"|in|on|at|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when|while|although|if|because"
-    r"|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your|an?|let|note|first|given"
-    r"|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al|[trsbde])ly)\b"
+    r"|in|on|at|among|within|despite|by|for|from|of|to|after|before|behind|above|below|during|with|as|since|when"
+    r"|while|although|if|because|it|its|this|that|these|those|he|his|she|her|they|their|there|here|i|my|we|you|your"
+    r"|an?|let|note|first|given|based|step|solution|both|each|many|some|most|people|one|what|which|who|\w+(?:al"
+    r"|[trsbde])ly)\b"
 )
 PROPER = r"[A-Z0-9][\w.'-]*(?:\s+(?:(?:of|the|de|la|da|von|van)\s+){0,2}[A-Z0-9][\w.'-]*){0,4}"
 # End of a clause.
 _BREAK = re.compile(
-    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so|while"
-    r"|whereas|although|though|because|since|if|unless|than|however|therefore|thus|hence|(?:after|before"
-    r"|without) \w+ing)\b)"
-    rf"|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they|its) (?!and\b|or\b|&)[a-z])"
-    rf"|(?={LABEL}))"
+    r"(\s*(?:[;|)\]]|:(?!\d\d)|,(?!\d)|[—–]|\.\.\.|…|\s[->=]+(?=\s))\s*(?:and\s+)?|\s+[(\[]|\s+(?=(?:but|yet|so"
+    r"|while|whereas|although|though|because(?! of)|since|if|unless|than|however|therefore|thus|hence|(?:after"
+    rf"|before|without) \w+ing)\b)|(?<=[a-zꙬ)][.?!])\s+|\s+and\s+(?=(?:the )?(?:{MARK}|{PROPER}|it|he|she|they"
+    rf"|its) (?!and\b|or\b|&)[a-z])|(?={LABEL}))"
 )
 _SUBORDINATE = re.compile(
     r"\W*(?:\w+ly )?(?:which|who|whose|whom|where|when|while|whereas|although|(?:even )?though|since(?! (?:then|\d))"
@@ -125,7 +130,10 @@ _SUBORDINATE = re.compile(
     re.IGNORECASE,
 )
 # A main clause, although it begins like a subordinate one.
-_RESULT = re.compile(r"\W*(?:which (?:is|are|equals|gives|makes|means|comes|leaves|totals|adds|rounds)|\w+ing)\b")
+_RESULT = re.compile(
+    r"\W*(?:(?:which|whose (?:\w+ ){0,2}(?:root|area|volume|sum|product|solution|value)) (?:is|are|equals|gives|makes"
+    r"|means|comes|leaves|totals|adds|rounds)|\w+ing)\b"
+)
 
 
 class Clause(NamedTuple):
@@ -194,7 +202,9 @@ def after_corrections(text: str, says_something: Callable[[str], bool]) -> str:
 def _labels(text: str) -> list[tuple[int, int]]:
     """Spans of "the answer is" and "Answer:" in a text."""
     spans = sorted(match.span() for pattern in (_LABEL, _SAID) for match in pattern.finditer(text))
-    return [span for span in spans if not is_denied(text, *span)]
+    return [
+        (start, end) for start, end in spans if not (is_denied(text, start, end) or _DENIAL.search(text, start, end))
+    ]
 
 
 def said(text: str) -> list[str]:

@@ -22,7 +22,7 @@ def require_math_verify() -> None:
     """Raises `ImportError` if math-verify is not installed."""
     if not has_math_verify():
         raise ImportError(
-            "Expressions are compared by the package `math-verify`, which is not installed. Install it with "
+            "Comparing expressions requires the package `math-verify`, which is not installed. Install it with "
             "`pip install 'endotrl[eval]'`."
         )
 

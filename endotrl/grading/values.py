@@ -11,9 +11,19 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import NamedTuple
 
-from .numbers import GROUPED, MULTIPLIERS, NUMBER_WORDS, Number, plain_math, read_number, same_number
+from .numbers import (
+    GROUPED,
+    MULTIPLIERS,
+    NUMBER_WORDS,
+    STOP_WORDS,
+    Number,
+    canonical_unit,
+    plain_math,
+    read_number,
+    same_number,
+    singular,
+)
 from .statements import MATH, formula
-from .units import STOP_WORDS, canonical_unit, singular
 
 
 @dataclass(frozen=True)
@@ -50,11 +60,13 @@ _EXPONENT = r"(?:[eE][-+]?\d{1,3}(?![\w])|\s?[x*×]\s?10\s?(?:\^|\*\*)\s?(?:\{[-
 _PLAIN = rf"(?:{GROUPED}(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 # A time, or a number with its currency before it. A minus must be unary: "10 - 7" and "x -7" are differences.
 _AMOUNT = re.compile(
-    r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b|in the ))(?:(?P<minute>:[0-5]\d)"
-    r"(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning|afternoon|evening))))?\.?(?![\w:])"
-    rf"|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-|(?<==\s)-\s)(?=[$€£¥₹.\d])"
-    rf"|\b(?i:minus|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:\d+\s+(?:and\s+)?\d+/\d+"
-    rf"|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
+    r"\s?(?<![\w.:])(?P<hour>[01]?\d|2[0-4])(?=:|\s?(?i:[ap]\.?\s?m\b"
+    r"|in the ))(?:(?P<minute>:[0-5]\d)(?P<second>:[0-5]\d)?)?(?:\s?(?P<half>(?i:[ap]\.?\s?m\b|in the (?:morning"
+    rf"|afternoon|evening))))?\.?(?![\w:])|(?P<sign>(?:(?<![\w.)\]}}%])(?<![\d)\]}}%]\s)(?<!\b[A-Za-z]\s)(?:-"
+    r"|(?<==\s)-\s)(?=[$€£¥₹.\d])|\b(?i:minus"
+    rf"|negative)\s+)?)(?P<currency>{_CURRENCY}?)\s?(?:(?P<number>(?<![\w.])(?:(?:{_PLAIN}\s?)?(?:\\?sqrt(?:\{{\d+\}}"
+    rf"|\(\d+\))|pi\b)(?:\s?/\s?\d+)?|\d+\s+(?:and\s+)?\d+/\d+|{_PLAIN}\s?/\s?{_PLAIN}|{_PLAIN}{_EXPONENT}?))(?![\d_]"
+    rf"|[.,]\d)|(?P<words>(?i:{NUMBER_WORDS.pattern})))"
 )
 _MULTIPLIER = re.compile(r"\s?(?P<multiplier>(?i:dozen|hundred|thousand|k|[mb]illion|bn|trillion)|(?<=\d)M)(?![\w/])")
 _UNIT = re.compile(
@@ -63,8 +75,7 @@ _UNIT = re.compile(
 )
 # Words not in any table that may be the unit of a number: up to three, and not a sentence.
 _WORDS_BEHIND = re.compile(
-    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*"
-    r"(?: [a-z][\w%°/.^{}-]*){0,2}",
+    rf"[ -]*(?!(?:{'|'.join(STOP_WORDS)}|st|nd|rd|th)\b)(?=\S\S)[a-z][\w%°/.^{{}}-]*(?: [a-z][\w%°/.^{{}}-]*){{0,2}}",
     re.IGNORECASE,
 )
 _LEFT_SIDE = re.compile(
@@ -80,7 +91,7 @@ _BETWEEN = re.compile(
 )
 _WORDY = re.compile(
     r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln|exp|frac|inf|min|max|mod|det|arcsin|arccos"
-    r"|arctan)\b)[A-Za-z]{3,}"
+    r"|arctan)\b)(?:[A-Za-z]{3,}|(?:as|i\.e|is|so|we)\b)"
 )
 
 
@@ -155,9 +166,8 @@ def _read_collection(text: str, depth: int) -> Value | None:
             return _read_plain(inner.strip(), depth + 1)
         return _collection(parts, opening + closing, depth) if len(parts) > 1 else None
     parts = _split(text)
-    if len(parts) < 2:
-        return None
-    return _collection(parts, "", depth)
+    listed = _collection(parts, "", depth) if len(parts) > 1 else None
+    return listed.items[0] if listed and all(same_value(listed.items[0], item) for item in listed.items) else listed
 
 
 def _collection(parts: list[str], brackets: str, depth: int) -> Collection | None:
@@ -242,8 +252,8 @@ def _same_quantity(right: Quantity, given: Quantity) -> bool:
     if "clock" in right.unit + given.unit:
         if not ("clock" in right.unit and "clock" in given.unit):
             return False
-        either = right.unit != given.unit  # one is ambiguous about the half of the day
-        return (right.number.value - given.number.value) % (720 if either else 1440) == 0
+        period = 1440 if right.unit == given.unit else 720  # one is ambiguous about the half of the day
+        return (right.number.value - given.number.value) % period == 0
     if not same_number(right.number, given.number):
         return False
     # A unit that is left out is the one asked for.

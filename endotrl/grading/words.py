@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from .spelling import MONTHS, fold, plain_text, tidy, without_markdown
+from .extraction import MONTHS, fold, plain_text, tidy, without_markdown
 from .statements import (
     ATTRIBUTED,
     LABEL,
     LEAD,
     MARK,
+    ORDERED,
     POSSIBLY,
     PROPER,
     after_corrections,
@@ -33,8 +34,8 @@ _WHEN = rf"(?:(?:{'|'.join(MONTHS)}) \d{{1,2}}(?:,? \d{{4}})?|\d{{1,2}}(?:st|nd|
 # An option, as written in the question.
 OPTION = re.compile(r"^\W{0,3}(?P<letter>[A-J]|[a-j](?=\)))[).:]\s+(?!(?:or|and)\b|[/,])", re.MULTILINE)
 _CHOICE = (
-    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b|because\b"
-    r"|since\b|as\b)[a-z]))"
+    r"(?:(?<![\w'\\$-])\(?(?:(?i:option|choice) \(?)?[A-J]\b\)?(?!['\w+#-])(?!(?<=[AI])\s+(?!or\b|and\b|is\b"
+    r"|because\b|since\b|as\b)[a-z]))"
 )
 _TRUTH = r"(?i:\b(?:true|false)\b(?!\?))"
 # "No idea" and "no such thing" answer nothing, nor does "Yes?".
@@ -45,7 +46,7 @@ _BE = (
 )
 _ADVERB = (
     r"(?:(?:\w+ly|not only|indeed|in fact|of course|also|just|now|still|always|often|perhaps|maybe|thus|so"
-    r"|none other than|nothing (?:but|other than)|nobody but|well|yes|no doubt)\b,?\s*)*"
+    r"|none other than|nothing (?:but|other than)|yes)\b,?\s*)*"
 )
 # Before the text proper: headings, tables, the language of a code block.
 _ABOVE = re.compile(r"^#+ *([^\n]*?):?$(?=\s*[\w|])|^[ \t]*\|.*\|[ \t]*$(?=[\s\S]*[^|\s]\s*\Z)|^'''\w+$", re.MULTILINE)
@@ -57,39 +58,38 @@ _TURN = re.compile(
 )
 # After an answer: alternatives, or a remark that it is not the only one or the first.
 _BESIDE = re.compile(
-    r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather|simply"
-    r"|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){1,2})*,?\s+(?:and|or|&)\s+"
-    rf"(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:\W*$|:))"
+    r"(?:,? (?:perhaps|maybe|possibly))?\s*[,.]?\s*(?:(?i:or|and/or)\s+(?!(?:so|more|less|fewer|at least|rather"
+    rf"|simply|just|about|as|in other words|better)\b)\S|/\s*\S|\bvs\.?\s|\?|(?:,\s*(?:[\w-]+ ?){{1,2}})*,?\s+(?:and"
+    rf"|or|&)\s+(?:{_NAME}|(?:the )?[\w-]+\W*$)|(?:,\s*(?:[\w-]+ ?){{1,2}}){{2,}}(?:and (?:[\w-]+ ?){{1,2}})?(?:\W*$"
+    r"|:))"
 )
-_LESS = re.compile(r" (?:is|was|are|were|only) (?:\w+ )?(?:also|too|merely|only|another|second)\b")
+_LESS = re.compile(r" (?:is|was|are|were|only) (?!the only)(?:\w+ )?(?:also|only|another|second)\b")
 # Not the answer itself: New York is not York, nor Jupiter's moon Jupiter, but the Nile River is the Nile.
 _PART = re.compile(
     rf"\b(?:New|(?:North|South|East|West)\w*|Papua|Real|San|Santa|Los)[\s-]{MARK}|{MARK}'s\s+\w"
-    rf"|{MARK}[^\S\n]+(?!(?:"
-    r"River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp|The|It|He|She|This"
-    r"|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
+    rf"|{MARK}[^\S\n]+(?!(?:River|Desert|Ocean|Sea|City|Mountains?|Islands?|Republic|Empire|[IVX]+|Jr|Sr|Inc|Ltd|Corp"
+    r"|The|It|He|She|This|That|[A-Z])\b)(?=[A-Z][a-z'-]+)"
 )
 _SAME = re.compile(
-    rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the |an? )?"
-    rf"[*_(]*{MARK}[*_)]*)+"
+    rf"{MARK}(?:[*_]*\s*(?:,?\s*\b(?:or|and|aka|also known as|also called|i\.e\.)|[,(/=:-](?:or )?)\s*(?:the "
+    rf"|an? )?[*_(]*{MARK}[*_)]*)+"
 )
 # After these words comes not the answer, but what it is compared with, comes after, or belongs to.
 _GOVERNOR = re.compile(
     r"(?:\b(?:than|after|before|beyond|behind|near|like|unlike|around|about|over|under|between|among|against|without"
-    r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|where|who|because|(?:close"
-    r"|next|second(?: only)?|similar|compared|prior|opposed|superior|inferior|thanks|according|lost|married|related"
-    r"|due|way|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith"
-    r"|(?<!stands )(?<!going )\bfor|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom"
-    r"|(?<!n )(?<!ed )(?<!\bit )\bas|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning"
-    r"|choosing|saying|picking)\b)\w{3,}ing)\s+$",
+    r"|except|besides|despite|and|or|nor|whether|if|when|while|such as|until|since|then|(?:close|next"
+    r"|second(?: only)?|similar|compared|prior|opposed|superior|inferior|according|lost|married|related|way"
+    r"|attributed|connected) to)|(?<!\bgo )(?<!going )(?<!filled )(?<!made )\bwith|(?<!stands )\bfor"
+    r"|(?<!comes )(?<!came )(?<!is )(?<!was )(?<!are )(?<!were )\bfrom|(?<!n )(?<!ed )(?<!\bit )\bas"
+    r"|(?<!is )(?<!are )(?<!'m )(?<!am )(?<!was )(?<!were )\b(?!(?:being|meaning|choosing|saying"
+    r"|picking)\b)\w{3,}ing)\s+$",
     re.IGNORECASE,
 )
 # "Made of it", and "Rome is the capital of it", but not "it is the capital of it".
 _OF_IT = re.compile(
-    rf"(?:\b(?:consists?|made|composed|speaking)(?: \w+ly)?(?: out)?|\b(?:in|from|through"
-    rf"|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|^(?!\W*(?:it|he|she|that"
-    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the"
-    r"|another)\s+(?:[\w'-]+\s+){1,4}?)\s*of\s+$",
+    r"(?:\b(?:consists?|made|composed|speaking|because|result|form|account|work|help)(?: \w+ly)?(?: out)?|\b(?:in"
+    rf"|from|through|by(?= [\w ]+s of\b)) (?:the )?(?:[\w'-]+ ){{0,2}}[\w'-]+|\bout|^(?!\W*(?:it|he|she|that"
+    rf"|this)\b).*{_BE}\s+{_ADVERB}(?:the|an?|another)\s+(?:[\w'-]+\s+){{1,4}}?)\s*of\s+$",
     re.IGNORECASE,
 )
 # "Venus, by contrast, is", "Connally, who": a subject with more to follow.
@@ -157,7 +157,7 @@ def _decides(text: str, other: str) -> bool:
     text = after_corrections(text, lambda rest: re.search(rf"[A-Z0-9]\w|\bis\b|{MARK}|{other}", rest) is not None)
     best: _Claim | None = None
     for claim in _claims(text, other):
-        if best is None or claim.weight > best.weight or claim.weight == 3 or (claim.turns and best.weight < 3):
+        if best is None or claim.weight > best.weight or claim.turns:
             best = claim
         elif claim.right != best.right and claim.weight == best.weight != 1 and claim.subject == best.subject:
             best = best._replace(right=False)
@@ -178,7 +178,7 @@ def _claims(text: str, other: str) -> list[_Claim]:
             turns = turns or turn is not None
             called = clause.lstrip().startswith(LABEL)
             skipped = clause.index(LABEL) + 1 if called else turn.end() if turn else 0
-            opens = turns or called or not start or opened in ("", ":") or POSSIBLY.match(clause) is not None
+            opens = turns or opened == "" or POSSIBLY.match(clause) is not None
             claim = _claim(before + clause[:skipped], clause[skipped:], after, other, opened, closed, opens)
             if ATTRIBUTED.search(clause):
                 claim = (claim or _Claim(False, 0))._replace(weight=0)
@@ -208,13 +208,12 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
         strong = (
             verb
             or other == _WHEN
-            or (not left.strip() and other in (_YES_NO, _TRUTH))
             or re.match(rf"\s*{_BE}", right)
             or (len(left.split()) <= 2 and not re.match(r"\W*\w", right))
         ) and not (closed == ":" or (not left.strip() and _GOES_ON.match(after)))
         subject = verb[1] if verb else left if other == _WHEN else ""
         return _Claim(mention[0] == MARK, 2 if strong else 1, subject.strip().casefold())
-    if opened == "(" or _LESS.search(clause) or is_denied(sentence, position, position + len(clause)):
+    if opened == "(" or _LESS.search(clause):
         return None
     if (
         opens
@@ -231,7 +230,7 @@ def _claim(before: str, clause: str, after: str, other: str, opened: str, closed
     told = re.match(
         rf"\W*{_ADVERB}{other}(?=\s+(?:({_BE}\s+(?:the|its|right|correct)\b)|(?!of\b|and\b|or\b)[a-z']))", clause
     )
-    if told is None or is_denied(sentence, position, position + told.end()) or (other == _TERM and not told[1]):
+    if told is None or is_denied(sentence, position, position + told.end()) or other == _TERM:
         return None
     truth = other in (_YES_NO, _TRUTH)
     return _Claim(False, 2 if told[1] or truth else 1, "" if truth else "-")
@@ -247,7 +246,7 @@ def _with_marks(text: str, answers: Sequence[str]) -> str:
 def _in_any_order(answer: str, text: str) -> str:
     """A text with the members of a list marked, whatever their order."""
     items = re.split(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+&\s+", fold(tidy(answer)).strip(" ."))
-    if len(items) < 2 or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
+    if len(items) < 2 or ORDERED.search(text) or not all(re.fullmatch(r"[^\W\d][\w' -]*", item) for item in items):
         return text
     item = "(?:the )?(?:" + "|".join(map(re.escape, items)) + r")(?: [-–(:][^\n]*$)?"
     listed = re.compile(

@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endotrl.grading import final_answer, is_right, same_answer
-from endotrl.grading.numbers import read_number, same_number
-from endotrl.grading.units import canonical_unit
+from endotrl.grading.numbers import canonical_unit, read_number, same_number
 from endotrl.grading.values import read_value, same_value
 from endotrl.rendering.messages import text_of
 
@@ -27,11 +26,10 @@ CASES = [json.loads(line) for line in Path(__file__).with_name("cases.jsonl").re
 # a rule would be longer than what it decides is worth.
 KNOWN = set(
     (
-        "fact-62 fact-175 fact-315 fact-319 integer-78 interval-29 percent-21 unseen1-213 unseen1-233 unseen2-16 "
-        "unseen2-220 unseen3-59 unseen3-96 unseen3-111 unseen3-148 unseen5-34 unseen7-20 unseen7-66 unseen9-62 "
-        "unseen9-79 unseen9-93 unseen10-91 unseen10-92 unseen10-213 unseen10-261 unseen10-346 unseen11-83 unseen11-85 "
-        "unseen11-88 unseen11-107 unseen11-117 unseen11-131 unseen11-137 unseen11-147 unseen11-161 unseen11-179 "
-        "unseen11-216 unseen11-242"
+        "fact-62 fact-175 fact-315 fact-319 integer-78 interval-29 percent-21 related-289 related-352 related-364 unseen1-213 "
+        "unseen1-233 unseen2-16 unseen3-59 unseen3-96 unseen3-111 unseen3-148 unseen5-34 unseen7-20 unseen7-66 "
+        "unseen9-62 unseen9-79 unseen10-92 unseen10-213 unseen10-261 unseen10-346 unseen11-107 unseen11-117 "
+        "unseen11-131 unseen11-137 unseen11-147 unseen11-179 unseen11-242"
     ).split()
 )
 
@@ -49,8 +47,8 @@ def test_cases(math: bool) -> None:
     wrong = [(case, verdict) for case, verdict in verdicts if not case["right"]]
     assert len(CASES) >= 300 and min(len(right), len(wrong)) >= 100
     # The bounds that it is held to, and the state that it is in.
-    assert sum(verdict for _, verdict in wrong) <= 0.02 * len(wrong)
-    assert sum(not verdict for _, verdict in right) <= 0.03 * len(right)
+    assert sum(verdict for _, verdict in wrong) <= 0.01 * len(wrong)
+    assert sum(not verdict for _, verdict in right) <= 0.01 * len(right)
     assert {case["id"] for case, verdict in verdicts if verdict != case["right"]} <= KNOWN
 
 
@@ -61,7 +59,7 @@ def test_cases_are_of_their_own() -> None:
 
 @pytest.mark.parametrize("answers", ["42", [], [None], ["42", ""]])
 def test_what_is_no_list_of_answers(answers: Any) -> None:
-    with pytest.raises(ValueError, match="it must be a list of accepted answers, none of them empty"):
+    with pytest.raises(ValueError, match="must be a non-empty list of non-empty answers"):
         is_right("4", answers)
 
 
@@ -194,26 +192,10 @@ class TestAnyText:
     @pytest.mark.parametrize(
         "unit",
         [
-            "1 ",
-            "1, ",
-            "wait, ",
-            "The answer is 42. ",
-            "Paris or ",
-            "(",
-            r"\boxed{",
-            "<answer>",
-            "not ",
-            "9",
-            "- a\n",
-            "two ",
-            "5 of the ",
-            "after going 5, ",
-            "which is 5 ",
-            "May 5 ",
-            "maybe ",
-            "1.000.",
+            "1 ", "1, ", "wait, ", "The answer is 42. ", "Paris or ", "(", r"\boxed{", "<answer>", "not ", "9", "- a\n",
+            "two ", "5 of the ", "after going 5, ", "which is 5 ", "May 5 ", "maybe ", "1.000.", "1 in 2 ", "back ",
         ],
-    )
+    )  # fmt: skip
     @pytest.mark.parametrize("right", ["42", "Paris", "B"])
     def test_long_repetitions_are_read_in_time(self, unit: str, right: str) -> None:
         started = time.process_time()

@@ -86,6 +86,7 @@ class TestParseRow:
             (b'{"prompt": "", "completion": "b"}', "The prompt is empty"),
             (b'{"prompt": [], "completion": []}', "The prompt is an empty list of messages"),
             (b'{"prompt": [{"content": "a"}], "completion": "b"}', "Message 1 of the prompt must be an object"),
+            (b'{"prompt": [{"role": "user", "content": 1}], "completion": "b"}', "The content of message 1 of the prompt must be text"),
             (b'{"prompt": "a", "completion": "b", "reward": 1}', 'The key "reward" is reserved for the output'),
             (b'{"prompt": "a", "completion": "\\ud800"}', "half of a surrogate pair"),
             (b'{"prompt": "a", "completion": "b", "completion_ids": "7"}', "must be a list of token ids, got str"),
