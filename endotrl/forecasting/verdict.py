@@ -32,6 +32,9 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     words = []
     if num_questions < MIN_CLUSTERS:
         words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
+    if summary.has_labels and not any(found["accuracy"].value for found in summary.estimates.values()):
+        # More often a wrong setting than a weak model
+        words.append("No sample is right: compare the completions with the answers. Does the grader expect this form?")
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
@@ -52,6 +55,8 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
             f"From beta {weak:g} down, the samples do not suffice ({few} ones in half of the questions): there, the "
             "forecast is the best of them by the reward."
         )
+    if not summary.has_labels:
+        words.append("The questions have no answers, so there is no forecast of accuracy.")
     if objective.has_groups and objective.scale_rewards != "none":
         taken = ", taken for that of the credit of tokens" if objective.trainer == "dense_grpo" else ""
         words.append(
