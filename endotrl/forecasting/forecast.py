@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forecasts of RL on a reward of a frozen model, from samples of the frozen model."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from .policies import Objective
 from .sampling import Mixture, MixtureSampler
 from .summary import Record, Summary
 from .verdict import suggested_beta, verdict
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,11 @@ def forecast(
     found = read_questions(questions, question, answer, limit, instruction, chat)
     frozen = EndogenousReward(model, processing_class, dtype=dtype, device=device)
     engine = Engine(frozen._require_placement(), frozen._tokenizer, chat)
+    if not chat and engine.tokenizer.chat_template is not None and any(isinstance(q.prompt, str) for q in found):
+        logger.warning(
+            "The model has a chat template, but the questions are plain text, which it continues. Pass `chat=True` "
+            "to ask them in the template, unless training continues the same text."
+        )
     placement = loaded_placement(engine)  # raises now if the model is on a server
     folder = None
     if output is not None:

@@ -31,7 +31,14 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
     words = []
     if num_questions < MIN_CLUSTERS:
+<<<<<<< HEAD
         words.append(f"With only {counted(num_questions, 'question')}, this holds for these questions alone.")
+=======
+        words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
+    if summary.has_labels and not any(found["accuracy"].value for found in summary.estimates.values()):
+        # More often a wrong setting than a weak model
+        words.append("No sample is right: compare the completions with the answers. Does the grader expect this form?")
+>>>>>>> w-stranger
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
@@ -49,6 +56,8 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
             f"At beta {weak:g} and below, there are too few samples ({few}): there, the forecast is the sample with "
             "the highest reward."
         )
+    if not summary.has_labels:
+        words.append("The questions have no answers, so there is no forecast of accuracy.")
     if objective.has_groups and objective.scale_rewards != "none":
         taken = ", assumed to equal that of the token credit" if objective.trainer == "dense_grpo" else ""
         scale = f'With scale_rewards="{objective.scale_rewards}", rewards are divided by their spread{taken}'

@@ -185,7 +185,7 @@ class TestForecast:
         assert rewards[0] == rewards[3]
         assert len({row["reward"] for row in rewards}) == 3
 
-    def test_no_labels(self, tiny_policy_path):
+    def test_no_labels(self, tiny_policy_path, caplog):
         result = endotrl.forecast(
             tiny_policy_path, ["a b", "c d"], betas=[1.0], samples=8, max_new_tokens=3, grader="text", progress=False
         )
@@ -193,6 +193,7 @@ class TestForecast:
         assert result.betas[0]["accuracy"] is None
         assert 0 <= result.betas[0]["agreement"] <= 1
         json.dumps(result.to_dict(), allow_nan=False)
+        assert "Pass `chat=True`" in caplog.text  # plain text, to a model with a chat template
 
 
 def test_a_folder_belongs_to_a_model_and_a_reward(tmp_path):

@@ -137,6 +137,17 @@ def test_right_answers_are_probable_but_not_most():
     assert alone.verdict.startswith("Training would hurt") and "Wrong answers are more probable" not in alone.verdict
 
 
+@pytest.mark.parametrize(
+    ("right", "words"),
+    [([0.0] * 41, "No sample is right"), (None, "no answers"), ([0.0] * 40 + [1.0], None)],
+)
+def test_verdict_says_why_there_is_no_accuracy(right, words):
+    """A grader that fits no completion, or a misspelt column of answers, looks like a model that knows nothing."""
+    records = [second_best(str(i)) | {"right": right} for i in range(30)]
+    verdict = from_records(records, Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [2.0]).verdict
+    assert [w for w in ("No sample is right", "no answers") if w in verdict] == ([] if words is None else [words])
+
+
 def test_few_questions():
     result = from_records([second_best("0")], Mixture({1.0: 40, 0.0: 1}), Objective("rloo"), [0.1])
     assert result.verdict.startswith("With only 1 question, this holds for these questions alone. Training would hurt")
