@@ -31,14 +31,10 @@ def verdict(summary: Summary, objective: Objective, num_questions: int) -> str:
     """The verdict, most important first."""
     words = []
     if num_questions < MIN_CLUSTERS:
-<<<<<<< HEAD
         words.append(f"With only {counted(num_questions, 'question')}, this holds for these questions alone.")
-=======
-        words.append(f"With {counted(num_questions, 'question')}, what follows is of these alone.")
     if summary.has_labels and not any(found["accuracy"].value for found in summary.estimates.values()):
         # More often a wrong setting than a weak model
         words.append("No sample is right: compare the completions with the answers. Does the grader expect this form?")
->>>>>>> w-stranger
     if rows := _vouched(summary):
         words += _labelled(summary, rows) if summary.has_labels else _unlabelled(summary, rows)
         words += _side_effects(summary, rows[-1])
