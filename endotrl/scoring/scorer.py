@@ -238,7 +238,8 @@ class FrozenScorer:
                 shares.setdefault(share, []).append(item)
         for together in map(sorted, shares.values()):
             yield from self._packed_passes(model, [i for i in together if i.length <= rules.longest_packable])
-            yield from self._padded_passes(model, [i for i in together if i.length > rules.longest_packable])
+            if padded := [i for i in together if i.length > rules.longest_packable]:
+                yield from self._padded_passes(model, padded)
 
     def _packed_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
         """[`_passes`] of rows that are packed."""

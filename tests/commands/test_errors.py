@@ -82,7 +82,7 @@ MISTAKES = {
     f"{FORECAST} --max-new-tokens 600": "the model's context has 256",
     f"{FORECAST} --power-sampling 2 --alpha 0.5": "default settings. Leave out",
     f"{FORECAST} --grader best": "FILE.py:FUNCTION, got 'best'",
-    "diagnose empty": "No log is in",
+    "diagnose empty": "contains no log entry",
     PLAN: "Pass --kind",
     f"{PLAN} --kind grpo": "'nowhere' cannot be loaded",
     "forecast --data none.jsonl --model no/model": "none.jsonl: there is no such file or folder",
