@@ -157,7 +157,7 @@ def test_who_would_not_see_them(
     assert main([*command, "--model", tiny_model_path]) == 2
     assert "reads only text" in capsys.readouterr().err
     assert main([*command, "--model", path, "--scorers", "judge_verifier"]) == 2
-    assert "has images, and judge_verifier reads only text" in capsys.readouterr().err
+    assert "has images, but judge_verifier reads only text" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
