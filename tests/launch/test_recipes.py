@@ -219,6 +219,7 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         (["--report_to", "mlflow"], "`report_to: mlflow` requires a package…pip install mlflow"),
         (["--push_to_hub", "True"], "`push_to_hub: true` requires a login"),
         (["--generation_kwargs", '{"beams": 2}'], "`generation_kwargs` has an unknown key 'beams'"),
+        (["--generation_kwargs", '{"min_p": 3}'], "Cannot generate with `generation_kwargs` {'min_p': 3}"),
         (
             ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"cycles": 2}'],
             "Cannot create the scheduler `cosine` with {'cycles': 2}",
