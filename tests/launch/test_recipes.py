@@ -182,7 +182,7 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
         (["--reward_model", "/nowhere"], "The frozen model '/nowhere' cannot be loaded"),
         (["--model_name_or_path", "nowhere/at", "--reward", "random"], "The model 'nowhere/at' cannot be loaded"),
         (["--reward_alpha", "-1"], "`reward_...` setting: `alpha` is -1"),
-        (["--reward_pattern", "("], "no regular expression"),
+        (["--reward_pattern", "("], "`pattern` must be a regular expression"),
         (["--reward_truncation", "skip"], "normalize_then_sum"),
         (["--reward", "randon"], "Unknown reward 'randon'"),
         (["--reward", "sentence"], "`reward_sentence_model`"),
@@ -280,7 +280,7 @@ class TestMistakes:
                     (None, "The prompt must be text or a list of messages"),
                     ([], ".*empty list"),
                     ([{"content": "a"}], ".*role"),
-                    ([{"role": "user"}], ".*no content"),
+                    ([{"role": "user"}], "The content of message 1 of the prompt must be text"),
                 )
             ),
             (
