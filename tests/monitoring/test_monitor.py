@@ -248,13 +248,16 @@ def test_as_a_plain_callback_it_reads_the_log(tiny_policy_path: str, tmp_path: P
 def test_online_dpo(tiny_policy_path: str, tmp_path: Path) -> None:
     lasts: list[int] = []
 
-    def shorter(completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
-        """Completions come with their padding, which `LengthReward` would count, after either of two ends."""
+    def shorter(prompts: list[str], completion_ids: list[list[int]], **kwargs: Any) -> list[float]:
+        """
+        Completions come with their padding, which `LengthReward` would count, after either of two ends. What depends
+        on the prompt alone does not matter within pairs.
+        """
         lengths = [
             min((i + 1 for i, token in enumerate(ids) if token in (2, 9)), default=len(ids)) for ids in completion_ids
         ]
         lasts.extend(ids[length - 1] for ids, length in zip(completion_ids, lengths, strict=True))
-        return [-float(length) for length in lengths]
+        return [100.0 * len(prompt) - length for prompt, length in zip(prompts, lengths, strict=True)]
 
     model = AutoModelForCausalLM.from_pretrained(tiny_policy_path)
     model.generation_config.eos_token_id = [2, 9]
