@@ -89,8 +89,8 @@ def read_recipe(
     if name is None:
         raise ValueError(f"{path} has no `model_name_or_path`. Pass --model.")
     config, head = load_config(name), kind != "sentence_reward"
-    if peft and not head and model_args.lora_task_type == "CAUSAL_LM":
-        raise ValueError("PEFT cannot adapt a reward model with lora_task_type=CAUSAL_LM. Use TOKEN_CLS.")
+    if not head:
+        model_args.lora_task_type = "TOKEN_CLS"  # as its trainer does
     size = model_size(config, get_peft_config(model_args) if peft else None, head)
     work = Workload(
         micro_batch=training_args.per_device_train_batch_size,
@@ -170,8 +170,6 @@ def advice(recipe: Recipe, read: Callable[..., Recipe], hardware: Hardware) -> l
     tried = [*changes, together]
     if not recipe.uses_peft:
         adapter = "--use_peft true --lora_target_modules all-linear"
-        if work.sequences == 2:  # a reward model
-            adapter += " --lora_task_type TOKEN_CLS"
         tried += [adapter, f"{adapter} {together}".strip()]
     found = []
     for words in filter(None, dict.fromkeys(tried)):

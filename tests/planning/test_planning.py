@@ -298,10 +298,14 @@ class TestCommand:
         assert "It does not fit. It would fit with:" in printed
         assert "--use_peft true" in printed
 
-    def test_an_adapter_of_the_wrong_task(self, config_only):
-        with pytest.raises(ValueError, match="Use TOKEN_CLS"):
-            peft = ["--use_peft", "true", "--lora_target_modules", "all-linear"]
-            read_recipe(str(RECIPES / "llama-3.1-8b" / "sentence_reward.yaml"), None, peft, config_only, 512)
+    def test_an_adapter_of_a_reward_model(self, config_only):
+        path, peft = str(RECIPES / "llama-3.1-8b" / "sentence_reward.yaml"), ["--use_peft", "true"]
+        peft += ["--lora_target_modules", "all-linear"]
+        default, told = (
+            read_recipe(path, None, [*peft, *task], config_only, 512)
+            for task in ((), ("--lora_task_type", "TOKEN_CLS"))
+        )
+        assert default.size == told.size and default.uses_peft
 
     def test_what_the_recipe_says_is_read(self, config_only):
         recipe = read_recipe(GRPO, None, ["--per_device_train_batch_size", "2"], config_only, 512)

@@ -166,9 +166,9 @@ def test_default_lora_is_that_of_the_backbone(tiny_model_path, tmp_path):
 def test_lora_adapter_is_saved_and_loaded(tiny_model_path, tmp_path):
     dataset = Dataset.from_list([ROWS["explicit messages"]] * 16)
     args = make_args(tmp_path, learning_rate=1e-2, gradient_checkpointing=True, max_steps=3, aggregator="sum")
-    peft_config = LoraConfig(r=2, target_modules="all-linear")
+    peft_config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
     trainer = SentenceRewardTrainer(tiny_model_path, args, train_dataset=dataset, peft_config=peft_config)
-    assert peft_config.modules_to_save is None  # the caller's stays as it is
+    assert peft_config.modules_to_save is None and peft_config.task_type == "CAUSAL_LM"  # the caller's stays as it is
     trainer.train()
     trainer.save_model()
     assert not (Path(args.output_dir) / "model.safetensors").exists()
