@@ -355,9 +355,10 @@ class Renderer:
 
 def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
     """
-    Truncates a row to a context length, in tokens (`None`: no limit), of which `markers` go into the completion. A
-    longer row is an error, or, by `overlong`, loses the beginning of its prompt (`"truncate_left"`), or the end of its
-    completion (`"cut"`), and, if the prompt leaves less than a quarter of the context, its beginning.
+    Truncates a row to a context length, in tokens (`None`: no limit), if `markers` more will be inserted in the
+    completion. A longer row is an error, or, by `overlong`, loses the beginning of its prompt (`"truncate_left"`), or
+    the end of its completion (`"cut"`). With `"cut"`, a prompt that takes more than three quarters of the context loses
+    its beginning, too.
     """
     num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
     if max_length is None or num_prompt + num_completion + markers <= max_length:
@@ -386,7 +387,10 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
             f"{fix}"
         )
     rendered = replace(rendered, prompt_ids=rendered.prompt_ids[-room:], cut=True)
-    return cut_completion(rendered, max_length - len(rendered.prompt_ids) - markers)
+    left = max_length - len(rendered.prompt_ids)
+    # With more markers than room for them, the completion loses as much of both.
+    length = left - markers if left > markers else left * num_completion // (num_completion + markers)
+    return cut_completion(rendered, length)
 
 
 def cut_completion(row: Rendered, length: int) -> Rendered:
@@ -399,7 +403,7 @@ def cut_completion(row: Rendered, length: int) -> Rendered:
 
 
 def truncate_left(rows: Sequence[list[int]], max_length: int | None, what: str) -> list[list[int]]:
-    """The last `max_length` tokens of each row; warns of the number of longer rows, of a kind called `what`."""
+    """The last `max_length` tokens of each row; warns of the number of longer rows, named by `what`."""
     if max_length is None:
         return list(rows)
     if too_long := sum(len(row) > max_length for row in rows):

@@ -146,6 +146,10 @@ def test_rows_that_are_cut(tiny_model_path, tokenizer):
     row = cut("a" * 300, "b" * 9, 80, marker=False)
     assert tokenizer.decode(row.input_ids) == "a" * 70 + "b" * 9 + "<|im_end|>"
     assert cut("a", "A b. " * 5000, 256).sentence_ends[-1] <= 255
+    # More markers than room for them: what is left is the beginning, with its markers.
+    row = cut("a" * 300, "Yes. " * 60, 80)
+    assert 60 < len(row.input_ids) <= 80 and tokenizer.decode(row.completion_ids) == row.sentences.text != ""
+    assert ("Yes. " * 60).startswith(row.sentences.text) and len(row.sentence_ends) == len(row.sentences.spans) + 1 > 1
 
 
 def test_a_segmenter_that_drops_text_is_refused(tiny_model_path):
