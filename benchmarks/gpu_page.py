@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.measure import machine_line, markdown_table
 from benchmarks.methods import METHODS, RIVALS
-from endotrl.scoring.kernels import KERNELS
+from endotrl.scoring.attention_kernels import KERNELS
 
 
 # What stands between these in the README is replaced.

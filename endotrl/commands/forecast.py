@@ -17,7 +17,7 @@ from ..forecasting.forecast import Forecast, from_records
 from ..forecasting.page import alternative_rows, report
 from ..forecasting.policies import Objective
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
-from ..forecasting.summary import METRICS
+from ..forecasting.summary import METRICS, MIN_ESS
 from ..grading import VERSION
 from ..reporting import counted, terminal_table
 from ..rewards.endogenous import EndogenousReward
@@ -85,6 +85,11 @@ def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     metrics = [short.get(metric, metric) for metric in shown]
     rows = [[*(row[metric] for metric in shown), row["ess"], f"{row['beta']:g}"] for row in result.betas]
     console.print(terminal_table([*metrics, "ess", "beta"], rows, title, decimals=2))
+    console.print(
+        f"ess: effective samples, too few below {MIN_ESS:g}. agree: with the model's majority answer. "
+        "distinct: answers per group. kl: nats per completion (TRL logs it per token).\n",
+        style="dim",
+    )
     rows = [[*values[: len(shown)], name] for name, *values in alternative_rows(result)]
     console.print(terminal_table([*metrics, "without training"], rows, decimals=2))
     console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)

@@ -137,11 +137,12 @@ class Sampler:
 def prompt_rows(engine: Engine, prompts: Sequence[Prompt], max_new_tokens: int) -> list[list[int]]:
     """Token ids of prompts. Raises `ValueError` if a prompt and its answer do not fit into the model's context."""
     rows = engine.renderer.prompt_ids(prompts)
-    longest, limit = max(map(len, rows)) + max_new_tokens, engine.renderer.max_length
-    if limit is not None and longest > limit:
+    limit, longest = engine.renderer.max_length, max(range(len(rows)), key=lambda i: len(rows[i]))
+    if limit is not None and len(rows[longest]) + max_new_tokens > limit:
+        fix = "Lower" if len(rows[longest]) < limit else "Remove or shorten that question: it leaves no room for"
         raise ValueError(
-            f"The longest prompt and its answer need {longest} tokens, but the model's context has {limit}. Lower "
-            "`max_new_tokens`."
+            f"Prompt {longest + 1}, the longest, has {len(rows[longest])} tokens, and answers have up to "
+            f"{max_new_tokens}, but the model's context has {limit}. {fix} `max_new_tokens`."
         )
     return rows
 

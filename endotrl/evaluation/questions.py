@@ -43,8 +43,10 @@ def read_questions(
 ) -> list[Question]:
     """
     Reads questions from files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question.
-    Raises `ValueError` if there are none, a row has none, or only some rows have answers.
+    Raises `ValueError` if there are none, a row has none, or only some rows have answers, and `TypeError` for one row.
     """
+    if isinstance(data, Mapping):
+        raise TypeError(f"`questions` must be rows, such as a dataset or a list, got a single row: {data!r}.")
     rows = text_only(read_rows(data) if isinstance(data, str) else map(_row, data, count(1)))
     questions: list[Question] = []
     for row in rows:
@@ -52,6 +54,8 @@ def read_questions(
         if name is None:
             raise row.error(f"the question is not in {', '.join(QUESTION_KEYS)}. Pass its key as `question`.")
         prompt = row.get(name)
+        if not isinstance(prompt, str | list):
+            raise row.error(f"{json.dumps(name)} must be text or a list of messages, got {prompt!r}.")
         if labelled:
             match prompt:
                 case [{"role": "user", "content": str() as text}]:  # as in TRL's conversational datasets

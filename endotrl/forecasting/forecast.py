@@ -158,7 +158,7 @@ def forecast(
     """
     objective = Objective(trainer, num_generations, scale_rewards)
     mixture, judge = Mixture.of(samples, temperatures), Grader(grader)
-    if not betas or not all(0 < beta < math.inf for beta in betas):
+    if not isinstance(betas, Iterable) or not betas or not all(0 < beta < math.inf for beta in betas):
         raise ValueError(f"`betas` must be a non-empty list of finite numbers above 0, got {betas!r}.")
     if reward is not None and not callable(reward):
         raise TypeError(f"`reward` must be a reward function, or None for the endogenous reward, got {reward!r}.")

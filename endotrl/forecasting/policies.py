@@ -5,7 +5,7 @@ Optimal policies of each trainer, as weights of samples of the frozen model.
 With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
 
 - **RLOO** (TRL) subtracts $\beta \log(\pi/\hat\pi)$ of the whole completion from its reward, and [`PPOTrainer`] the
-  same token by token; both then assign credit to what follows. Their optimum is
+  same token by token; both credit each token with all that follows it. Their optimum is
   $\pi(y) \propto \hat\pi(y)\, e^{R(y)/\beta}$: for the endogenous reward $\alpha \log \hat\pi(y)$, the power
   distribution $\hat\pi^{1+k}$, $k = \alpha/\beta$ (https://huggingface.co/papers/2605.04542).
 - **GRPO** (TRL, and [`DenseGRPOTrainer`]) has the mean of the group as baseline, which includes the completion itself
@@ -13,16 +13,17 @@ With the reward $R(y)$ and a KL penalty $\beta$ to the frozen model $\hat\pi$:
   (`use_bias_correction_kl=True`, the default since TRL 1.16): in each state $s$ it ends at $\pi_s(a) \propto
   \hat\pi_s(a)\, e^{c Q(s,a)/\beta}$ with the *expected* reward $Q$ under $\pi$. If only one token matters, that is
   $\hat\pi^{1+k}$, $k = c\alpha/\beta$; otherwise it is close to it. $Q$ comes from the tree of samples.
-- **`scale_rewards="group"`** divides by the group's standard deviation, so that $\beta$ acts as $\beta$ times it: that
-  of groups of the *trained* policy ([`GroupAdvantages`]), which falls as the policy sharpens. The fixed point is
-  followed from the frozen model on, as in training. If $\beta$ is too small, the policy collapses to the most probable
-  completion, until groups have no spread. (`DenseGRPOTrainer` divides by the spread of token credit, which totals do
-  not determine: it is assumed to be the same.)
+- **`scale_rewards="group"`** divides by the group's standard deviation, so that the effective penalty is $\beta$ times
+  that deviation, in groups of the *trained* policy ([`GroupAdvantages`]): it falls as the policy sharpens. The fixed
+  point is followed from the frozen model on, as in training. If $\beta$ is too small, the policy collapses to the most
+  probable completion, until groups have no spread. (`DenseGRPOTrainer` divides by the spread of token credit, which
+  totals do not determine: it is assumed to be the same.)
 - **`scale_rewards="batch"`** is the same with a single standard deviation, that of the rewards of all prompts.
 
 Training is assumed to sample at a `temperature` of 1 from all tokens, with defaults for all else that shifts the
 optimum; docs/forecast.md lists what is not modelled. In DenseGRPO `baseline="leave_one_out"` means $c = 1$; in PPO
-`kl_placement="loss"` ends like GRPO with $c = 1$. A run that is stopped early is at a larger $\beta$ of the same path.
+`kl_placement="loss"` ends like GRPO with $c = 1$. A run that is stopped early corresponds to a larger $\beta$ on the
+same path.
 """
 
 import itertools
@@ -44,8 +45,8 @@ Array = NDArray[np.float64]
 STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
 PROMPTS = 16  # whose groups are averaged over at a time, to bound memory
 EPSILON = 1e-4  # TRL adds it to standard deviations
-# Step sizes of the trapezoidal rule of [`GroupAdvantages`], in the logarithm of t and in widths of the product of G
-# Gaussians, and the exponent at which a Gaussian counts as 0. Compared with an enumeration of all groups, errors are
+# Step sizes of the trapezoidal rule of [`GroupAdvantages`], in x and in widths of the product of G Gaussians, and the
+# exponent at which a Gaussian counts as 0. Compared with an enumeration of all groups, errors are
 # below 1e-6, or 2e-4 where rewards differ by less than epsilon.
 SCALE_STEP, WIDTH_STEP, NEGLIGIBLE = 0.25, 0.8, 20.0
 
@@ -62,6 +63,10 @@ class Objective:
     def __post_init__(self) -> None:
         check_choice("trainer", self.trainer, get_args(Trainer))
         check_choice("scale_rewards", self.scale_rewards, get_args(ScaleRewards))
+        if self.scale_rewards != "none" and not self.has_groups:
+            raise ValueError(
+                f'`scale_rewards` is a setting of GRPO and does not apply to `trainer="{self.trainer}"`. Remove it.'
+            )
         if self.num_generations < 2:
             raise ValueError(f"`num_generations` must be at least 2, got {self.num_generations}.")
 
@@ -193,7 +198,15 @@ class GroupAdvantages:
     e^{-t s^2} = \sqrt{\frac{\tau G}\pi} \int \prod_j e^{-\tau (r_j - \mu)^2} d\mu,
     $$
 
-    so that, given $t$ and $\mu$, the others are independent: an average over one of them is enough.
+    so that, given $t$ and $\mu$, the completions are independent. With $g_j = e^{-\tau (r_j - \mu)^2}$ and the policy
+    $\pi$, the result is
+
+    $$
+    \int\!\!\int \rho(t) \sqrt{\frac{\tau G}\pi}\, g_i \sum_j \pi_j g_j (r_i - r_j)
+    \Big(\sum_k \pi_k g_k\Big)^{G-2} d\mu\, dt,
+    $$
+
+    by the trapezoidal rule in $\mu$, and in $x$ with $\sqrt t = e^{x - e^{-x}} / u$, $u$ the range of the rewards.
     """
 
     def __init__(self, rewards: Array, size: int) -> None:
@@ -207,13 +220,14 @@ class GroupAdvantages:
         factors, gaussians = [np.zeros(0)], [np.zeros((0, len(values)))]
         for place in np.arange(-3.0, last, SCALE_STEP):
             v = math.exp(place - math.exp(-place)) / unit  # the square root of t
+            # 2 rho(t) times the square root of t
             density = 2 / math.sqrt(math.pi) - 2 * v * EPSILON * math.exp((v * EPSILON) ** 2) * math.erfc(v * EPSILON)
             factor = density * v * (1 + math.exp(-place)) * SCALE_STEP
             tau = v**2 / (size - 1)
             step = WIDTH_STEP / math.sqrt(size * tau)
             # Where the Gaussians of two neighbours contribute
-            found = middles[tau * gaps**2 < 2 * NEGLIGIBLE]
-            nodes = step * np.unique(np.floor(found / step)[:, None] + np.arange(-reach, reach + 2))
+            near = middles[tau * gaps**2 < 2 * NEGLIGIBLE]
+            nodes = step * np.unique(np.floor(near / step)[:, None] + np.arange(-reach, reach + 2))
             factors.append(np.full(len(nodes), factor * step * math.sqrt(tau * size / math.pi)))
             gaussians.append(np.exp(-tau * (nodes[:, None] - values) ** 2))
         self._factors, self._gaussians = np.concatenate(factors), np.concatenate(gaussians)
@@ -221,10 +235,10 @@ class GroupAdvantages:
     def __call__(self, weights: Array) -> Array:
         """Advantages of shape `(N,)`, under a policy with these probabilities."""
         masses = np.bincount(self._places, weights, len(self._values))
-        each, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
-        others = self._factors * each ** (self._size - 2)
-        found = self._values * ((others * each) @ self._gaussians) - (others * weighted) @ self._gaussians
-        return found[self._places]
+        one, weighted = self._gaussians @ masses, self._gaussians @ (masses * self._values)
+        others = self._factors * one ** (self._size - 2)
+        advantages = self._values * ((others * one) @ self._gaussians) - (others * weighted) @ self._gaussians
+        return advantages[self._places]
 
 
 class _Tree:

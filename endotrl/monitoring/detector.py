@@ -156,7 +156,7 @@ class Detector:
         if levels and sinks:
             symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
-            # No corroboration: healthy runs become brief, or think longer.
+            # This corroborates nothing: healthy runs get shorter, or think longer, too.
             symptoms.append(f"the mean length is drifting {length.moved}")
         reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
         if not levels:
@@ -256,9 +256,11 @@ class _HeldOutReward:
         if REWARD_CHANGE in entry:
             rise, rise_error = self.rise = _measured(entry, REWARD_CHANGE)
             if change in entry and self.slopes:
-                half, evidence = HALF * self.slope / self.slopes, max(abs(self.agreement_z), 1.0)
+                expected = HALF * self.slope / self.slopes  # per unit of the trained reward's rise
+                evidence = max(abs(self.agreement_z), 1.0)  # of the slope, in standard errors
                 value, error = _measured(entry, change)
-                self.shortfalls.add(value - half * rise, math.hypot(error, half * rise_error, half * rise / evidence))
+                errors = error, expected * rise_error, expected * rise / evidence
+                self.shortfalls.add(value - expected * rise, math.hypot(*errors))
 
     def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
         """Yields descriptions of its falls, or of rises that fell short."""
@@ -276,7 +278,7 @@ class _HeldOutReward:
             )
         if not self.is_comparable:
             return
-        # Adam's first updates are erratic, and their losses are recovered if the reward pushes upwards.
+        # Adam's first updates are erratic, and what they lose is regained if the reward pushes upwards.
         may_come_back = not self.agreements or self.agreement_z > AGREES
         is_early = may_come_back and self.changes.count < limits.CHANGE_WARMUP
         if (fall := self.changes.fell(limit, least)) and not is_early:

@@ -291,6 +291,7 @@ class Renderer:
             ids = _token_ids(row, given)
             batch.append(self.ends.without_padding(ids) if _is_turn(completion) else ids)
         verdicts = list(map(self._is_read, batch, completions))
+        # Rows without a verdict follow the others; in a batch of another tokenizer, only empty ones are read.
         is_own = True in verdicts or False not in verdicts
         read = [is_own or not ids if v is None else v for ids, v in zip(batch, verdicts, strict=True)]
         if not all(read):
@@ -357,8 +358,8 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     """
     Truncates a row to a context length, in tokens (`None`: no limit), if `markers` more will be inserted in the
     completion. A longer row is an error, or, by `overlong`, loses the beginning of its prompt (`"truncate_left"`), or
-    the end of its completion (`"cut"`). With `"cut"`, a prompt that takes more than three quarters of the context loses
-    its beginning, too.
+    the end of its completion (`"cut"`). With `"cut"`, a prompt of more than three quarters of the context loses its
+    beginning, too.
     """
     num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
     if max_length is None or num_prompt + num_completion + markers <= max_length:

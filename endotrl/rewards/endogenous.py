@@ -52,8 +52,8 @@ class EndogenousReward(FrozenModelReward):
     and a whole response, with the default settings, $\alpha \log \hat\pi(y|x)$ (eq. 11 and 12). It needs no reward
     model, judge or labels, and is a reward function for TRL's `GRPOTrainer`, `RLOOTrainer` and `OnlineDPOTrainer`.
 
-    Train with `beta` > 0: the optimum is $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised. With `beta=0`, it is a single
-    response.
+    Train with `beta` > 0: the optimum is $\hat\pi(y|x)^{1 + \alpha/\beta}$, normalised. With `beta=0`, it collapses to
+    the most probable response.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`ServedModel`], *optional*):
@@ -67,7 +67,7 @@ class EndogenousReward(FrozenModelReward):
         trust_remote_code, name, overlong_prompt, images, chat_template_kwargs, offload, model_init_kwargs,
         adapter_name:
             See [`~endotrl.rewards.settings.Settings`]. `truncation="skip"` returns `None` for truncated completions.
-            If there are other reward functions, TRL counts that as 0, more than any log-probability, unless
+            If there are other reward functions, TRL treats it as 0, which is above any log-probability, unless
             `multi_objective_aggregation="normalize_then_sum"`.
         correction (`str` or [`Correction`], *optional*):
             Part that is removed from the reward: `"length"` ([`LengthControl`]), the effect of length; `"clip"`
@@ -140,7 +140,7 @@ class EndogenousReward(FrozenModelReward):
         self._generalist: EndogenousReward | None = None
         if isinstance(self.correction, InformationGain):
             other = self.correction.generalist
-            # Of a loaded or served model, the tokenizer cannot always be found.
+            # The tokenizer of a loaded or served model cannot always be found, so ours is used.
             tokenizer = None if isinstance(other, str) and not is_url(other) else processing_class
             self._generalist = EndogenousReward(other, tokenizer, token_reward="log_prob", alpha=alpha, **placement)
 

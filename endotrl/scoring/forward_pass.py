@@ -361,7 +361,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, row: PackedRow, scaling: f
     """
     if not query.is_cuda:
         return block_attention(query, key, value, row, scaling)
-    from .kernels import attend as fastest
+    from .attention_kernels import attend as fastest
 
     return fastest(query, key, value, row, scaling)
 

@@ -50,7 +50,7 @@ class Pending(NamedTuple):
 
     number: int  # among the rows
     row: Rendered
-    tokens: Sequence[int]  # of the completion, as far as they are run
+    tokens: Sequence[int]  # of the completion, those that the model has to read
 
     @property
     def length(self) -> int:
@@ -75,7 +75,7 @@ class Placement(Protocol):
 
     @property
     def is_own(self) -> bool:
-        """Whether nobody else uses the weights, and so finds tensors that inference mode left in the modules."""
+        """Whether nobody else uses the weights: others would find tensors that inference mode left in the modules."""
 
     def active(self) -> AbstractContextManager[PreTrainedModel]:
         """Context manager that yields the model in evaluation mode with exactly the frozen weights."""
@@ -232,7 +232,7 @@ class FrozenScorer:
         ]
         yield from self._image_passes(model, [item for item in pending if item.row.images is not None])
         shares: dict[object, list[Pending]] = {}
-        for item in sorted(pending, key=lambda item: -item.length):  # longest first, to run out of memory at once
+        for item in sorted(pending, key=lambda item: -item.length):  # longest first: memory runs out now or never
             if item.row.images is None:
                 share = item.number if rules.alone else rules.rope.length_class(item.length)
                 shares.setdefault(share, []).append(item)
@@ -369,7 +369,7 @@ class FrozenScorer:
             )
 
     def _head_error(self, model: PreTrainedModel, hidden_states: Tensor, expected: Tensor) -> float:
-        """Error of the head's output against the model's own logits; 0 if it is rounding, or not finite."""
+        """Error of the head's output against the model's own logits; 0 if within rounding, or not finite."""
         head = model.get_output_embeddings()
         targets = expected.argmax(dim=-1)
         with align_module_device(head):

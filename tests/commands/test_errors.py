@@ -72,7 +72,7 @@ MISTAKES = {
     f"{EVAL} --scorers reward_model:MODEL": "A reward model must have one output, but ",
     "eval generation --data nan.jsonl --model MODEL --seeds 1 1": "--seeds must differ, got 1 1",
     "eval generation --data long.jsonl --model MODEL --max-new-tokens 6 --instruction= --quiet": (
-        "the model's context has 256. Lower --max-new-tokens."
+        "the model's context has 256. Remove or shorten that question: it leaves no room for --max-new-tokens."
     ),
     "eval compare rows.jsonl none": "is not a run of `endotrl eval`",
     "eval compare a b ./a": "./a is given twice",

@@ -111,3 +111,7 @@ class TestQuestions:
         assert read_questions(["1+1="], instruction="Think.")[0].prompt == "1+1=\nThink."
         with pytest.raises(ValueError, match="questions, row 2: either this question or .* has no answer"):
             read_questions([{"prompt": "a", "answer": "1"}, {"prompt": "b"}])
+        with pytest.raises(ValueError, match='row 1: "question" must be text or a list of messages, got 312'):
+            read_questions([{"question": 312}])
+        with pytest.raises(TypeError, match="got a single row: {'question': 'q'}"):
+            read_questions({"question": "q"})

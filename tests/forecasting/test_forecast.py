@@ -259,6 +259,7 @@ def test_a_grader_that_gives_no_grade(grade, message):
     ("setting", "error"),
     [
         ({"betas": []}, ValueError),
+        ({"betas": 0.5}, ValueError),
         ({"betas": [0.0]}, ValueError),
         ({"betas": [1.0, float("nan")]}, ValueError),
         ({"reward": "length"}, TypeError),

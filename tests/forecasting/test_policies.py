@@ -193,8 +193,10 @@ class TestScaledRewards:
 
 
 class TestFirstGains:
-    @pytest.mark.parametrize("scale", ["none", "group", "batch"])
-    @pytest.mark.parametrize(("trainer", "size"), [("rloo", 8), ("grpo", 2), ("grpo", 8)])
+    @pytest.mark.parametrize(
+        ("trainer", "size", "scale"),
+        [("rloo", 8, "none"), *(("grpo", size, scale) for size in (2, 8) for scale in ("none", "group", "batch"))],
+    )
     def test_derivative(self, log_probs, trainer, size, scale):
         """The slope in 1 / beta at 0 of any expectation, against the forecast at two large betas."""
         samples, objective = enumeration(log_probs, log_probs), Objective(trainer, size, scale)
@@ -227,3 +229,5 @@ def test_impossible_settings():
         Objective("grpo", 1)
     with pytest.raises(ValueError, match="trainer"):
         Objective("dpo")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match='does not apply to `trainer="rloo"`'):
+        Objective("rloo", scale_rewards="group")

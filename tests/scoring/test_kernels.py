@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from endotrl.scoring import forward_pass, kernels
+from endotrl.scoring.attention_kernels import BLOCK, block_mask, flex_attention, varlen_attention
 from endotrl.scoring.forward_pass import Group, PackedRow, block_attention
-from endotrl.scoring.kernels import BLOCK, block_mask, flex_attention, varlen_attention
 
 from .test_packing import attend, naive_attention, random_states, visible_pairs
 

@@ -16,8 +16,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from endotrl.scoring import kernels
-from endotrl.scoring.kernels import Lengths
+from endotrl.scoring import attention_kernels as kernels
+from endotrl.scoring.attention_kernels import Lengths
 
 from ..scoring.test_kernels import attention_of_each_sequence
 
