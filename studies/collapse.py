@@ -120,6 +120,18 @@ def summary_rows(results: list[dict[str, Any]]) -> list[list[str]]:
     return rows
 
 
+def slow_collapses(results: list[dict[str, Any]]) -> str:
+    """Alarms in slow runs that lost five points, in a sentence."""
+    runs = [r for r in results if ARMS[r["run"]].collapses and ARMS[r["run"]].answers == SLOW_ANSWERS]
+    lost = [r for r in runs if five_lost(r) is not None]
+    alarmed = [r for r in lost if r["alarms"]]
+    in_time = sum(lost_by(r, r["alarms"][0][0]) < 0.05 for r in alarmed)
+    return (
+        f"Of {len(runs)} slow runs that were meant to collapse, {len(lost)} lost 5 points for good: {len(alarmed)} of "
+        f"these raised the alarm, {in_time} of them before 5 points were lost."
+    )
+
+
 def knows_first_policy(result: dict[str, Any]) -> bool:
     """Whether the log has the first policy's log-probability, by which a run without a held-out reward is judged."""
     return any(FIRST_LOG_PROB in entry for entry in result["log"])
@@ -195,6 +207,8 @@ def page(results: list[dict[str, Any]], settings: dict[str, Any]) -> str:
             "recorded before it was, and not those of a verdict (*right or wrong*), of which it is not asked.",
             "",
             *_table(SUMMARY, summary_rows(results)),
+            "",
+            slow_collapses(results),
             "",
             "## Arithmetic",
             "",
