@@ -223,9 +223,11 @@ def test_goes_on_after_an_interruption(tiny_policy_path: str, tmp_path: Path) ->
     monitor = CollapseMonitor().attach(whole)
     whole.train()
     # Interrupted just before the fall, which is one from the level until then.
-    settings = {"max_steps": FALLS_AFTER, "save_strategy": "steps", "save_steps": FALLS_AFTER}
-    first = make_trainer(tiny_policy_path, tmp_path / "parts", **settings)
+    first = make_trainer(tiny_policy_path, tmp_path / "parts", save_strategy="steps", save_steps=FALLS_AFTER)
+    interrupt = TrainerCallback()
+    interrupt.on_save = lambda args, state, control, **_: setattr(control, "should_training_stop", True)
     before = CollapseMonitor().attach(first)
+    first.add_callback(interrupt)
     first.train()
     assert before.alarms == []
     second = make_trainer(tiny_policy_path, tmp_path / "parts")

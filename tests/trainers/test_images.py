@@ -120,9 +120,9 @@ def test_training(trainer, placement, paths, tmp_path, monkeypatch):
     passes: list[Any] = []
     run = FrozenScorer._image_passes
 
-    def watch(scorer: FrozenScorer, model: Any, rows: Any, inputs: Any, chosen: list[int]) -> Any:
-        passes.extend(chosen)
-        return run(scorer, model, rows, inputs, chosen)
+    def watch(scorer: FrozenScorer, model: Any, pending: Any) -> Any:
+        passes.extend(pending)
+        return run(scorer, model, pending)
 
     monkeypatch.setattr(FrozenScorer, "_image_passes", watch)
     made.train()

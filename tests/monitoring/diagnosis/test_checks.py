@@ -166,7 +166,10 @@ def test_recorded_collapses_and_healthy_runs(tmp_path: Path) -> None:
     results = json.loads(gzip.decompress((root / "docs" / "results" / "collapse.json.gz").read_bytes()))["results"]
     healthy_runs = {"endogenous", "sharpened_slow", "sharpened", "mean", "verifiable"}
     healthy_runs |= {"backwards", "backwards_sharpened", "backwards_mean", "backwards_verifiable"}
+    lost_less_than_a_point = [("small_certainty_slow", 5), ("small_certainty_slow", 6)]
     for result in results:
         expected = "healthy" if result["run"].removeprefix("small_") in healthy_runs else "failure"
+        if (result["run"], result["seed"]) in lost_less_than_a_point:
+            expected = "warning"
         assert diagnosed(tmp_path, result["log"]).status == expected, result["run"]
-    assert len(results) == 45
+    assert len(results) == 66
