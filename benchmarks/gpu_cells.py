@@ -57,7 +57,8 @@ from endotrl.rendering.renderer import Rendered
 from endotrl.reporting import quiet_libraries
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import write_json
-from endotrl.scoring import forward_pass, kernels
+from endotrl.scoring import attention_kernels as kernels
+from endotrl.scoring import forward_pass
 from endotrl.scoring.scorer import FrozenScorer
 from endotrl.tasks import arithmetic
 

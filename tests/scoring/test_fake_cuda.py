@@ -8,7 +8,8 @@ from transformers import Gemma2Config, Qwen2Config
 from endotrl.frozen.loaded_model import LoadedModel
 from endotrl.frozen.own_copy import OwnCopy
 from endotrl.rendering.renderer import Rendered
-from endotrl.scoring import forward_pass, kernels, lm_head
+from endotrl.scoring import attention_kernels as kernels
+from endotrl.scoring import forward_pass, lm_head
 from endotrl.scoring.scorer import FrozenScorer
 
 from ..support.fake_cuda import CUDA, entered, fake_cuda

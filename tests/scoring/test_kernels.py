@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from endotrl.scoring import forward_pass, kernels
+from endotrl.scoring import attention_kernels as kernels
+from endotrl.scoring import forward_pass
 from endotrl.scoring.attention_kernels import BLOCK, block_mask, flex_attention, varlen_attention
 from endotrl.scoring.forward_pass import Group, PackedRow, block_attention
 
