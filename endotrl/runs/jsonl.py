@@ -54,7 +54,7 @@ def read_log(path: Path, keys: Sequence[str], mend: bool = True) -> Iterator[tup
                 yield end, record
             end += len(line) if is_whole else 0
     if damaged:
-        logger.warning(f"Skipping {counted(damaged, 'damaged line')} of {path}: they will be computed again.")
+        logger.warning(f"Skipping {counted(damaged, 'damaged line')} of {path}. Their content is computed again.")
     if mend:
         os.truncate(path, end)
 

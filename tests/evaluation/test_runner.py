@@ -78,7 +78,7 @@ class TestResume:
         for damaged in ([first, b"{}\n", *rest], [first, *rest, rest[0][:-15]]):  # a bad line, and half a line
             folder.scores_path.write_bytes(b"".join(damaged))
             assert run(RunFolder(folder.folder), pair_items, NAMES, placement) == before
-        assert any("scores.jsonl" in message and "skipped (1)" in message for message in warnings_logged())
+        assert any("scores.jsonl" in message and "Skipping 1 damaged line" in message for message in warnings_logged())
         assert len(list(map(json.loads, folder.scores_path.read_bytes().splitlines()))) == 6
 
     def test_changed_items_are_scored_anew(self, folder, placement, pair_items):

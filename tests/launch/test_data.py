@@ -61,7 +61,7 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     [
         ('{"prompt": "a"}\n[1]', "line 2: a row must be a JSON object"),
         ('{"prompt": "a"}\n{"prompt": "a', "line 2: not valid JSON"),
-        ("\n", "there is no row"),
+        ("\n", "the file has no rows"),
     ],
 )
 def test_what_cannot_be_read(text: str, reason: str, tmp_path: Path) -> None:
