@@ -227,14 +227,12 @@ def run(
     task = task_of(base)
     policy: Any = load_model(base, task.dtype)
     _, trainer_class, config_class, settings = ARMS[arm]
-    if start is not None and not task.adapter:
-        policy.load_state_dict(torch.load(weights_of(base, arm, start)))
 
     class Trainer(trainer_class):
-        """Starts from a trained adapter. Passed as the policy, TRL would take it for the reference, too."""
+        """Starts from the weights of `start`. With an adapter passed as the policy, TRL would make it the reference."""
 
         def train(self, *args: Any, **kwargs: Any) -> Any:
-            if start is not None and task.adapter:
+            if start is not None:
                 loaded = self.model.load_state_dict(torch.load(weights_of(base, arm, start)), strict=False)
                 assert not loaded.unexpected_keys
             return super().train(*args, **kwargs)
@@ -447,6 +445,7 @@ def main() -> None:
         default=sorted({*FACTS.steps, *STEPS}, reverse=True),
         help="KL penalties, from the largest on.",
     )
+    parser.add_argument("--updates", type=int, default=1, help="Multiple of the usual number of updates.")
     parser.add_argument("--cost", action="store_true", help="Also measure what a forecast costs.")
     parser.add_argument("--folder", type=Path, default=Path("forecast-study"), help="Folder of models and results.")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="Folder of the page.")
@@ -479,18 +478,17 @@ def main() -> None:
             progress=False,
         )
         Console().print(f"{name} {seed}, {ARMS[arm][0]}: {predicted.verdict}", markup=False)
-        start = None
         for row in predicted.betas:
             beta = row["beta"]
-            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": steps_of(name, arm, beta)}
+            larger = [other for other in task.steps if other > beta and weights_of(base, arm, other).exists()]
+            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": args.updates * steps_of(name, arm, beta)}
             if not any(key.items() <= r.items() for r in results):
                 result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
                 result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
-                result |= run(base, questions, seed, arm, beta, key["steps"], start)
+                result |= run(base, questions, seed, arm, beta, key["steps"], min(larger, default=None))
                 append_lines(log, [result])
                 results.append(result)
                 Console().print(", ".join(table_rows([result])[0].values()), markup=False)
-            start = beta
     seeds = " ".join(sorted({str(r["seed"]) for r in results}))
     settings = {
         **describe_run("studies.forecast", "cpu", f"--cost --seeds {seeds}"),
