@@ -481,7 +481,13 @@ def main() -> None:
         for row in predicted.betas:
             beta = row["beta"]
             larger = [other for other in task.steps if other > beta and weights_of(base, arm, other).exists()]
-            key = {"base": name, "seed": seed, "arm": arm, "beta": beta, "steps": args.updates * steps_of(name, arm, beta)}
+            key = {
+                "base": name,
+                "seed": seed,
+                "arm": arm,
+                "beta": beta,
+                "steps": args.updates * steps_of(name, arm, beta),
+            }
             if not any(key.items() <= r.items() for r in results):
                 result = {**key, "forecast": row, "sampled": predicted.alternatives["sampled"]}
                 result |= {"verdict": predicted.verdict, "alternatives": predicted.alternatives}
