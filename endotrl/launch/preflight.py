@@ -11,7 +11,7 @@ import transformers
 from datasets import IterableDataset
 from huggingface_hub import get_token
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, Trainer
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PretrainedConfig, Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.optimization import get_scheduler
 from trl import GRPOConfig, ModelConfig, RewardConfig, get_peft_config, get_quantization_config
@@ -58,8 +58,6 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
     if unknown := sorted(generation.keys() - vars(GenerationConfig()).keys()):
         reason = "transformers' `GenerationConfig` has no such setting"
         raise ValueError(f"`generation_kwargs` has an unknown key {unknown[0]!r}: {reason}. Correct or remove it.")
-    if generation:
-        _check_generation(generation)
     if training_args.push_to_hub and training_args.hub_token is None and get_token() is None:
         raise ValueError("`push_to_hub: true` requires a login. Run `hf auth login`, or set `hub_token`.")
     probe = [torch.nn.Parameter(torch.zeros(2, 2))]
@@ -76,21 +74,23 @@ def check_settings(training_args: GRPOConfig | RewardConfig, model_args: ModelCo
         get_scheduler(kind, torch.optim.SGD(probe, training_args.learning_rate), 0, 100, kwargs)
     except (ValueError, TypeError) as error:
         raise ValueError(f"Cannot create the scheduler `{kind.value}` with {kwargs}: {error}") from error
-    _check_model(training_args, model_args)
+    config = _check_model(training_args, model_args)
+    if generation:
+        _check_generation(generation, config.get_text_config().vocab_size)
 
 
-def _check_generation(kwargs: dict[str, Any]) -> None:
+def _check_generation(kwargs: dict[str, Any], vocab_size: int) -> None:
     """Raises `ValueError` for values that transformers refuses when it generates, with a tiny model."""
     settings = {"do_sample": True, "pad_token_id": 0, **kwargs, "max_new_tokens": 1}
     with torch.random.fork_rng([]):
-        model = GPT2LMHeadModel(GPT2Config(n_embd=2, n_layer=1, n_head=1))
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_embd=2, n_layer=1, n_head=1))
         try:
             model.generate(torch.zeros(1, 1, dtype=torch.long), generation_config=GenerationConfig(**settings))
         except Exception as error:  # of many kinds, as each setting is checked in its own way
             raise ValueError(f"Cannot generate with `generation_kwargs` {kwargs}: {error}") from error
 
 
-def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> None:
+def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConfig) -> PretrainedConfig:
     name = model_args.model_name_or_path
     if name is None:
         raise ValueError("No model given. Set `model_name_or_path`.")
@@ -106,6 +106,7 @@ def _check_model(training_args: GRPOConfig | RewardConfig, model_args: ModelConf
                 model_class._from_config(config, attn_implementation=attention)
             except (ImportError, ValueError) as error:
                 raise type(error)(f"`attn_implementation: {attention}` cannot be used: {error}") from error
+    return config
 
 
 def fit_lengths(

@@ -24,6 +24,7 @@ from endotrl.launch import load_prompts, make_parser, make_reward_funcs
 from endotrl.launch.callbacks import HeatMaps, Tracking, add_callbacks
 from endotrl.launch.cpu import choose_precision
 from endotrl.launch.parser import CHOICES, RANGES
+from endotrl.launch.preflight import _check_generation
 from endotrl.rewards import AccuracyReward, FormatReward, LengthReward, RandomReward
 from endotrl.runs.callback_order import add_in_order
 from endotrl.sentence import SentenceRewardTrainer, SentenceRewardTrainerConfig
@@ -237,6 +238,12 @@ MISTAKES: dict[str, list[tuple[Any, str]]] = {
     "ppo": [(["--reward_aggregate", "mean"], "cannot be credited to single tokens")],
     "sentence_reward": [(["--eval_strategy", "no"], "must have the columns 'chosen' and 'rejected'")],
 }
+
+
+def test_generation_settings_are_tried_with_the_models_vocabulary():
+    _check_generation({"bad_words_ids": [[99_999]]}, vocab_size=100_000)
+    with pytest.raises(ValueError, match="Cannot generate with `generation_kwargs`"):
+        _check_generation({"min_p": 3.0}, vocab_size=100_000)
 
 
 class TestMistakes:
