@@ -67,12 +67,15 @@ def _entry(columns: dict[str, list[Any]], seen: ValuesSeen) -> dict[str, float]:
         return entry
     hashes = torch.tensor([hash(" ".join(w)) for w in words])
     entry["collapse/distinct_completions"] = distinct_completions(hashes, size)
-    if "advantage" not in columns:  # TRL's DistillationTrainer has no rewards
+    followed = dict.fromkeys(rewards, 1.0)
+    if "advantage" in columns:
+        advantage = torch.tensor(columns["advantage"], dtype=torch.float64)
+        entry["frac_reward_zero_std"] = (advantage.view(-1, size) == 0).all(dim=1).double().mean().item()
+        agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
+        followed = {name: 0.0 if found is None else found.rho for name, found in agreements.items()}
+    if not rewards:  # as of TRL's DistillationTrainer
         return entry
-    advantage = torch.tensor(columns["advantage"], dtype=torch.float64)
-    entry["frac_reward_zero_std"] = (advantage.view(-1, size) == 0).all(dim=1).double().mean().item()
-    agreements = {name: group_correlation(values, advantage, size) for name, values in rewards.items()}
-    trained = rewards[max(agreements, key=lambda name: found.rho if (found := agreements[name]) else 0.0)]
+    trained = rewards[max(followed, key=lambda name: followed[name])]
     entry["reward"] = trained.nanmean().item()
     seen.add([(i // size, completion) for i, completion in enumerate(hashes.tolist())], trained.tolist())
     correlation = group_correlation(trained, torch.tensor([float(len(w)) for w in words]), size)

@@ -219,6 +219,16 @@ def test_completions(tmp_path: Path) -> None:
     assert entry["frac_reward_zero_std"] == 0.0
 
 
+def test_completions_without_rewards_or_advantages(tmp_path: Path) -> None:
+    table = {"step": [1] * 4, "prompt": ["a"] * 4, "completion": ["b", "b c", "d", "e"]}
+    files = [tmp_path / f"{name}.parquet" for name in ("neither", "advantage", "reward")]
+    for file, more in zip(files, ({}, {"advantage": [0.0] * 4}, {"good": [0.0, 1.0, 1.0, 2.0]}), strict=True):
+        pq.write_table(pa.table(table | more), file)
+    neither, advantage, reward = completion_entries(files)
+    assert "reward" not in neither and "reward" not in advantage
+    assert advantage["frac_reward_zero_std"] == 1.0 and reward["reward"] == 1.0
+
+
 def test_completions_alone_show_that_the_reward_is_length(tmp_path: Path) -> None:
     for step in range(1, 13):
         write_completions(tmp_path / "long" / "completions", step, longer=True)
