@@ -25,6 +25,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from endotrl.reporting import counted
 from endotrl.runs.files import replacing
 from endotrl.runs.record import versions
 
@@ -68,7 +69,7 @@ def machine_line(run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{package} {run[package]}" for package in PACKAGES)
     return (
         f"Command: `{run['command']}`. Date: {run['date']}. Machine: {run['processor']}, {run['cores']} cores, "
-        f"{run['threads']} threads, {run['system']}; {versions}, Python {run['python']}."
+        f"{counted(run['threads'], 'thread')}, {run['system']}; {versions}, Python {run['python']}."
     )
 
 
