@@ -205,8 +205,9 @@ class TestAdvantages:
         )
         torch.testing.assert_close(second["advantages"], first["advantages"] * 4 / 3)
 
-    def test_tokens_of_tools_are_passed_over(self, run):
-        # Rewards on them count for nobody, and they get no advantage.
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_tokens_of_tools_are_passed_over(self, masked, run):
+        # Rewards on them count for nobody, and they get no advantage: also if the loss leaves out the whole completion.
         masks: dict[tuple[int, ...], list[int]] = {}
 
         def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -224,15 +225,20 @@ class TestAdvantages:
             rows = [zip(ids, masks[tuple(ids)], strict=True) for ids in completion_ids]
             return [[float(token) if m else 1e6 for token, m in row] for row in rows]
 
-        trainer = run(Watched, token_ids, rollout_func=rollout, scale_rewards="none", max_steps=1, num_generations=8)
+        settings: dict[str, Any] = {"rollout_func": rollout, "max_steps": 1, "num_generations": 8}
+        trainer = run(Watched, token_ids, scale_rewards="none", mask_truncated_completions=masked, **settings)
         (output,) = trainer.outputs
         policy = output["completion_mask"].bool() & output["tool_mask"].bool()
         assert policy.sum() < output["completion_mask"].sum()
         assert (output["advantages"][~policy] == 0).all()
         # At position 3, after the hole, all have 10 to come, and those that end have 2 more.
-        ended = output["completion_mask"].sum(1) == 5
+        ended = output["completion_ids"][:, 4] == 2
         expected = torch.where(ended, 12.0, 10.0) - 11.0
+        expected = torch.where(ended | (not masked), expected, 0.0)
         torch.testing.assert_close(output["advantages"][:, 3], expected)
+        # At position 0, before it, they have their first token more: 7 to 14.
+        first = output["completion_ids"][ended, 0] - 10.5
+        torch.testing.assert_close(output["advantages"][ended, 0], first + expected[ended])
 
     def test_names_and_reward_objects_stay(self, tiny_policy_path, tmp_path, run):
         functions = [EndogenousReward(tiny_policy_path), dense_vowels, length]
