@@ -113,9 +113,9 @@ def test_names(function, names):
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (GRPOTrainer._generate_and_score_completions, "prompts prompt_ids_list tool_mask_list"),
-        (RLOOTrainer._generate_and_score_completions, "prompts prompt_ids_list"),
-        (OnlineDPOTrainer.training_step, "prompts prompt_ids prompt_mask"),
+        (GRPOTrainer._generate_and_score_completions, "prompts prompt_ids_list completion_ids_list tool_mask_list"),
+        (RLOOTrainer._generate_and_score_completions, "prompts prompt_ids_list completion_ids_list"),
+        (OnlineDPOTrainer.training_step, "prompts prompt_ids prompt_mask completion_ids_list"),
     ],
 )
 def test_where_a_reward_finds_the_ids_of_prompts(function, names):

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassificat
 from trl import GRPOTrainer
 
 from endotrl import DenseGRPOTrainer, EndogenousReward
+from endotrl.rewards import SentencePooledReward
 
 from ..support import trainers
 from ..support.tiny_policy import WORDS
@@ -239,6 +240,21 @@ class TestAdvantages:
         # At position 0, before it, they have their first token more: 7 to 14.
         first = output["completion_ids"][ended, 0] - 10.5
         torch.testing.assert_close(output["advantages"][ended, 0], first + expected[ended])
+
+    def test_sums_of_sentences_are_not_paid_to_an_environment(self, tiny_policy_path, run):
+        """They are at ends of sentences, and the value of a state knows what is owed: advantages are those of tokens."""
+        rows = [[7 + i, 8, 9 + i, 10, 2][: 5 - i % 2] for i in range(8)]
+        written = {"env_mask": [[1, 1, 0, 0, 1][: len(row)] for row in rows]}
+        written |= {"prompt_ids": [[3, 4]] * 8, "completion_ids": rows, "logprobs": rows}
+        settings: dict[str, Any] = {"scale_rewards": "none", "max_steps": 1, "num_generations": 8}
+        endogenous = EndogenousReward(tiny_policy_path)
+        pooled = SentencePooledReward(endogenous, AutoTokenizer.from_pretrained(tiny_policy_path))
+        tokens, sentences = (
+            run(Watched, reward, rollout_func=lambda *args: dict(written), **settings).outputs[0]["advantages"]
+            for reward in (endogenous, pooled)
+        )
+        assert tokens.abs().max() > 1
+        torch.testing.assert_close(sentences, tokens, rtol=1e-4, atol=1e-4)
 
     def test_names_and_reward_objects_stay(self, tiny_policy_path, tmp_path, run):
         functions = [EndogenousReward(tiny_policy_path), dense_vowels, length]
