@@ -141,6 +141,11 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _log_credit(self, advantages: Tensor, in_loss: Tensor, scored: ScoredBatch) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         row_means = (advantages * in_loss).sum(dim=1, keepdim=True) / in_loss.sum(dim=1, keepdim=True).clamp(min=1)
+        # In the table of completions, instead of TRL's advantages
+        means, logged = self.accelerator.gather(row_means[:, 0]).tolist(), self._logs["advantages"]
+        before = [*logged][: -len(means)]
+        logged.clear()
+        logged.extend([*before, *means])
         tokens = self._gather_masked(advantages, in_loss)
         within = self._gather_masked(advantages - row_means, in_loss).square().sum()
         if tokens.numel():

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOTrainer
 
-from endotrl import DenseGRPOTrainer, EndogenousReward
+from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
 from endotrl.rewards import SentencePooledReward
 
 from ..support import trainers
@@ -270,6 +270,18 @@ class TestAdvantages:
             assert f"`{key}`" in guide
         (table,) = (tmp_path / "completions").glob("*.parquet")
         assert table.stat().st_size > 0
+
+
+@pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+def test_the_table_of_completions_has_their_mean_advantages(kind, tiny_policy_path, tmp_path):
+    """TRL has logged those of whole completions in their groups, which are not trained on: in PPO, 0 for all."""
+    trainer = trainers.make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path))
+    expected: list[float] = []
+    for output in (trainers.rollout(trainer, num_rows=4) for _ in range(2)):
+        for row, mask in zip(output["advantages"], output["completion_mask"].bool(), strict=True):
+            expected.append(row[mask].mean().item())
+    assert min(map(abs, expected)) > 0
+    assert list(trainer._logs["advantages"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(tiny_policy_path, tmp_path):
