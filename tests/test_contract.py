@@ -81,9 +81,7 @@ def test_signatures(function, expected):
 SHARED = "ref_model"
 TOOLS = "tools chat_template _env_tools _multi_environment _is_vlm"
 CREDIT = "reward_funcs reward_func_names reward_weights num_generations num_generations_eval scale_rewards"
-CREDIT += (
-    " multi_objective_aggregation _tokenizer _metrics _logs advantages eos_token_ids use_vllm num_iterations beta"
-)
+CREDIT += " multi_objective_aggregation _tokenizer _metrics eos_token_ids use_vllm num_iterations beta"
 NAMED: list[tuple[Callable[..., Any], str]] = [
     # Attributes that a trainer has, and who says that its reference model moves
     *((trainer.__init__, f"{SHARED} vllm_generation SyncRefModelCallback") for trainer in (GRPOTrainer, RLOOTrainer)),
@@ -99,6 +97,8 @@ NAMED: list[tuple[Callable[..., Any], str]] = [
         for method in (VLLMGeneration._iter_named_params, OnlineDPOTrainer._move_model_to_vllm_inner)
     ),
     *([(GRPOTrainer.__init__, CREDIT), (GRPOTrainer._get_train_sampler, "RepeatSampler")] if HAS_OURS else []),
+    # The table of completions
+    *([(GRPOTrainer._generate_and_score_completions, "_logs advantages")] if HAS_OURS else []),
 ]
 
 
