@@ -184,13 +184,14 @@ def _call_above(frame: FrameType, prompts: Prompts, completion_ids: TokenIds | N
             prompt_ids, scored = [ids[mask.bool()].tolist() for ids, mask in rows], 2 * names["prompts"]
         else:
             continue
-        rows = list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids)))
+        policy_rows = list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids)))
         if list(prompts) != list(scored):
             # A reward function may call another one with some of its rows, or with other prompts.
-            batch = list(zip(scored, names.get("completion_ids_list", ()), rows, strict=False))
-            given = list(zip(prompts, map(list, completion_ids or ()), strict=False))
-            rows = [row for own in given for row in [r for *theirs, r in batch if theirs == [*own]][:1]]
-        return RewardCall(names["self"], rows if len(rows) == len(prompts) else None)
+            batch = list(zip(scored, names.get("completion_ids_list", ()), policy_rows, strict=False))
+            asked = zip(prompts, map(list, completion_ids or ()), strict=False)
+            found = [next((row for *theirs, row in batch if theirs == [*own]), None) for own in asked]
+            policy_rows = [row for row in found if row is not None]
+        return RewardCall(names["self"], policy_rows if len(policy_rows) == len(prompts) else None)
     return None
 
 
