@@ -97,6 +97,8 @@ NAMED: list[tuple[Callable[..., Any], str]] = [
         for method in (VLLMGeneration._iter_named_params, OnlineDPOTrainer._move_model_to_vllm_inner)
     ),
     *([(GRPOTrainer.__init__, CREDIT), (GRPOTrainer._get_train_sampler, "RepeatSampler")] if HAS_OURS else []),
+    # The table of completions
+    *([(GRPOTrainer._generate_and_score_completions, "_logs advantages")] if HAS_OURS else []),
 ]
 
 
@@ -113,9 +115,9 @@ def test_names(function, names):
 @pytest.mark.parametrize(
     ("function", "names"),
     [
-        (GRPOTrainer._generate_and_score_completions, "prompts prompt_ids_list tool_mask_list"),
-        (RLOOTrainer._generate_and_score_completions, "prompts prompt_ids_list"),
-        (OnlineDPOTrainer.training_step, "prompts prompt_ids prompt_mask"),
+        (GRPOTrainer._generate_and_score_completions, "prompts prompt_ids_list completion_ids_list tool_mask_list"),
+        (RLOOTrainer._generate_and_score_completions, "prompts prompt_ids_list completion_ids_list"),
+        (OnlineDPOTrainer.training_step, "prompts prompt_ids prompt_mask completion_ids_list"),
     ],
 )
 def test_where_a_reward_finds_the_ids_of_prompts(function, names):

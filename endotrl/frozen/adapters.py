@@ -46,6 +46,11 @@ def check_adapter(what: str, config: Any) -> None:
             f"The adapter {what} ({config.peft_type.value}) prepends virtual tokens to the prompt, which endotrl "
             "cannot score after. Use an adapter that changes weights, such as LoRA."
         )
+    if getattr(config, "alora_invocation_tokens", None):
+        raise ValueError(
+            f"The adapter {what} is an activated LoRA (`alora_invocation_tokens`), which starts at these tokens of "
+            "each row, but endotrl can only score adapters that apply to all tokens. Use a plain LoRA."
+        )
     if config.task_type not in (None, "CAUSAL_LM"):
         raise ValueError(
             f"The adapter {what} has the task type {config.task_type!r}, but the endogenous reward needs an adapter "

@@ -60,6 +60,12 @@ class SharedWeights:
                     )
                 if self._adapter is None:
                     _check_adapter_is_at_zero(policy)
+                elif trainer.state.global_step == 0 and not _starts_as(policy, self._adapter.active):
+                    raise ValueError(
+                        "The trainer's copy of the policy's adapter, 'ref', is not the adapter that training starts "
+                        "from: TRL does not copy all parameters of adapted embeddings, `trainable_token_indices`, "
+                        f"IA3 and others. Merge the adapter into the model, {OR_OWN_COPY}"
+                    )
             if getattr(trainer.args, "use_vllm", False):
                 _keep_base_in_merges(trainer, self._model)
             from peft.tuners.tuners_utils import BaseTunerLayer
@@ -146,6 +152,21 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
     """Raises `ValueError` if the policy does not start as its base model: trained, random, PiSSA, OLoRA."""
     if policy.active_peft_config.is_prompt_learning:
         return  # Virtual tokens before an unchanged base model. None of them are nothing.
+    trained = any(
+        f"lora_B.{adapter}." in name and weight.any()
+        for name, weight in policy.named_parameters()
+        for adapter in policy.active_adapters
+    )
+    if trained or not _starts_as(policy, policy.disable_adapter):
+        raise ValueError(
+            "The policy's adapter is not at zero, so the policy without it is not the model that training started "
+            "from. Attach the reward before training, merge a previously trained adapter into the model, use an "
+            f"initialisation that changes no output (LoRA with B = 0), {OR_OWN_COPY}"
+        )
+
+
+def _starts_as(policy: Any, frozen: Callable[[], AbstractContextManager[Any]]) -> bool:
+    """Whether the policy has the embeddings, and for a few tokens the logits, that it has in the context `frozen`."""
     embeddings = policy.get_input_embeddings()
     device, vocab_size = execution_device(policy, embeddings), policy.config.get_text_config().vocab_size
     tokens = torch.tensor([probe_tokens(policy, 32)], device=device)
@@ -154,24 +175,15 @@ def _check_adapter_is_at_zero(policy: Any) -> None:
         # An adapter of the embedding may have changed only tokens of its training data.
         *(partial(embeddings, block) for block in torch.arange(vocab_size, device=device).split(8192)),
     ]
-    trained = any(
-        f"lora_B.{adapter}." in name and weight.any()
-        for name, weight in policy.named_parameters()
-        for adapter in policy.active_adapters
-    )
-    for run in passes if not trained else ():
+    for run in passes:
         adapted = run()
-        with policy.disable_adapter():
+        with frozen():
             base = run()
         # LoRA adds zeros, others (DoRA, HRA) multiply by 1 up to rounding.
         tolerance = 1e-5 if base.dtype == torch.float32 else 0.03
-        trained = trained or bool((adapted - base).abs().max() > tolerance * base.abs().max())
-    if trained:
-        raise ValueError(
-            "The policy's adapter is not at zero, so the policy without it is not the model that training started "
-            "from. Attach the reward before training, merge a previously trained adapter into the model, use an "
-            f"initialisation that changes no output (LoRA with B = 0), {OR_OWN_COPY}"
-        )
+        if (adapted - base).abs().max() > tolerance * base.abs().max():
+            return False
+    return True
 
 
 def _keep_base_in_merges(trainer: Any, base: PreTrainedModel) -> None:

@@ -148,24 +148,26 @@ class RewardCall(NamedTuple):
     rows: list[PolicyRow] | None
 
 
-def find_call(prompts: Prompts, log_extra: Callable[..., Any] | None = None) -> RewardCall | None:
+def find_call(
+    prompts: Prompts, completion_ids: TokenIds | None = None, logger: Callable[..., Any] | None = None
+) -> RewardCall | None:
     """
     Finds the trainer that is requesting rewards of `prompts`, if there is one. TRL passes reward functions neither the
     trainer nor the token ids of the prompts, which may be unexpected (template settings, a processor, a
     `rollout_func`). Both are in the frame of the calling method; `tests/test_contract.py` watches their names. From
-    another thread, the trainer is identified by its method `log_extra`, and found where it waits.
+    another thread, the trainer is identified by its method `logger`, and found where it waits.
     """
-    found = _call_above(sys._getframe(1), prompts)
-    trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
+    found = _call_above(sys._getframe(1), prompts, completion_ids)
+    trainer = logger.__self__ if inspect.ismethod(logger) else None
     if found is None and hasattr(trainer, "reward_funcs"):
         # It waits in another thread for an asynchronous reward.
         others = [frame for thread, frame in sys._current_frames().items() if thread != get_ident()]
-        calls = [call for frame in others if (call := _call_above(frame, prompts)) is not None]
+        calls = [call for frame in others if (call := _call_above(frame, prompts, completion_ids)) is not None]
         found = next((call for call in calls if call.trainer is trainer), RewardCall(trainer, None))
     return found
 
 
-def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
+def _call_above(frame: FrameType, prompts: Prompts, completion_ids: TokenIds | None) -> RewardCall | None:
     """The reward call that a frame belongs to."""
     while frame.f_back is not None:
         frame = frame.f_back
@@ -182,10 +184,14 @@ def _call_above(frame: FrameType, prompts: Prompts) -> RewardCall | None:
             prompt_ids, scored = [ids[mask.bool()].tolist() for ids, mask in rows], 2 * names["prompts"]
         else:
             continue
-        # A reward function may call another one with other prompts than its own.
+        policy_rows = list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids)))
         if list(prompts) != list(scored):
-            return RewardCall(names["self"], None)
-        return RewardCall(names["self"], list(map(PolicyRow, prompt_ids, written or [None] * len(prompt_ids))))
+            # A reward function may call another one with some of its rows, or with other prompts.
+            batch = list(zip(scored, names.get("completion_ids_list", ()), policy_rows, strict=False))
+            asked = zip(prompts, map(list, completion_ids or ()), strict=False)
+            found = [next((row for *theirs, row in batch if theirs == [*own]), None) for own in asked]
+            policy_rows = [row for row in found if row is not None]
+        return RewardCall(names["self"], policy_rows if len(policy_rows) == len(prompts) else None)
     return None
 
 
@@ -271,7 +277,7 @@ class PolicyBinding(Generic[R]):
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
         """Renders a batch by `method`, like the policy of the calling trainer; `of_dataset` are its columns."""
-        call = find_call(prompts, of_dataset.get("log_extra"))
+        call = find_call(prompts, completion_ids, of_dataset.get("log_extra") or of_dataset.get("log_metric"))
         if call is not None:
             self.bind(call.trainer)
         given = prompts, completions, completion_ids, *columns, None if call is None else call.rows

@@ -46,10 +46,7 @@ class RoutedReward:
                 f"The column {self.column!r} of the dataset must name the reward of each row, one of "
                 f"{sorted(self.rewards)}, but it {'also contains ' + ', '.join(unknown) if routes else 'is missing'}."
             )
-        # From another thread, frozen models identify their trainer by its loggers, and extra columns must be whole.
-        trainer = log_extra.__self__ if inspect.ismethod(log_extra) else None
-        if hasattr(trainer, "reward_funcs"):
-            self.bind(trainer)
+        # Extra columns must be whole, so that `log_extra` is not passed on.
         batch = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **kwargs}
         columns = [key for key, value in batch.items() if isinstance(value, list) and len(value) == len(prompts)]
         scored: dict[int, float | None] = {}

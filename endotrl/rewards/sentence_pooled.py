@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..rendering.messages import Completion, Completions, Prompts, TokenIds
+from ..rendering.policy import find_call
 from ..sentence.segmentation import Segmenter, load_segmenter
 from ..sentence.tokens import find_sentences
 from .protocol import DenseReward, DenseScores
@@ -63,22 +64,27 @@ class SentencePooledReward:
             raise ValueError("Sentence rewards are assigned to the policy's tokens: pass `completion_ids`.")
         batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         scores = DenseScores(*self.reward.outcome_and_token_rewards(**batch, **kwargs))
+        call = find_call(prompts, completion_ids, kwargs.get("log_extra"))
+        written = [None if call is None or call.rows is None else call.rows[i].written for i in range(len(prompts))]
         pooled = list(scores.token_rewards)
         values = None if scores.state_values is None else list(scores.state_values)
         for i, (outcome, rewards) in enumerate(zip(scores.outcomes, scores.token_rewards, strict=True)):
             if outcome is None:  # ignored, whatever its tokens
                 continue
-            pooled[i] = paid = pool(rewards, self._ends(completion_ids[i], completions[i], rewards))
+            pooled[i] = paid = pool(rewards, self._ends(completion_ids[i], completions[i], rewards, written[i]))
             if values is not None:
                 # Earned up to the token and not paid yet.
                 owed = rewards.double().cumsum(0) - rewards - (paid.double().cumsum(0) - paid)
                 values[i] = values[i] + owed.float()
         return DenseScores(scores.outcomes, pooled, values)
 
-    def _ends(self, ids: Sequence[int], completion: Completion, rewards: Tensor) -> list[int]:
+    def _ends(
+        self, ids: Sequence[int], completion: Completion, rewards: Tensor, written: Sequence[int] | None
+    ) -> list[int]:
         # Tool output has no reward, and cannot carry one: trainers mask it.
         has_tools = not isinstance(completion, str) and len(completion) > 1
-        positions = rewards.nonzero().flatten().tolist() if has_tools else range(len(ids))
+        flags = rewards if written is None and has_tools else torch.tensor(written or [1] * len(ids))
+        positions = flags.nonzero().flatten().tolist()
         return find_sentences(self.processing_class, self.segmenter, ids, positions).last_tokens
 
 

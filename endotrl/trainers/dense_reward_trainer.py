@@ -11,6 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import RepeatSampler, get_config_model_id, is_async_callable
 
+from ..rendering.policy import find_call
 from ..rewards.frozen_model_reward import FrozenModelReward
 from ..rewards.protocol import DenseReward, DenseScores
 from ..rewards.sentence import SentenceReward
@@ -59,7 +60,8 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
         ]
         try:
             rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            self._recorded = self.reward_funcs, rewards_per_func
+            call = find_call(prompts)
+            self._recorded = self.reward_funcs, rewards_per_func, (call and call.rows) or []
             self.last_completions = (prompts, completions, completion_ids_list)
         finally:
             self.reward_funcs = reward_funcs
@@ -86,7 +88,7 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
 
     def _scored_batch(self, output: dict[str, Any]) -> ScoredBatch:
         """Scores kept by the recorders, padded like the batch."""
-        (reward_funcs, rewards_per_func), completion_ids = self._recorded, self.last_completions[2]
+        (reward_funcs, rewards_per_func, rows), completion_ids = self._recorded, self.last_completions[2]
         for index in rewards_per_func.isinf().any(dim=0).nonzero()[:, 0].tolist():
             raise ValueError(
                 f"The reward function '{self.reward_func_names[index]}' returned an infinite reward. It must return a "
@@ -104,11 +106,11 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
             token_rewards[index] = pad_rows(score.token_rewards, num_positions, device)
             if score.state_values is not None:
                 state_values[index] = pad_rows(score.state_values, num_positions, device)
-        mask = pad_rows([torch.ones(len(ids)) for ids in completion_ids], num_positions, device).bool()
+        written = [torch.ones(len(ids)) for ids in completion_ids]
         if "tool_mask" in output:
-            # TRL also clears the tool mask of completions that `mask_truncated_completions` drops.
-            dropped = ~loss_mask(output).any(dim=1, keepdim=True)
-            mask = mask & (output["tool_mask"].bool() | dropped)
+            # Not this mask, which TRL clears for completions that `mask_truncated_completions` drops.
+            written = [torch.tensor(row.written, dtype=torch.float32) for row in rows]
+        mask = pad_rows(written, num_positions, device).bool()
         weights = self.reward_weights.to(device)
         return ScoredBatch(rewards_per_func, weights, local, token_rewards, state_values, mask, completion_ids)
 
@@ -139,6 +141,11 @@ class DenseRewardTrainer(GRPOTrainer, ABC):
     def _log_credit(self, advantages: Tensor, in_loss: Tensor, scored: ScoredBatch) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         row_means = (advantages * in_loss).sum(dim=1, keepdim=True) / in_loss.sum(dim=1, keepdim=True).clamp(min=1)
+        # In the table of completions, instead of TRL's advantages
+        means, logged = self.accelerator.gather(row_means[:, 0]).tolist(), self._logs["advantages"]
+        before = [*logged][: -len(means)]
+        logged.clear()
+        logged.extend([*before, *means])
         tokens = self._gather_masked(advantages, in_loss)
         within = self._gather_masked(advantages - row_means, in_loss).square().sum()
         if tokens.numel():

@@ -208,9 +208,11 @@ class PPOTrainer(DenseRewardTrainer):
         offset = scored.weighted(scored.state_values if args.soft_value_baseline else {})
         final_values = None
         if args.truncation == "bootstrap":
+            # After an EOS that is followed by what a tool wrote, there was no room for another turn.
+            ends = output["completion_mask"].sum(dim=1)  # (B,)
             is_eos = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
-            finished = is_eos.gather(1, last)[:, 0]
-            final_values = torch.where(finished, 0.0, values.gather(1, lengths[:, None])[:, 0])
+            finished = is_eos.gather(1, last)[:, 0] & (lengths == ends)
+            final_values = torch.where(finished, 0.0, values.gather(1, ends[:, None])[:, 0])
         values = values[:, :-1]
         advantages, returns = generalized_advantage_estimate(
             rewards, offset + values, mask, args.gamma, args.lam, final_values

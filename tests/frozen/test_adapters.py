@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOTrainer
 
@@ -108,6 +108,13 @@ class TestPaths:
             with pytest.raises(ValueError, match="prepends virtual tokens to the prompt"):
                 EndogenousReward(given)
 
+    def test_activated_lora(self, tiny_model_path, tmp_path):
+        """Off until its invocation tokens, which only the `PeftModel` looks for."""
+        policy = save_adapter(tiny_model_path, tmp_path, alora_invocation_tokens=[5])
+        for given in (str(tmp_path), policy):
+            with pytest.raises(ValueError, match="is an activated LoRA"):
+                EndogenousReward(given)
+
     def test_of_another_task(self, tiny_model_path, tmp_path):
         save_adapter(tiny_model_path, tmp_path, task_type="FEATURE_EXTRACTION")
         with pytest.raises(ValueError, match="has the task type 'FEATURE_EXTRACTION'"):
@@ -177,6 +184,24 @@ def test_an_adapter_of_a_policy_during_training(goes_on, tiny_policy_path, tmp_p
     if goes_on:
         with pytest.raises(ValueError, match="was made for the model"):
             EndogenousReward(tiny_policy_path).attach(trainer)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(**{**LORA, "target_modules": ["q_proj", "embed_tokens"]}),
+        LoraConfig(**{**LORA, **KINDS["some tokens"]}),
+        IA3Config(task_type="CAUSAL_LM"),
+    ],
+    ids=["embeddings", "some tokens", "IA3"],
+)
+def test_a_start_that_trl_copies_in_part(config, tiny_policy_path, tmp_path):
+    """TRL looks for `.default.` in the names of parameters; others stay random, or at zero, in its "ref"."""
+    policy = randomise(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_policy_path), config))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy_path)
+    trainer = make_trainer(GRPOTrainer, policy, tmp_path, EndogenousReward(None), beta=0.1, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="'ref', is not the adapter that training starts from"):
+        EndogenousReward(None).attach(trainer)
 
 
 class TestInitKwargs:

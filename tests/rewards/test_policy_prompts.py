@@ -30,7 +30,7 @@ from trl.experimental.online_dpo import OnlineDPOTrainer
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.rendering.policy import PromptSettings
 from endotrl.rendering.renderer import Rendered
-from endotrl.rewards import MeanLogProbReward
+from endotrl.rewards import MeanLogProbReward, RoutedReward
 from endotrl.score_file import score_file
 from endotrl.sentence import SentenceRewardConfig
 
@@ -180,6 +180,17 @@ def rollout_of(prompt_ids: list[int] | None, completion_ids: list[int], mask: li
     return rollout
 
 
+def last_first(reward: Any) -> Any:
+    """A reward function that asks another one for single rows, the last one first."""
+
+    def backwards(prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[Any]:
+        columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        rows = [{name: [column[i]] for name, column in columns.items()} for i in range(len(prompts))]
+        return [reward(**row)[0] for row in reversed(rows)][::-1]
+
+    return backwards
+
+
 class TestOwnCopy:
     @pytest.mark.skipif(Version(trl.__version__) < Version("1.14"), reason="Generation has other arguments.")
     def test_training_with_tools(self, path, tmp_path, warnings_logged, monkeypatch):
@@ -238,20 +249,40 @@ class TestOwnCopy:
         assert f"has {len(expected)} tokens for the policy" in warning
         assert "they differ from token 0 on: 'Q:" in warning and "The policy's prompts are scored." in warning
 
-    def test_what_an_environment_writes(self, path, tmp_path):
-        """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward."""
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            lambda reward: reward,
+            pytest.param(
+                lambda reward: RoutedReward({"a": reward, "b": lambda prompts, **_: [0.0] * len(prompts)}),
+                marks=pytest.mark.skipif(Version(trl.__version__) < Version("1.14"), reason="It is not awaited."),
+            ),
+            last_first,
+        ],
+        ids=["by the trainer", "for some rows, from another thread", "for one row after another"],
+    )
+    def test_what_an_environment_writes(self, asked, path, tmp_path):
+        """Tokens of `env_mask` 0 are read, but their log-probability is no part of the reward; whoever asks for it."""
         tokenizer = AutoTokenizer.from_pretrained(path)
         prompt = tokenizer("Q: 3 times 4? A:")["input_ids"]
         call, result, answer = (encode(tokenizer, text) for text in ("3*4=", "12", " 12"))
-        completion = [*call, *result, *answer, tokenizer.eos_token_id]
-        rollout = rollout_of(prompt, completion, [1] * len(call) + [0] * len(result) + [1] * (len(answer) + 1))
-        settings = {"prompts": [QUESTION], "rollout_func": rollout, "max_completion_length": 64}
-        trainer = make_trainer(path, EndogenousReward(path), tmp_path, **settings)
+        rows = [[*call, *result, *answer * i, tokenizer.eos_token_id] for i in range(4)]
+        masks = [[int(not len(call) <= k < len(call + result)) for k in range(len(row))] for row in rows]
+
+        def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+            return {"prompt_ids": [prompt] * 4, "completion_ids": rows, "logprobs": rows, "env_mask": masks}
+
+        reward = EndogenousReward(path)
+        data = Dataset.from_dict({"prompt": [QUESTION] * 2, "domain": ["a", "b"]})
+        settings = {"train_dataset": data, "shuffle_dataset": False, "rollout_func": rollout}
+        trainer = make_trainer(path, asked(reward), tmp_path, max_completion_length=64, **settings)
         trainer.train()
         model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-        each = completion_log_probs(model, prompt, completion)
-        ours = sum(each[: len(call)]) + sum(each[len(call) + len(result) :])
-        assert trainer.state.log_history[0]["rewards/endogenous_reward/mean"] == pytest.approx(ours, abs=1e-3)
+        each = [completion_log_probs(model, prompt, row) for row in rows]
+        ours = [sum(x * m for x, m in zip(row, mask, strict=True)) for row, mask in zip(each, masks, strict=True)]
+        if isinstance(trainer.reward_funcs[0], RoutedReward):
+            ours[2:] = [0.0, 0.0]
+        assert list(trainer._logs["rewards"].values()) == [pytest.approx(ours, abs=1e-3)]
 
     def test_two_trainers_one_after_the_other(self, path, tmp_path):
         reward = Watched(EndogenousReward(path))

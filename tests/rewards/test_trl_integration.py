@@ -288,10 +288,15 @@ class TestShared:
         key = "objective/scores" if kind is OnlineDPOTrainer else "rewards/endogenous_reward/mean"
         assert history(trainer, key) == pytest.approx([mean_reward(path, call, ends=ends)], abs=1e-4)
 
-    def test_bf16_base(self, tiny_policy_path, tmp_path):
-        # TRL's default precision: autocast to bfloat16, as in its own reference pass. The rounding is bfloat16's.
+    @pytest.mark.parametrize(
+        "precision",
+        [{"bf16": True}, {"model_init_kwargs": {"dtype": "bfloat16"}, "cast_lm_head_to_fp32": True}],
+        ids=["autocast", "weights, but for the head"],
+    )
+    def test_bf16_base(self, precision, tiny_policy_path, tmp_path):
+        # Autocast is TRL's default, as in its own reference pass. The rounding is bfloat16's.
         reward = EndogenousReward(model=None)
-        trainer = make_trainer(tiny_policy_path, reward, tmp_path, bf16=True, peft_config=LORA)
+        trainer = make_trainer(tiny_policy_path, reward, tmp_path, peft_config=LORA, **precision)
         reward.attach(trainer)
         trainer.train()
         batch = self.batch(tiny_policy_path)

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 from trl import GRPOTrainer
 
-from endotrl import DenseGRPOTrainer, EndogenousReward
+from endotrl import DenseGRPOTrainer, EndogenousReward, PPOTrainer
+from endotrl.rewards import SentencePooledReward
 
 from ..support import trainers
 from ..support.tiny_policy import WORDS
@@ -205,8 +206,9 @@ class TestAdvantages:
         )
         torch.testing.assert_close(second["advantages"], first["advantages"] * 4 / 3)
 
-    def test_tokens_of_tools_are_passed_over(self, run):
-        # Rewards on them count for nobody, and they get no advantage.
+    @pytest.mark.parametrize("masked", [False, True])
+    def test_tokens_of_tools_are_passed_over(self, masked, run):
+        # Rewards on them count for nobody, and they get no advantage: also if the loss leaves out the whole completion.
         masks: dict[tuple[int, ...], list[int]] = {}
 
         def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
@@ -224,15 +226,35 @@ class TestAdvantages:
             rows = [zip(ids, masks[tuple(ids)], strict=True) for ids in completion_ids]
             return [[float(token) if m else 1e6 for token, m in row] for row in rows]
 
-        trainer = run(Watched, token_ids, rollout_func=rollout, scale_rewards="none", max_steps=1, num_generations=8)
+        settings: dict[str, Any] = {"rollout_func": rollout, "max_steps": 1, "num_generations": 8}
+        trainer = run(Watched, token_ids, scale_rewards="none", mask_truncated_completions=masked, **settings)
         (output,) = trainer.outputs
         policy = output["completion_mask"].bool() & output["tool_mask"].bool()
         assert policy.sum() < output["completion_mask"].sum()
         assert (output["advantages"][~policy] == 0).all()
         # At position 3, after the hole, all have 10 to come, and those that end have 2 more.
-        ended = output["completion_mask"].sum(1) == 5
+        ended = output["completion_ids"][:, 4] == 2
         expected = torch.where(ended, 12.0, 10.0) - 11.0
+        expected = torch.where(ended | (not masked), expected, 0.0)
         torch.testing.assert_close(output["advantages"][:, 3], expected)
+        # At position 0, before it, they have their first token more: 7 to 14.
+        first = output["completion_ids"][ended, 0] - 10.5
+        torch.testing.assert_close(output["advantages"][ended, 0], first + expected[ended])
+
+    def test_sums_of_sentences_are_not_paid_to_an_environment(self, tiny_policy_path, run):
+        """They are at ends of sentences, and the value of a state knows what is owed: advantages are those of tokens."""
+        rows = [[7 + i, 8, 9 + i, 10, 2][: 5 - i % 2] for i in range(8)]
+        written = {"env_mask": [[1, 1, 0, 0, 1][: len(row)] for row in rows]}
+        written |= {"prompt_ids": [[3, 4]] * 8, "completion_ids": rows, "logprobs": rows}
+        settings: dict[str, Any] = {"scale_rewards": "none", "max_steps": 1, "num_generations": 8}
+        endogenous = EndogenousReward(tiny_policy_path)
+        pooled = SentencePooledReward(endogenous, AutoTokenizer.from_pretrained(tiny_policy_path))
+        tokens, sentences = (
+            run(Watched, reward, rollout_func=lambda *args: dict(written), **settings).outputs[0]["advantages"]
+            for reward in (endogenous, pooled)
+        )
+        assert tokens.abs().max() > 1
+        torch.testing.assert_close(sentences, tokens, rtol=1e-4, atol=1e-4)
 
     def test_names_and_reward_objects_stay(self, tiny_policy_path, tmp_path, run):
         functions = [EndogenousReward(tiny_policy_path), dense_vowels, length]
@@ -248,6 +270,18 @@ class TestAdvantages:
             assert f"`{key}`" in guide
         (table,) = (tmp_path / "completions").glob("*.parquet")
         assert table.stat().st_size > 0
+
+
+@pytest.mark.parametrize("kind", [DenseGRPOTrainer, PPOTrainer])
+def test_the_table_of_completions_has_their_mean_advantages(kind, tiny_policy_path, tmp_path):
+    """TRL has logged those of whole completions in their groups, which are not trained on: in PPO, 0 for all."""
+    trainer = trainers.make_trainer(kind, tiny_policy_path, tmp_path, EndogenousReward(tiny_policy_path))
+    expected: list[float] = []
+    for output in (trainers.rollout(trainer, num_rows=4) for _ in range(2)):
+        for row, mask in zip(output["advantages"], output["completion_mask"].bool(), strict=True):
+            expected.append(row[mask].mean().item())
+    assert min(map(abs, expected)) > 0
+    assert list(trainer._logs["advantages"]) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_error_in_a_reward_leaves_the_trainer_as_it_was(tiny_policy_path, tmp_path):

@@ -128,6 +128,21 @@ class TestAdvantages:
         assert len({len(completion) for _, completion in rows}) > 1  # the test has padding,
         assert {completion[-1] == EOS for _, completion in rows} == {True, False}  # and completions of both kinds
 
+    def test_a_call_of_a_tool_without_room_for_an_answer(self, tiny_policy_path, make):
+        """It is truncated, though the policy's last token is EOS: the value is that of the state after the result."""
+        prompt, completion = [3, 4], [7, EOS, 9, 10]
+        row = {"prompt_ids": prompt, "completion_ids": completion, "logprobs": [0.0] * 4, "env_mask": [1, 1, 0, 0]}
+        settings = {"rollout_func": lambda prompts, trainer: {k: [v] * len(prompts) for k, v in row.items()}}
+        settings |= {"truncation": "bootstrap", "lam": 1.0, "beta": 0.0, "whiten_advantages": False}
+        trainer = make(EndogenousReward(tiny_policy_path, token_reward="log_prob"), **settings)
+        set_head(trainer)
+        output = rollout(trainer)
+        log_probs, _, hidden = naive(trainer.model, prompt, completion)
+        head = critic_of(trainer._base_policy).head
+        final = (hidden[-1] @ head.weight + head.bias).item()
+        expected = [log_probs[0] + log_probs[1] + final, log_probs[1] + final]
+        assert output["value_targets"][0, :2].tolist() == pytest.approx(expected, abs=1e-4)
+
     def test_td_error_of_the_soft_value_is_the_log_probability(self, tiny_policy_path, make):
         trainer = make(critic="none", lam=0.0, beta=0.0, whiten_advantages=False, max_steps=1)
         output = rollout(trainer)
