@@ -306,7 +306,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
 
 
 def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
-    """Row of a table: dates as text, bytes and images as base64, without the nulls that pad messages."""
+    """Row of a table: dates as text, bytes as base64 (of images, in `bytes`), without the nulls that pad messages."""
     raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
     return raw.encode(), f"row {number}", json.loads(raw)
 
@@ -317,11 +317,11 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _as_json(value: object) -> str:
-    if isinstance(value, Image):
+def _as_json(value: object) -> Any:
+    if isinstance(value, Image):  # as Parquet has it: in text, transformers drops an image's transparency
         file = io.BytesIO()
         value.save(file, format="png")
-        value = file.getvalue()
+        return {"bytes": file.getvalue()}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, date | time) else str(value)
