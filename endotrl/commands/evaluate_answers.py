@@ -88,7 +88,7 @@ class AnswerRun:
                 "texts": [sample.text for sample in row],
                 "token_ids": [list(sample.token_ids) for sample in row],
                 "finished": [sample.finished for sample in row],
-                "right": [is_right(sample.text, [question.answer], math=True) for sample in row],
+                "right": [is_right(sample.text, question.accepted, math=True) for sample in row],
                 "tokens": [len(sample.token_ids) for sample in row],
             }
             for question, row in zip(block, samples, strict=True)
@@ -213,7 +213,7 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
         asked = str(question.prompt)
         for i, names in chosen_by.items() if differing <= SHOWN_CHOICES else ():
             answer = f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
-            rows.append([asked, ", ".join(names), answer, question.answer])
+            rows.append([asked, ", ".join(names), answer, " or ".join(question.accepted)])
             asked = ""
     if not rows:
         text = "All scorers get the same questions right: for no question do their choices differ in correctness."

@@ -19,11 +19,12 @@ from ..forecasting.policies import Objective
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from ..forecasting.summary import METRICS, MIN_ESS
 from ..grading import VERSION
-from ..reporting import counted, terminal_table
+from ..reporting import terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
+from .common import counted_items
 from .evaluate import about_run, check_processes, check_template, open_answering_model, open_vllm
 from .evaluate_options import REWARD
 
@@ -69,7 +70,8 @@ def run(args: argparse.Namespace) -> None:
         result.details["power_sampling_beta"] = beta
     path = folder.folder / "forecast.json"
     write_json(path, {**result.to_dict(), **about_run(args, settings, records)})
-    title = f"Forecast: {objective.words}, {counted(len(records), 'question')}, {args.model}"
+    asked = counted_items(len(records), len({record["key"] for record in records}), "question")
+    title = f"Forecast: {objective.words}, {asked}, {args.model}"
     replace_text(folder.report_path, report(result, title, settings, args.command_line))
     if args.suggest_beta:
         sys.stdout.write("none\n" if result.suggested_beta is None else f"{result.suggested_beta:g}\n")

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import re
 import sys
 import zlib
@@ -22,10 +23,12 @@ from typing import IO, Any, cast
 from PIL.Image import Image
 
 
+logger = logging.getLogger(__name__)
 STREAM = "-"  # standard input
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _BLANK = b"\xef\xbb\xbf \t\r\n"
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*?)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
+_SPLIT = re.compile("train|valid|dev|test")
 # A row before validation: its bytes, its place, and its data; `None` for a line, which is not parsed yet.
 _Entry = tuple[bytes, str, Any]
 
@@ -137,6 +140,13 @@ class Reader:
                 problem = problem or why_no_row(data)
                 yield Row({} if problem else data, source, place, stem, self.lines, problem)
 
+    @property
+    def splits(self) -> list[str]:
+        """Splits to which local files belong, by their names or those of their folders."""
+        files = [part for part in self._parts if isinstance(part, Path)]
+        found = (_SPLIT.match(file.name) or _SPLIT.match(file.parent.name) for file in files)
+        return sorted({match[0] for match in found if match})
+
     def count(self, limit: int | None = None) -> int | None:
         """Number of rows, at most `limit`, for a progress bar; `None` for a stream."""
         if self.path == STREAM:
@@ -171,8 +181,13 @@ def read_rows(data: str | None, hub: HubDataset | None = None, name: str = "") -
     source = data or hub
     if source is None:
         raise ValueError(f"{name} is not on the Hugging Face hub. Pass its file or folder as --data.")
-    row = None
-    for row in Reader(source, "test"):
+    reader, row = Reader(source, "test"), None
+    if len(reader.splits) > 1:
+        logger.warning(
+            f"{reader.path} has several splits, all of which are read ({', '.join(reader.splits)}). Pass one of its "
+            "files to read one split."
+        )
+    for row in reader:
         if row.problem is not None:
             raise row.error(row.problem)
         yield row
@@ -216,6 +231,11 @@ def _parts(data: str | Path | HubDataset, split: str) -> list[Path | HubDataset]
     if data == STREAM or path.is_file():
         return [path]
     if path.is_dir():
+        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+            raise ValueError(
+                f"{data}: the folder was made by `save_to_disk`, whose files are not read. Write the dataset with "
+                "`to_parquet` or `to_json`."
+            )
         files = sorted(filter(_is_data, path.iterdir())) or sorted(filter(_is_data, path.rglob("*")))
         if not files:
             raise ValueError(f"{data}: the folder has no files that end with {', '.join(SUFFIXES)}.")
@@ -306,7 +326,7 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
 
 
 def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
-    """Row of a table: dates as text, bytes and images as base64, without the nulls that pad messages."""
+    """Row of a table: dates as text, bytes as base64 (of images, in `bytes`), without the nulls that pad messages."""
     raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
     return raw.encode(), f"row {number}", json.loads(raw)
 
@@ -317,11 +337,11 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
-def _as_json(value: object) -> str:
-    if isinstance(value, Image):
+def _as_json(value: object) -> Any:
+    if isinstance(value, Image):  # as Parquet has it: in text, transformers drops an image's transparency
         file = io.BytesIO()
         value.save(file, format="png")
-        value = file.getvalue()
+        return {"bytes": file.getvalue()}
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     return value.isoformat() if isinstance(value, date | time) else str(value)

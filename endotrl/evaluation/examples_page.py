@@ -108,7 +108,7 @@ def answer_example(
         [margin for margin, _ in told] or [mean],
         [pair for _, pair in told] or [_best_of_both(right, right)[1]],
         [list(values).index(max(values)) for values in scores.values()] or None,
-        f"Right answer: {question.answer}",
+        f"Right answer: {' or '.join(question.accepted)}",
     )
 
 

@@ -27,6 +27,11 @@ class Question:
     answer: Any = None
 
     @property
+    def accepted(self) -> list[Any]:
+        """Accepted answers."""
+        return list(self.answer) if isinstance(self.answer, list | tuple) else [self.answer]
+
+    @property
     def key(self) -> str:
         """Digest that identifies the question."""
         return hashlib.sha256(json.dumps([self.prompt, self.answer], default=str).encode()).hexdigest()[:20]
@@ -39,7 +44,7 @@ def read_questions(
     limit: int | None = None,  # only the first questions
     instruction: str = "",  # added to each text question, on a line of its own
     chat: bool = False,  # a text question is a user message; `False` to continue it, as TRL does
-    labelled: bool = False,  # each is text or one message, with an answer: after `####`, or in the last `\boxed{}`
+    labelled: bool = False,  # each is text or one message, with answers: after `####`, or in the last `\boxed{}`
 ) -> list[Question]:
     """
     Reads questions from files, a dataset on the hub, or objects. A text `Body` (SVAMP) goes before the question.
@@ -74,7 +79,9 @@ def read_questions(
             raise row.error(f"{json.dumps(key)} must be text or a finite number, got {right}.")
         if labelled and key is None:
             raise row.error(f"the answer is not in {', '.join(ANSWER_KEYS)}. Pass its key as `answer`.")
-        if right in ("", []) or (labelled and not (right := final_answer(right))):
+        if labelled and right is not None:
+            right = _labels(row, right)
+        if right in ("", []):
             raise row.error("the answer is empty.")
         if questions and (right is None) != (questions[0].answer is None):
             raise row.error(f"either this question or {questions[0].id} has no answer. Label all questions, or none.")
@@ -88,6 +95,15 @@ def read_questions(
 
 def _first_key(row: Row, keys: Iterable[str]) -> str | None:
     return next((key for key in keys if row.data.get(key) is not None), None)
+
+
+def _labels(row: Row, given: Any) -> str | list[str]:
+    """The answer, or several accepted ones, from a data set's answer field."""
+    try:
+        answers = list(filter(None, map(final_answer, given if isinstance(given, list) else [given])))
+    except ValueError as error:
+        raise row.error(str(error)) from error
+    return answers if len(answers) > 1 else "".join(answers)
 
 
 def _row(given: Any, number: int) -> Row:

@@ -12,7 +12,7 @@ from ..evaluation.generation import Sample, prompt_rows, seed_of
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
 from ..evaluation.run_folder import RunFolder, in_blocks
-from ..grading import is_right, require_math_verify, same_answer
+from ..grading import final_answer, is_right, require_math_verify, same_answer
 from .sampling import Drawn, Mixture
 
 
@@ -40,7 +40,7 @@ class Grader:
             return [_graded(self.name, text, answer) for text in completions]
         answers = list(answer) if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
         if self.name == "exact":
-            accepted = {str(right).strip() for right in answers}
+            accepted = {(right if isinstance(right, str) else final_answer(right)).strip() for right in answers}
             return [float(text.strip() in accepted) for text in completions]
         return [float(is_right(text, answers, math=self.name == "math")) for text in completions]
 
@@ -89,8 +89,15 @@ def collect(
     Collects one record per question. Records already in `folder` are kept. `draw` is a [`MixtureSampler`] or
     [`ServedMixtureSampler`]. `reward` is a reward function of TRL's contract; by default the endogenous reward with
     its default settings, $\log \hat\pi(y|x)$. Raises `ValueError` if a prompt and its completion do not fit into the
-    model's context, before anything is sampled; or if a completion has no finite reward.
+    model's context, or the grader cannot read an answer, before anything is sampled; or if a completion has no finite
+    reward.
     """
+    for question in questions:
+        if question.answer is not None and not callable(grader.name):
+            try:
+                grader.grade([""], question.answer)
+            except ValueError as error:
+                raise ValueError(f"{question.id}: {error}") from error
     prompt_rows(engine, [q.prompt for q in questions], max_new_tokens)
     records = {} if folder is None else _saved(folder)
 

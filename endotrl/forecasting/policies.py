@@ -130,6 +130,7 @@ class Samples:
         Covariances within each prompt under weights that sum to 1 there, of shape `(P,)`, divided by $1 - \sum w^2$,
         which makes them unbiased for equal weights.
         """
+        first = first - first[np.searchsorted(self.owner, self.owner)]  # equal values have no rounding errors
         deviations = second - self.mean(weights, second)[self.owner]
         spare = 1.0 - np.bincount(self.owner, weights**2, self.num_prompts)
         return self.mean(weights, (first - self.mean(weights, first)[self.owner]) * deviations) / spare.clip(min=1e-9)

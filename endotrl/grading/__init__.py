@@ -8,4 +8,4 @@ from .symbolic import has_math_verify, require_math_verify
 __all__ = ["VERSION", "final_answer", "has_math_verify", "is_right", "require_math_verify", "same_answer"]
 
 # Verdicts of different versions must not be mixed in one file.
-VERSION = 7
+VERSION = 8

@@ -2,7 +2,7 @@
 """Correctness of a completion's final answer; the expected answer determines how the completion is read."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .extraction import MONTHS, marked, plain_text, same_words, tidy, visible, without_markdown
@@ -65,7 +65,7 @@ _GIVEN = re.compile(
 
 def final_answer(value: Any) -> str:
     r"""
-    Extracts the answer from a data set's answer field.
+    Extracts the answer from a data set's answer field. Raises `ValueError` if that has fields of its own.
 
     Example:
     ```python
@@ -77,6 +77,13 @@ def final_answer(value: Any) -> str:
     """
     if isinstance(value, list | tuple):
         return ", ".join(final_answer(part) for part in value)
+    if isinstance(value, Mapping):
+        raise ValueError(
+            f"An answer must be text, a number, true, false or a list of these, got {value!r}. Keep only the part "
+            "that is the answer."
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = str(value)
@@ -107,7 +114,7 @@ def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> boo
         completion (`str`):
             What the model wrote.
         answers (`list[str]`):
-            Accepted answers, as read by [`final_answer`]; numbers are allowed.
+            Accepted answers, as read by [`final_answer`]; numbers, and `True` and `False` for yes and no, are allowed.
         math (`bool`, *optional*, defaults to `False`):
             Whether expressions that are not numbers are compared by math-verify, which knows that $(x+1)^2$ is
             $x^2+2x+1$. Otherwise they must be written alike.

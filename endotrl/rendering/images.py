@@ -157,10 +157,12 @@ def load_picture(row: int, picture: Any) -> Image.Image:
     """
     Loads a picture as a `PIL` image: from one; from the path, data URI, base64 or bytes of a file; from an undecoded
     value of a dataset's `Image` feature, `{"bytes": ..., "path": ...}`; or from 8-bit values of shape `(height,
-    width[, 3])`. Files are turned upright by their EXIF orientation, as transformers and datasets do.
+    width[, 3])`. Files are turned upright by their EXIF orientation, as transformers and datasets do; transparency is
+    dropped where transformers drops it: from files named or encoded in a text.
     """
     if isinstance(picture, Image.Image):
         return picture
+    in_text = isinstance(picture, str | os.PathLike)
     if isinstance(picture, Mapping) and ("bytes" in picture or "path" in picture):
         picture = picture.get("bytes") or picture.get("path")
     try:
@@ -175,7 +177,8 @@ def load_picture(row: int, picture: Any) -> Image.Image:
                 f"An image of row {row} must be a PIL image, a path, a data URI, base64, the bytes of a file or a "
                 f"uint8 array, got {type(picture).__name__}."
             )
-        return ImageOps.exif_transpose(Image.open(picture))
+        loaded = ImageOps.exif_transpose(Image.open(picture))
+        return loaded.convert("RGB") if in_text else loaded
     except (OSError, Image.DecompressionBombError, binascii.Error) as error:
         raise ValueError(f"An image of row {row} cannot be read: {str(error)[:200]}") from error
 

@@ -176,10 +176,13 @@ def _extremes(row: HeatMapRow, decimals: int) -> Markup:
         return Markup("")
     known.sort(key=lambda pair: pair[0])
     lowest, highest = (
-        ", ".join(f"“{_brief(row.text[slice(*span)])}” {number(value, decimals, sign=True)}" for value, span in chosen)
+        Markup(", ").join(
+            Markup("“<bdi>{}</bdi>” {}").format(_brief(row.text[slice(*span)]), number(value, decimals, sign=True))
+            for value, span in chosen
+        )
         for chosen in (known[:3], known[:-4:-1])
     )
-    return Markup('<p class="meta extremes" dir="auto">{}</p>').format(f"Lowest: {lowest}. Highest: {highest}.")
+    return Markup('<p class="meta extremes">Lowest: {}. Highest: {}.</p>').format(lowest, highest)
 
 
 def _brief(token: str) -> str:

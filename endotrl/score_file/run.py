@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 from ..checks import check_choice
 from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
+from ..reporting import counted
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
 from .output_files import Output, Tally, only_run_on
@@ -89,6 +91,12 @@ def score_file(
         reader = Reader(input_path)
         output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
+        kept = 0 if limit is None else sum(1 for _ in groupby(output.kept_records(), itemgetter("line")))
+        if limit is not None and kept > limit:
+            raise ValueError(
+                f"{output_path} has {counted(kept, 'row')}, more than `limit={limit}`. Choose another output, or "
+                "overwrite this one (--overwrite)."
+            )
         total = reader.count(limit)
         if total == 0:
             raise ValueError(f"{input_path} has no rows. A row is a line such as {ROW_FORMAT}.")

@@ -18,6 +18,7 @@ from endotrl.commands.main import main
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.dsp import DOMAINS
 from endotrl.evaluation.examples_page import answer_example
+from endotrl.evaluation.generation import Sample
 from endotrl.evaluation.questions import Question
 from endotrl.evaluation.results import compare, pairs_of
 from endotrl.evaluation.tables import markdown_table
@@ -301,6 +302,13 @@ class TestGeneration:
         assert main(["eval", "compare", "0", "1"]) == 0
         out = capsys.readouterr().out
         assert out.count("3 items (2 distinct)") == 3 and "Right answers to 3 questions (2 distinct)" in out
+
+    def test_each_of_several_answers_is_accepted(self, evaluate, tmp_path, monkeypatch):
+        monkeypatch.setattr("endotrl.evaluation.generation.sample_of", lambda *_: Sample("Paris", (1,), True))
+        rows = [{"question": "a?", "answers": ["Lutetia", "Paris"]}, {"question": "b?", "answers": ["Rome", "Roma"]}]
+        results = evaluate("generation", write(tmp_path / "q.jsonl", rows), "--max-new-tokens", "2")
+        assert results["metrics"]["answers"]["greedy"]["value"] == 0.5
+        assert "Lutetia or Paris" in (tmp_path / "out" / "examples.html").read_text()
 
     def test_best_of_n_chooses_among_the_same_samples(self, evaluate, tmp_path, tiny_model_path, monkeypatch):
         # A grader that a random model can satisfy: an answer is right if it has an even number of characters.

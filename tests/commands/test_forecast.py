@@ -15,7 +15,7 @@ PROMPTS = [[{"role": "user", "content": text}] for text in ("a", "a b c d e", "f
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    rows = [{"prompt": row, "answer": "b"} for row in PROMPTS]
+    rows = [{"prompt": row, "answer": "b"} for row in [*PROMPTS, PROMPTS[0]]]
     return write(tmp_path_factory.mktemp("data") / "questions.jsonl", rows)
 
 
@@ -28,6 +28,7 @@ class TestCommand:
         shown = capsys.readouterr().out
         result = json.loads((tmp_path / "o" / "forecast.json").read_text())
         assert shown.split()[:3] == result["verdict"].split()[:3]
+        assert "4 questions (3 distinct)" in " ".join(shown.split())
         assert [row["beta"] for row in result["betas"]] == [2.0, 0.5]
         assert set(result["alternatives"]) >= {"sampled", "greedy", "temperature=0.5", "majority", "best_of_n"}
         assert all(len(row["accuracy_interval"]) == 2 and row["ess"] >= 1 for row in result["betas"])

@@ -9,7 +9,7 @@ from itertools import islice
 from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from endotrl.data.formats import responses_of
 from endotrl.data.sources import FormatError, HubDataset, Reader, read_rows
@@ -103,6 +103,22 @@ class TestErrors:
             list(read_rows(str(tmp_path)))
         with pytest.raises(ValueError, match="dsp is not on the Hugging Face hub. Pass its file or folder as --data"):
             list(read_rows(None, None, "dsp"))
+
+    def test_saved_datasets(self, tmp_path):
+        Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "one")
+        DatasetDict({"test": Dataset.from_list([{"a": 1}])}).save_to_disk(tmp_path / "more")
+        for name in ("one", "more"):
+            with pytest.raises(ValueError, match=f"{name}: the folder was made by `save_to_disk`.*`to_parquet`"):
+                Reader(tmp_path / name)
+
+    def test_splits_of_a_folder_are_named(self, tmp_path, caplog):
+        for name in ("main/test-0.jsonl", "main/train-0.jsonl", "more/train/a.jsonl"):
+            (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+            write(tmp_path / name, [{"a": 1}])
+        assert len(list(read_rows(str(tmp_path)))) == 3
+        assert "has several splits, all of which are read (test, train). Pass one" in caplog.text
+        caplog.clear()
+        assert len(list(read_rows(str(tmp_path / "more")))) == 1 and not caplog.text
 
     def test_hub_out_of_reach(self):
         with pytest.raises(ValueError, match="cannot be loaded from the Hugging Face hub.*--data"):

@@ -71,10 +71,13 @@ class TestQuestions:
             {"Body": "There are 3.", "Question": "How many?", "Answer": 3.0},
             {"question": "q5", "final_answer": ["7"], "solution": ["long"]},
             {"prompt": [{"role": "user", "content": "q6"}], "answer": "8"},
+            {"question": "q7", "answers": ["Paris", "The answer is\n#### Lutetia"]},
+            {"question": "q8", "answer": False},
         ]
         questions = read_questions(write(tmp_path / "f.jsonl", rows), labelled=True)
         assert [(q.prompt, q.answer) for q in questions] == [
             ("q1", "4"), ("q2", "3"), ("q3", "2"), ("There are 3. How many?", "3"), ("q5", "7"), ("q6", "8"),
+            ("q7", ["Paris", "Lutetia"]), ("q8", "no"),
         ]  # fmt: skip
         assert questions[1].id == "0"
         assert len(read_questions(write(tmp_path / "g.jsonl", rows), limit=2, labelled=True)) == 2
@@ -92,6 +95,9 @@ class TestQuestions:
             path = write(tmp_path / "e.jsonl", [{"question": "q", "answer": nothing}])
             with pytest.raises(ValueError, match="e.jsonl, line 1: the answer is empty"):
                 read_questions(path, labelled=labelled)
+        path = write(tmp_path / "d.jsonl", [{"question": "q", "answer": {"value": "a"}}])
+        with pytest.raises(ValueError, match="d.jsonl, line 1: an answer must be text"):
+            read_questions(path, labelled=True)
 
     @pytest.mark.parametrize("name", ["gsm8k", "svamp", "aime24", "amc23", "minerva_math", "olympiadbench"])
     def test_real_files(self, name):

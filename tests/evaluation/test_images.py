@@ -114,7 +114,9 @@ def test_paths_and_base64_in_both_commands(path: str, tmp_path: Path) -> None:
 
 
 def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = [[picture(0), picture(1)], [picture(1), picture(0)]]
+    clear = picture(0).convert("RGBA")
+    clear.putalpha(0)  # which a processor, unlike a path, shows on white
+    pictures = [[clear, picture(1)], [picture(1), clear]]
     columns = {"prompt": [TEXT] * 2, "chosen": [answer("a")] * 2, "rejected": [answer("b")] * 2, "images": pictures}
     features = datasets.Dataset.from_dict({**columns, "images": [[]] * 2}).features
     data = datasets.Dataset.from_dict(columns, datasets.Features({**features, "images": [datasets.Image()]}))

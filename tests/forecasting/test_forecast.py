@@ -270,9 +270,17 @@ def test_mistakes_are_found_before_a_model_is_loaded(setting, error, tmp_path):
         endotrl.forecast(str(tmp_path / "no model"), ["a"], grader="text", **setting)
 
 
+def test_answers_are_checked_before_anything_is_sampled(tiny_policy_path, monkeypatch):
+    monkeypatch.setattr(MixtureSampler, "__call__", lambda *_: pytest.fail("sampled"))
+    questions = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": {"value": "d"}, "id": "x"}]
+    with pytest.raises(ValueError, match="x: An answer must be text"):
+        endotrl.forecast(tiny_policy_path, questions, grader="text", max_new_tokens=2)
+
+
 def test_graders(tmp_path):
     assert Grader("exact").grade(["12", " 12\n", "12."], "12") == [1.0, 1.0, 0.0]
     assert Grader("text").grade(["The answer is 12."], ["11", 12]) == [1.0]
+    assert Grader("exact").grade(["12"], 12.0) == [1.0]  # as pandas writes whole numbers beside missing ones
     assert Grader("text").groups(["It is 3.", "4", "3"]) == [0, 1, 0]
     (tmp_path / "mine.py").write_text("def half(completion, answer):\n    return 0.5\n")
     assert Grader(f"{tmp_path}/mine.py:half").grade(["x"], "y") == [0.5]

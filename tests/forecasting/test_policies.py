@@ -223,6 +223,13 @@ class TestFirstGains:
             total += samples.covariance(np.full(3, 1 / 3), values, values)[0] / 8
         assert total == pytest.approx(0.25)  # the variance
 
+    @pytest.mark.parametrize("grade", [0.7, 1.0])
+    def test_equal_values_have_no_covariance(self, grade):
+        """Not even by rounding, of which a verdict was made."""
+        log_probs = np.log(np.random.default_rng(0).dirichlet(np.ones(9), 20))
+        samples = Samples([[[i] for i in range(9)]] * 20, log_probs, log_probs, log_probs)
+        assert not samples.covariance(np.exp(samples.base), np.full(180, grade), samples.rewards).any()
+
 
 def test_impossible_settings():
     with pytest.raises(ValueError, match="`num_generations` must be at least 2, got 1"):

@@ -136,11 +136,21 @@ class TestFinalAnswer:
     @pytest.mark.parametrize(
         ("value", "expected"),
         [(27.0, "27"), (2.5, "2.5"), (7, "7"), ("a\n#### 1,234", "1234"), (r"x \boxed{\frac{1}{2}} y", r"\frac{1}{2}"),
-         (["2"], "2"), (["1", "3"], "1, 3"), ("$5$", "5"), (r"\boxed{1} then \boxed{2}", "2"), ("$18", "$18"), ("#### 1, 2", "1, 2"),
+         (["2"], "2"), (["1", "3"], "1, 3"), (True, "yes"), (False, "no"), ("$5$", "5"), (r"\boxed{1} then \boxed{2}", "2"), ("$18", "$18"), ("#### 1, 2", "1, 2"),
          ("First we add 3 and 4, which is 7. Then we multiply 7 by 6, which is 42. So the answer is $42$.", "42")],
     )  # fmt: skip
     def test_of_a_data_set(self, value: Any, expected: str) -> None:
         assert final_answer(value) == expected
+
+    def test_true_and_false_of_json(self) -> None:
+        """As BoolQ has them: models answer them with yes and no, too."""
+        for text, is_true in (("Yes, it is.", True), ("True.", True), ("No.", False), ("That is not true.", False)):
+            assert is_right(text, [is_true]) and not is_right(text, [not is_true])
+
+    def test_what_has_its_answer_within(self) -> None:
+        for answer in ({"text": ["Paris"], "answer_start": [0]}, [{"value": "Paris"}]):  # SQuAD, TriviaQA
+            with pytest.raises(ValueError, match="An answer must be .*, got {'.*Keep only the part"):
+                is_right("Paris", [answer])
 
 
 class TestMathVerify:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is scored: every expected sequence is written out by hand and encoded piece by piece."""
 
+import base64
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -438,6 +440,18 @@ def test_image_files_are_turned_upright(tmp_path):
     loaded = load_picture(0, path)
     assert loaded.size == (1, 2) and loaded.getpixel((0, 0)) == (255, 0, 0)
     assert loaded.tobytes() == load_image(path).tobytes()  # which reads them for a policy
+
+
+def test_transparency_is_dropped_where_transformers_drops_it(tmp_path):
+    path, picture = str(tmp_path / "red.png"), Image.new("RGBA", (1, 1), (255, 0, 0, 0))
+    picture.save(path)
+    raw = Path(path).read_bytes()
+    encoded = base64.b64encode(raw).decode()
+    for text in (path, encoded, f"data:image/png;base64,{encoded}"):
+        assert load_picture(0, text).tobytes() == load_image(text).tobytes() == b"\xff\0\0"
+    # Images of a dataset, decoded or not, keep it: the processor puts white behind them.
+    for form in (picture, raw, {"bytes": raw, "path": None}, {"bytes": encoded}, {"bytes": None, "path": path}):
+        assert load_picture(0, form).tobytes() == picture.tobytes()
 
 
 class TestDecodeWithOffsets:

@@ -111,7 +111,9 @@ class TestPage:
         written.encode("utf-8")  # no surrogate is left
         document = Document(written)
         empty = page("", [("", heat("", [], []))])
-        allowed = {tag for tag, _ in Document(empty).tags} | set("header h1 h2 footer section p div span i".split())
+        allowed = {tag for tag, _ in Document(empty).tags} | set(
+            "header h1 h2 footer section p div span i bdi".split()
+        )
         allowed |= set("table thead tbody tr th td caption figure figcaption img".split())
         assert {tag for tag, _ in document.tags} <= allowed
         names = {name for _, attributes in document.tags for name in attributes}
@@ -152,6 +154,7 @@ class TestTokenHeatMap:
         assert document.text.endswith(
             "Lowest: “two” −9.00, “↵three” −8.00, “one” −1.00. Highest: “seven” +2.00, “eight” +1.00, “six” +0.25."
         )
+        assert sum(tag == "bdi" for tag, _ in document.tags) == 6  # a number beside Arabic stays as it is
 
     @pytest.mark.parametrize(
         ("text", "offsets", "shown"),

@@ -409,6 +409,12 @@ class TestResume:
         assert report.resumed_rows == report.tally.rows == 17 and report.tally.errors == 1
         assert files_of(tmp_path / "whole.jsonl") == whole
 
+    def test_a_smaller_limit_than_the_output_has(self, reward, source, whole, tmp_path):
+        with pytest.raises(ValueError, match=r"whole.jsonl has 17 rows, more than `limit=5`"):
+            score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, limit=5)
+        assert files_of(tmp_path / "whole.jsonl") == whole
+        assert score_file(reward, source, tmp_path / "whole.jsonl", SETTINGS, limit=17).tally.rows == 17
+
     def test_rows_appended_to_the_input_are_scored(self, reward, source, whole, tmp_path):
         with source.open("a") as file:
             file.write(json.dumps(text_row(99)))

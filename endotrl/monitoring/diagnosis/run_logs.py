@@ -190,7 +190,8 @@ def _read_json(path: Path) -> Run:
                 raise ValueError(f"{path} is damaged or still being written: {error}.") from error
             state = None
         if isinstance(state, dict):
-            return Run(path, str(path), _entries(state.get("log_history", [])), max_steps=state.get("max_steps"))
+            history = [row for row in state.get("log_history") or [] if isinstance(row, dict)]
+            return Run(path, str(path), _entries(history), max_steps=state.get("max_steps"))
     rows = list(Reader(path))
     if rows and rows[-1].problem:
         rows.pop()  # still being written

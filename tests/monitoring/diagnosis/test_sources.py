@@ -183,6 +183,8 @@ def test_events(tmp_path: Path) -> None:
         ("a.txt", b"a", "is not a log of a known format. Give"),
         ("a.json", b'{"global_step": 0, "log_history": []}', "contains no log entry"),
         ("a.json", b'{"hidden_size": 64}', "contains no log entry"),
+        ("trainer_state.json", b'{"log_history": null}', "contains no log entry"),
+        ("trainer_state.json", b'{"log_history": ["loss", 1]}', "contains no log entry"),
         ("a.json.gz", gzip.compress(b"{}" * 99)[:20], "cannot be read as gzip"),
         pytest.param("a.wandb", b"x", "is not a W&B run", marks=needs_wandb),
     ],
