@@ -32,9 +32,9 @@ def on_page_content(content: str, **kwargs: Any) -> str:
         return convert(html.unescape(match[3]).strip(), display="block" if match[1] == "div" else "inline")
 
     def kind(match: re.Match[str]) -> str:
-        text = re.sub(r", defaults to .*$|[`*\[\]]", "", match[1])
+        text = re.sub(r", defaults to .*$|\[`|`\]|[`*]", "", match[1])
         return f"<code>{re.sub(r'~?(?:[a-z_]+[.])+(?=[A-Z])', '', text)}</code>"
 
     content = re.sub(r'<(div|span) class="arithmatex">\\(\[|\()(.*?)\\[\])]</\1>', formula, content, flags=re.DOTALL)
-    content = re.sub(r"<code>(`[^<]*)</code>", kind, content)
+    content = re.sub(r"<code>([^<`]*`[^<]*)</code>", kind, content)
     return re.sub(r"\[<code>~?(?:\w+\.)*(\w+)</code>\](?!\()", r"<code>\1</code>", content)
