@@ -77,7 +77,7 @@ class Detector:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
         self._rewards: dict[str, _HeldOutReward] = {}
-        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, start=0.0)  # its change
+        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, is_change=True)  # its change
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # consecutive entries that show it
         self.last = self._on_step = Verdict(None)
@@ -233,9 +233,9 @@ class _HeldOutReward:
 
     levels: HeldOutSeries | None = None
     # Since the first policy
-    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
+    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, is_change=True))
     changes_age: int = WINDOW  # entries since the last one
-    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
+    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, is_change=True))
     asked: list[Measured] = field(default_factory=list)  # the last two changes per question
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over `agreements` entries, in standard deviations

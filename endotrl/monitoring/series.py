@@ -153,15 +153,15 @@ class Level(NamedTuple):
 
 
 class HeldOutSeries(Series):
-    """Held-out reward: fall below its best level, or below a level `start` that is known exactly."""
+    """Held-out reward: fall below its best level. If it `is_change`, its level is known exactly: 0."""
 
-    def __init__(self, warmup: int, start: float | None = None) -> None:
+    def __init__(self, warmup: int, is_change: bool = False) -> None:
         super().__init__(warmup)
-        self._is_known = start is not None
+        self._is_change = is_change
         self._squares: list[float] = []  # of the errors
         self._measured = True
         # After each number of entries: the best level so far, and the noise so far if errors are not measured.
-        self._best = [Level(-math.inf, 0.0, 0, 0) if start is None else Level(start, start, 0, 0)]
+        self._best = [Level(0.0 if is_change else -math.inf, 0.0, 0, 0)]
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
@@ -178,11 +178,11 @@ class HeldOutSeries(Series):
     @property
     def _fewest(self) -> int:
         """Minimum number of entries in a level. If errors are measured, the first entry is one: the initial model."""
-        return 0 if self._is_known else 1 if self._measured else FEWEST
+        return 0 if self._is_change else 1 if self._measured else FEWEST
 
     def _best_level(self) -> Level:
         best, end = self._best[-1], self.count
-        if self._is_known or end < self._fewest:
+        if self._is_change or end < self._fewest:
             return best
         start = max(0, end - REFERENCE)
         mean, noise = fmean(self._values[start:]), self._noises[-1]

@@ -186,9 +186,8 @@ def _learning_rate(run: Run) -> Iterator[Finding]:
     evidence = f"The learning rate was {first:.3g} at step {start:g} and is {last:.3g} at step {end:g}."
     zeros = rates.count(0)
     if not any(rates):
-        yield _finding(
-            "learning_rate", "failure", "The learning rate is zero: nothing is trained.", evidence, LR_KEYS[0]
-        )
+        says = "The learning rate is zero: nothing is trained."
+        yield _finding("learning_rate", "failure", says, evidence, LR_KEYS[0])
     elif zeros > 0.2 * len(rates) and rates[-2:] == [0, 0]:
         says = f"The learning rate has been zero in {zeros} of {len(rates)} log entries."
         yield _finding("learning_rate", "warning", says, evidence, LR_KEYS[0])
@@ -216,9 +215,8 @@ def _truncated(run: Run) -> Iterator[Finding]:
         share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
         says = f"{share} completions are truncated at `max_completion_length`: the reward judges unfinished answers."
         evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
-        yield _finding(
-            "truncated", "failure" if fraction >= 0.9 else "warning", says, evidence, CLIPPED, LENGTH_KEYS[0]
-        )
+        level: Level = "failure" if fraction >= 0.9 else "warning"
+        yield _finding("truncated", level, says, evidence, CLIPPED, LENGTH_KEYS[0])
 
 
 def _equal_rewards(run: Run) -> Iterator[Finding]:
@@ -272,9 +270,8 @@ def _entropy(run: Run) -> Iterator[Finding]:
     if last < 0.1 * first and last < 0.05 * UNITS[key]:
         says = "The entropy has collapsed: the policy samples one answer only and no longer explores."
         evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g} nats at the end."
-        yield _finding(
-            "entropy", "failure" if last < ENTROPY_RATIO * first else "warning", says, evidence, key, ZERO_STD
-        )
+        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
+        yield _finding("entropy", level, says, evidence, key, ZERO_STD)
 
 
 def _kl_divergence(run: Run) -> Iterator[Finding]:
@@ -311,9 +308,8 @@ def _reward_is_length(run: Run) -> Iterator[Finding]:
     better = "longer" if found > 0 else "shorter"
     says = f"The reward measures mostly length: {better} completions score higher, whatever they say."
     evidence += f" The mean length is {ratio:.2f} times the initial one."
-    yield _finding(
-        "reward_is_length", "warning" if 0.5 < ratio < 2 else "failure", says, evidence, LENGTH, key, *REWARD_KEYS
-    )
+    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
+    yield _finding("reward_is_length", level, says, evidence, LENGTH, key, *REWARD_KEYS)
 
 
 def _collapse(run: Run) -> Iterator[Finding]:
