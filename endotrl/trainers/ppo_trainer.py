@@ -372,45 +372,41 @@ def _check_arguments(
     if not isinstance(model, str) and is_peft_model(model):
         peft_config = model.active_peft_config
     has_critic, bootstrap = args.critic != "none", args.truncation == "bootstrap"
-    for is_given, problem in [
-        (
-            value_model is not None and args.critic != "value_model",
+    if value_model is not None and args.critic != "value_model":
+        raise ValueError(
             f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-            "`critic='value_model'` in `PPOConfig`, or remove `value_model`.",
-        ),
-        (
-            isinstance(value_model, PreTrainedModel) and value_model is model,
+            "`critic='value_model'` in `PPOConfig`, or remove `value_model`."
+        )
+    if isinstance(value_model, PreTrainedModel) and value_model is model:
+        raise ValueError(
             "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
-            "second instance.",
-        ),
-        (
-            args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning,
+            "second instance."
+        )
+    if args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning:
+        raise ValueError(
             f"`peft_config` is a {type(peft_config).__name__}, but the value model does not read its virtual tokens. "
-            "Use `critic='value_head'`, or LoRA.",
-        ),
-        (
-            has_critic and any(part is not None for part in optimizers or ()),
+            "Use `critic='value_head'`, or LoRA."
+        )
+    if has_critic and any(part is not None for part in optimizers or ()):
+        raise ValueError(
             "`optimizers` was given, but it does not contain the critic's parameters, which the trainer creates. "
-            "Configure the optimizer in `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`.",
-        ),
-        (
-            has_critic and args.value_learning_rate is not None and has_one_learning_rate(args),
+            "Configure the optimizer in `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`."
+        )
+    if has_critic and args.value_learning_rate is not None and has_one_learning_rate(args):
+        raise ValueError(
             "The `optimizer` in DeepSpeed's configuration has one learning rate for all parameters, but "
-            "`value_learning_rate` is set. Remove the `optimizer` there, or set `value_learning_rate=None`.",
-        ),
-        (
-            args.multi_objective_aggregation != "sum_then_normalize",
+            "`value_learning_rate` is set. Remove the `optimizer` there, or set `value_learning_rate=None`."
+        )
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO does not compare "
-            "completions with each other. Use 'sum_then_normalize' with `reward_weights`.",
-        ),
-        (
-            bootstrap and args.mask_truncated_completions,
+            "completions with each other. Use 'sum_then_normalize' with `reward_weights`."
+        )
+    if bootstrap and args.mask_truncated_completions:
+        raise ValueError(
             "`truncation='bootstrap'` estimates the return of truncated completions, but "
-            "`mask_truncated_completions=True` excludes them from the loss. Use only one of them.",
-        ),
-    ]:
-        if is_given:
-            raise ValueError(problem)
+            "`mask_truncated_completions=True` excludes them from the loss. Use only one of them."
+        )
     check_token_credit(args)
     check_token_rewards(rewards)
     for reward in rewards:
