@@ -25,14 +25,12 @@ from .forward_pass import (
     execution_device,
     is_plain_linear,
     last_hidden_states,
-    multiplies_exactly,
     packed_hidden_states,
-    probe_tokens,
     rope_as_made,
     uncompiled,
 )
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
-from .isolation import PassRules, pass_rules
+from .isolation import PassRules, multiplies_exactly, pass_rules, probe_tokens
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .reference_pass import ReferenceRecorder
 from .token_stats import TokenStats
@@ -89,25 +87,25 @@ def plan_packs(groups: Sequence[Sequence[Pending]], max_tokens: int) -> list[lis
     prompts. A group that does not fit is spread over several, each with the prompt; a row that does not fit at all has
     its own. The largest come first, as in [`plan_batches`].
     """
-    parts: list[tuple[int, int, list[Pending]]] = []  # (minus the tokens, group, rows)
+    parts: list[tuple[int, int, list[Pending]]] = []  # (tokens, group, rows)
     for group, items in enumerate(groups):
-        prompt_length = len(items[0].row.prompt_ids)
-        size, members = prompt_length, list[Pending]()
+        size = prompt_length = len(items[0].row.prompt_ids)
+        members: list[Pending] = []
         for item in sorted(items, key=lambda item: -item.length):
             if members and size + len(item.tokens) > max_tokens:
-                parts.append((-size, group, members))
+                parts.append((size, group, members))
                 size, members = prompt_length, []
             size += len(item.tokens)
             members.append(item)
-        parts.append((-size, group, members))
+        parts.append((size, group, members))
     packs: list[list[list[Pending]]] = []
     used = 0
-    for negative_size, _, members in sorted(parts):
-        if not packs or used - negative_size > max_tokens:
+    for size, _, members in sorted(parts, key=lambda part: (-part[0], *part[1:])):
+        if not packs or used + size > max_tokens:
             packs.append([])
             used = 0
         packs[-1].append(members)
-        used -= negative_size
+        used += size
     return packs
 
 
@@ -117,7 +115,10 @@ class Placement(Protocol):
     config: PretrainedConfig
     eos_token_ids: list[int]
     description: str
-    recorder: ReferenceRecorder | None
+
+    @property
+    def recorder(self) -> ReferenceRecorder | None:
+        """Recorder of the passes of a trainer that has the weights, too."""
 
     @property
     def is_own(self) -> bool:
@@ -172,12 +173,8 @@ class FrozenScorer:
     - The LM head is applied only to the scored positions, in blocks, so that no (tokens, vocabulary) tensor exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
 
-    Args:
-        placement (`Placement`):
-            Placement of the weights.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens per forward pass: in packed rows, with each prompt once and without padding; otherwise, rows times
-            the longest. It bounds memory and does not change results.
+    `max_tokens_per_batch` is that of a forward pass: in packed rows, with each prompt once and without padding;
+    otherwise, rows times the longest. It bounds memory and does not change results.
     """
 
     def __init__(self, placement: Placement, max_tokens_per_batch: int = 8192) -> None:
