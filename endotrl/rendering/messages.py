@@ -106,8 +106,7 @@ def criteria_of_rows(
             "`domain`. Add one, or pass a single criterion as a string."
         )
     check_lengths(num_rows, domain=domain)
-    unknown = sorted(set(domain) - set(criterion), key=repr)
-    if unknown:
+    if unknown := sorted(set(domain) - set(criterion), key=repr):
         raise ValueError(
             f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}. Add the others."
         )

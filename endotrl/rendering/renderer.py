@@ -150,7 +150,8 @@ class Renderer:
             written = None if policy_row is None else policy_row.written
             result = self._render_completion(read, completion, ids, written)
             self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
-            rendered.append(self._fit(row, replace(result, images=read.images)))
+            result = replace(result, images=read.images)
+            rendered.append(fit(row, result, self.max_length, self.overlong_prompt))
         return rendered
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
@@ -167,7 +168,7 @@ class Renderer:
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
             self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
-            rendered.append(self._fit(row, self._as_row(list(prompt), ids)))
+            rendered.append(fit(row, self._as_row(list(prompt), ids), self.max_length, self.overlong_prompt))
         return rendered
 
     def _template_for(self, completion: Completion) -> Template:
@@ -352,14 +353,6 @@ class Renderer:
         finished = self.ends.finishes(ids[max(others, default=-1) + 1 :])
         return Rendered(prompt_ids, ids, positions, finished)
 
-    def _fit(self, row: int, rendered: Rendered) -> Rendered:
-        if not rendered.prompt_ids:
-            raise ValueError(
-                f"The prompt of row {row} is empty, and the tokenizer adds no BOS token, so the first token of the "
-                "completion has no context to be scored in. Pass a prompt that is not empty."
-            )
-        return fit(row, rendered, self.max_length, self.overlong_prompt)
-
 
 def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
     """
@@ -368,6 +361,11 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     the end of its completion (`"cut"`). With `"cut"`, a prompt of more than three quarters of the context loses its
     beginning, too.
     """
+    if not rendered.prompt_ids:
+        raise ValueError(
+            f"The prompt of row {row} is empty, and the tokenizer adds no BOS token, so the first token of the "
+            "completion has no context to be scored in. Pass a prompt that is not empty."
+        )
     num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
     if max_length is None or num_prompt + num_completion + markers <= max_length:
         return rendered

@@ -35,9 +35,7 @@ def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], group
 
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
-    r"""
-    Contribution of each token to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first.
-    """
+    r"""Contribution of each token to $-b \log H$, `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first."""
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
 

@@ -34,10 +34,7 @@ def clipped_value_loss(
 
 
 def kl_k3(log_ratio: Tensor) -> Tensor:
-    r"""
-    Estimator k3 of $\mathrm{KL}(p \| q)$ (http://joschu.net/blog/kl-approx.html), as in TRL's loss, from
-    $\log p - \log q$ of tokens sampled from $p$.
-    """
+    """Estimator k3 of KL(p | q) from log p - log q of tokens sampled from p: http://joschu.net/blog/kl-approx.html"""
     return torch.expm1(-log_ratio) + log_ratio
 
 
