@@ -116,16 +116,24 @@ class Detector:
         now = self._read(entry)
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
         # Not a collapse by themselves, but make one likelier: less evidence of a fall is required.
-        drifts, gross = self._drifts(entry, now), self._gross_symptoms(entry, now)
+        drifts = [
+            f"within groups, the trained reward is higher where `{name}` is lower"
+            for name, reward in self._rewards.items()
+            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
+        ]
+        log_prob, length = self._levels["log_prob"], self._levels["length"]
+        if "log_prob" in now and log_prob.sinks > limits.DRIFT_EVIDENCE:
+            drifts.append(f"the completions become less probable under the frozen model {log_prob.moved}")
+        gross = self._gross_symptoms(entry, now)
         limit = self.thresholds.evidence_with_symptom if drifts or gross else self.thresholds.evidence
         improbable = self._improbable(entry, limits.BOTH_EVIDENCE if levels else limit)
         if levels and improbable:
             limit = min(limit, limits.BOTH_EVIDENCE)
         falls = [fall for name, reward in self._rewards.items() for fall in reward.falls(name, limit, self.thresholds)]
-        # This corroborates nothing: healthy runs get shorter, or think longer, too.
-        length = self._levels["length"]
-        is_drifting = "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE
-        lengths = [f"the mean length is drifting {length.moved}"] if is_drifting else []
+        lengths = []
+        if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
+            # This corroborates nothing: healthy runs get shorter, or think longer, too.
+            lengths = [f"the mean length is drifting {length.moved}"]
         if levels:
             reasons, symptoms = falls, [*drifts, *improbable, *lengths, *gross]
         else:
@@ -148,13 +156,13 @@ class Detector:
             self._rewards.setdefault(name, _HeldOutReward())
         for name, reward in self._rewards.items():
             reward.read(name, entry)
-        log_probs = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
+        log_probs = (value for key, value in entry.items() if key.endswith("/log_prob_per_token"))
         metrics = {
             "length": entry.get("completions/mean_length"),
             "clipped": entry.get("completions/clipped_ratio"),
             "repetition": entry.get("collapse/repetition"),
             # Per token, of the completions, by the frozen model of a reward or else the first policy.
-            "log_prob": log_probs[0] if log_probs else entry.get(FIRST_LOG_PROB),
+            "log_prob": next(log_probs, entry.get(FIRST_LOG_PROB)),
             "kl": entry.get(KL_KEY),
             "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
         }
@@ -162,18 +170,6 @@ class Detector:
         for name, value in now.items():
             self._levels[name].add(value)
         return now
-
-    def _drifts(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
-        """Symptoms of a policy that leaves what held-out rewards, or the frozen model, prefer."""
-        found = [
-            f"within groups, the trained reward is higher where `{name}` is lower"
-            for name, reward in self._rewards.items()
-            if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
-        ]
-        log_prob = self._levels["log_prob"]
-        if "log_prob" in now and log_prob.sinks > limits.DRIFT_EVIDENCE:
-            found.append(f"the completions become less probable under the frozen model {log_prob.moved}")
-        return found
 
     def _improbable(self, entry: Mapping[str, float], limit: float) -> list[str]:
         """The symptom that completions become improbable under the first policy, if there is this evidence of it."""

@@ -143,7 +143,7 @@ class Fall(NamedTuple):
     best: float  # that level
 
 
-class Level(NamedTuple):
+class BestLevel(NamedTuple):
     """Level of a series: the mean of its entries from `start` to `end`, none if it is known exactly."""
 
     bound: float  # lower confidence bound of the mean, by which levels are compared
@@ -161,7 +161,7 @@ class HeldOutSeries(Series):
         self._squares: list[float] = []  # of the errors
         self._measured = True
         # After each number of entries: the best level so far, and the noise so far if errors are not measured.
-        self._best = [Level(0.0 if is_change else -math.inf, 0.0, 0, 0)]
+        self._best = [BestLevel(0.0 if is_change else -math.inf, 0.0, 0, 0)]
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
@@ -180,7 +180,7 @@ class HeldOutSeries(Series):
         """Minimum number of entries in a level. If errors are measured, the first entry is one: the initial model."""
         return 0 if self._is_change else 1 if self._measured else FEWEST
 
-    def _best_level(self) -> Level:
+    def _best_level(self) -> BestLevel:
         best, end = self._best[-1], self.count
         if self._is_change or end < self._fewest:
             return best
@@ -188,7 +188,7 @@ class HeldOutSeries(Series):
         mean, noise = fmean(self._values[start:]), self._noises[-1]
         square = noise.square(end - start) if noise else self._square(start, end)
         # The lower bound, as the best of many levels would be mostly luck.
-        return max(best, Level(mean - 2 * math.sqrt(square), mean, start, end))
+        return max(best, BestLevel(mean - 2 * math.sqrt(square), mean, start, end))
 
     def _fall_over(self, number: int) -> Fall | None:
         """Fall of the mean of the last `number` entries below the best level before them; `None` if unknown."""
