@@ -31,7 +31,7 @@ from ..planning.memory import (
     plan_time,
 )
 from ..reporting import counted, terminal_table, working
-from ..sentence import SentenceRewardTrainerConfig
+from ..sentence.trainer_config import ADAPTER_TASK, SentenceRewardTrainerConfig
 from ..shipped import SCHEME, local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
 from ..trainers.ppo_config import PPOConfig
@@ -90,7 +90,7 @@ def read_recipe(
         raise ValueError(f"{path} has no `model_name_or_path`. Pass --model.")
     config, head = load_config(name), kind != "sentence_reward"
     if not head:
-        model_args.lora_task_type = "TOKEN_CLS"  # as its trainer does
+        model_args.lora_task_type = ADAPTER_TASK
     size = model_size(config, get_peft_config(model_args) if peft else None, head)
     work = Workload(
         micro_batch=training_args.per_device_train_batch_size,

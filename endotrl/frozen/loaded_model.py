@@ -17,7 +17,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from ..scoring.forward_pass import backbone, exclusive
-from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .names import eos_token_ids
 
@@ -38,7 +37,7 @@ class LoadedModel:
     Training it, or adding an adapter to it, is detected and refused; other adapters may belong to a policy.
     """
 
-    is_own = False
+    is_own, recorder = False, None
 
     def __init__(self, model: PreTrainedModel, adapter: UsedAdapter | None = None) -> None:
         if model.config.is_encoder_decoder or model.get_output_embeddings() is None:
@@ -54,7 +53,6 @@ class LoadedModel:
         self.eos_token_ids = eos_token_ids(model.generation_config)
         with_adapter = "" if adapter is None else f" with the adapter {adapter.name!r}"
         self.description = f"the {type(model).__name__} given{with_adapter}"
-        self.recorder: ReferenceRecorder | None = None
         self._model: PreTrainedModel = model
         self._adapter = adapter
         self._state = self._weights_state()

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreT
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ..scoring.forward_pass import exclusive
-from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import adapter_config, check_adapter, load_with_adapter
 from .loaded_model import NEEDS_CAUSAL_LM, weights_digest
 from .names import eos_token_ids, load_config, load_generation_config, reads_images, resolve_model
@@ -77,6 +76,8 @@ def _check_settings(
 class OwnCopy:
     """The reward's own frozen copy, loaded on first use, unsharded in every process unless [`shard`] is called."""
 
+    recorder = None
+
     def __init__(
         self,
         model: str,
@@ -103,7 +104,6 @@ class OwnCopy:
             raise ValueError(f"{model!r} is a model of type {self.config.model_type!r}. {NEEDS_CAUSAL_LM}")
         self.eos_token_ids = eos_token_ids(load_generation_config(model, self.config, self._revision))
         self.description = f"own copy of {model}"
-        self.recorder: ReferenceRecorder | None = None
         self._device, self._offload, self._trust_remote_code = device, offload, trust_remote_code
         self._model: PreTrainedModel | None = None
         self._accelerator: Accelerator | None = None  # of a trainer that shards, if this copy is to be sharded too

@@ -11,7 +11,8 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.forward_pass import exclusive, execution_device, probe_tokens
+from ..scoring.forward_pass import exclusive, execution_device
+from ..scoring.isolation import probe_tokens
 from ..scoring.reference_pass import ReferenceRecorder
 from .adapters import UsedAdapter
 from .loaded_model import eval_mode, have_moved, named_weights, sample_weights, weights_digest

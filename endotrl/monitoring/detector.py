@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from . import collapse_thresholds as limits
 from .collapse_thresholds import CollapseThresholds
@@ -76,7 +77,7 @@ class Detector:
         self.thresholds = CollapseThresholds() if thresholds is None else thresholds
         self._named = {f"rewards/{name}/mean": name for name in held_out}
         self._rewards: dict[str, _HeldOutReward] = {}
-        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, start=0.0)  # its change
+        self._first_log_prob = HeldOutSeries(limits.CHANGE_WARMUP, is_change=True)  # its change
         self._levels: defaultdict[str, Series] = defaultdict(lambda: Series(limits.WARMUP))
         self._gross: defaultdict[str, int] = defaultdict(int)  # consecutive entries that show it
         self.last = self._on_step = Verdict(None)
@@ -112,56 +113,31 @@ class Detector:
         return f"{'; '.join(reasons)}." if reasons else None
 
     def _step(self, entry: dict[str, float]) -> Verdict:
-        if not any(key.startswith(HELD_OUT) for key in entry):
-            entry = entry | {HELD_OUT + name: entry[key] for key, name in self._named.items() if key in entry}
-        for name in (key.removeprefix(prefix) for prefix in OF_HELD_OUT for key in entry if key.startswith(prefix)):
-            self._rewards.setdefault(name, _HeldOutReward())
-        for name, reward in self._rewards.items():
-            reward.read(name, entry)
-        log_probs = [value for key, value in entry.items() if key.endswith("/log_prob_per_token")]
-        values = {
-            "length": entry.get("completions/mean_length"),
-            "clipped": entry.get("completions/clipped_ratio"),
-            "repetition": entry.get("collapse/repetition"),
-            # Per token, of the completions, by the frozen model of a reward or else the first policy.
-            "log_prob": log_probs[0] if log_probs else entry.get(FIRST_LOG_PROB),
-            "kl": entry.get(KL_KEY),
-            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
-        }
-        now = {name: value for name, value in values.items() if value is not None}
-        for name, value in now.items():
-            self._levels[name].add(value)
+        now = self._read(entry)
         levels = [reward.levels for reward in self._rewards.values() if reward.levels is not None]
-        # Not a collapse by itself, but makes one likelier
-        symptoms = [
+        # Not a collapse by themselves, but make one likelier: less evidence of a fall is required.
+        drifts = [
             f"within groups, the trained reward is higher where `{name}` is lower"
             for name, reward in self._rewards.items()
             if AGREEMENT_EVIDENCE + name in entry and reward.disagreement > limits.DRIFT_EVIDENCE
         ]
         log_prob, length = self._levels["log_prob"], self._levels["length"]
         if "log_prob" in now and log_prob.sinks > limits.DRIFT_EVIDENCE:
-            symptoms.append(f"the completions become less probable under the frozen model {log_prob.moved}")
+            drifts.append(f"the completions become less probable under the frozen model {log_prob.moved}")
         gross = self._gross_symptoms(entry, now)
-        limit = self.thresholds.evidence_with_symptom if symptoms or gross else self.thresholds.evidence
-        sinks = []
-        if FIRST_LOG_PROB_CHANGE in entry:
-            self._first_log_prob.add(*_measured(entry, FIRST_LOG_PROB_CHANGE))
-            least = self.thresholds.first_log_prob_fall
-            if fall := self._first_log_prob.fell(limits.BOTH_EVIDENCE if levels else limit, least):
-                sinks = [
-                    f"the log-probability of the completions under the initial policy has fallen by {fall.size:.3f} "
-                    f"nats per token ({fall.evidence:.1f} standard errors), although a reward of a frozen model "
-                    "should raise it"
-                ]
-        if levels and sinks:
-            symptoms, limit, sinks = symptoms + sinks, min(limit, limits.BOTH_EVIDENCE), []
+        limit = self.thresholds.evidence_with_symptom if drifts or gross else self.thresholds.evidence
+        improbable = self._improbable(entry, limits.BOTH_EVIDENCE if levels else limit)
+        if levels and improbable:
+            limit = min(limit, limits.BOTH_EVIDENCE)
+        falls = [fall for name, reward in self._rewards.items() for fall in reward.falls(name, limit, self.thresholds)]
+        lengths = []
         if "length" in now and max(length.sinks, length.rises) > limits.DRIFT_EVIDENCE:
             # This corroborates nothing: healthy runs get shorter, or think longer, too.
-            symptoms.append(f"the mean length is drifting {length.moved}")
-        reasons = [r for name, reward in self._rewards.items() for r in reward.falls(name, limit, self.thresholds)]
-        if not levels:
-            reasons, gross = [*gross, *sinks, *reasons], []
-        symptoms += gross
+            lengths = [f"the mean length is drifting {length.moved}"]
+        if levels:
+            reasons, symptoms = falls, [*drifts, *improbable, *lengths, *gross]
+        else:
+            reasons, symptoms = [*gross, *improbable, *falls], [*drifts, *lengths]
         alarm = f"{'; '.join(reasons)}."
         others = f" Other symptoms: {'; '.join(symptoms)}." if symptoms else ""
         changes = [reward.changes for reward in self._rewards.values() if reward.is_comparable]
@@ -171,6 +147,41 @@ class Detector:
             evidence=max((series.evidence for series in [*levels, *changes]), default=0.0),
             level=sum(series.mean for series in levels) if levels else None,
         )
+
+    def _read(self, entry: dict[str, float]) -> dict[str, float]:
+        """Updates all series but [`_improbable`]'s; returns the metrics of the policy in this entry, by name."""
+        if not any(key.startswith(HELD_OUT) for key in entry):
+            entry |= {HELD_OUT + name: entry[key] for key, name in self._named.items() if key in entry}
+        for name in (key.removeprefix(prefix) for prefix in OF_HELD_OUT for key in entry if key.startswith(prefix)):
+            self._rewards.setdefault(name, _HeldOutReward())
+        for name, reward in self._rewards.items():
+            reward.read(name, entry)
+        log_probs = (value for key, value in entry.items() if key.endswith("/log_prob_per_token"))
+        metrics = {
+            "length": entry.get("completions/mean_length"),
+            "clipped": entry.get("completions/clipped_ratio"),
+            "repetition": entry.get("collapse/repetition"),
+            # Per token, of the completions, by the frozen model of a reward or else the first policy.
+            "log_prob": next(log_probs, entry.get(FIRST_LOG_PROB)),
+            "kl": entry.get(KL_KEY),
+            "entropy": next((entry[key] for key in ENTROPY_KEYS if key in entry), None),
+        }
+        now = {name: value for name, value in metrics.items() if value is not None}
+        for name, value in now.items():
+            self._levels[name].add(value)
+        return now
+
+    def _improbable(self, entry: Mapping[str, float], limit: float) -> list[str]:
+        """The symptom that completions become improbable under the first policy, if there is this evidence of it."""
+        if FIRST_LOG_PROB_CHANGE in entry:
+            self._first_log_prob.add(*_measured(entry, FIRST_LOG_PROB_CHANGE))
+            if fall := self._first_log_prob.fell(limit, self.thresholds.first_log_prob_fall):
+                return [
+                    f"the log-probability of the completions under the initial policy has fallen by {fall.size:.3f} "
+                    f"nats per token ({fall.evidence:.1f} standard errors), although a reward of a frozen model "
+                    "should raise it"
+                ]
+        return []
 
     def _gross_symptoms(self, entry: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
         """Symptoms that count as a collapse without a held-out reward, if they last."""
@@ -205,26 +216,30 @@ class Detector:
         return found
 
 
+class Measured(NamedTuple):
+    """A logged number and its standard error, infinite if there is none."""
+
+    value: float
+    error: float
+
+
 @dataclass
 class _HeldOutReward:
     """Statistics of one held-out reward."""
 
     levels: HeldOutSeries | None = None
     # Since the first policy
-    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, start=0.0))
+    changes: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.EARLY_WARMUP, is_change=True))
     changes_age: int = WINDOW  # entries since the last one
-    # Its shortfall from half of $b \Delta r$: the change expected from its slope $b = \mathrm{Cov}(r, a) /
-    # \mathrm{Var}(r)$ within groups and the rise of the trained reward since the first policy. (Half: $b$ changes
-    # during training.)
-    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, start=0.0))
-    asked: list[tuple[float, float]] = field(default_factory=list)  # changes per question, with their errors
+    shortfalls: HeldOutSeries = field(default_factory=lambda: HeldOutSeries(limits.CHANGE_WARMUP, is_change=True))
+    asked: list[Measured] = field(default_factory=list)  # the last two changes per question
     evaluations: list[float] = field(default_factory=list)
     agreement: float = 0.0  # with the trained reward: sum over `agreements` entries, in standard deviations
     agreements: int = 0
     disagreement: float = 0.0  # CUSUM
     slope: float = 0.0  # on the trained reward: sum over `slopes` entries
     slopes: int = 0
-    rise: tuple[float, float] = (0.0, 0.0)  # of the trained reward since the first policy, with its standard error
+    rise: Measured = Measured(0.0, 0.0)  # of the trained reward since the first policy
 
     @property
     def is_comparable(self) -> bool:
@@ -254,13 +269,10 @@ class _HeldOutReward:
         if SLOPE + name in entry and self.is_comparable:
             self.slope, self.slopes = self.slope + entry[SLOPE + name], self.slopes + 1
         if REWARD_CHANGE in entry:
-            rise, rise_error = self.rise = _measured(entry, REWARD_CHANGE)
+            self.rise = _measured(entry, REWARD_CHANGE)
             if change in entry and self.slopes:
-                expected = HALF * self.slope / self.slopes  # per unit of the trained reward's rise
-                evidence = max(abs(self.agreement_z), 1.0)  # of the slope, in standard errors
-                value, error = _measured(entry, change)
-                errors = error, expected * rise_error, expected * rise / evidence
-                self.shortfalls.add(value - expected * rise, math.hypot(*errors))
+                mean_slope = self.slope / self.slopes
+                self.shortfalls.add(*_shortfall(_measured(entry, change), self.rise, mean_slope, self.agreement_z))
 
     def falls(self, name: str, limit: float, thresholds: CollapseThresholds) -> Iterator[str]:
         """Yields descriptions of its falls, or of rises that fell short."""
@@ -303,6 +315,17 @@ def error_key(key: str) -> str:
     return "/".join([collapse, f"{kind}_error", *name])
 
 
-def _measured(entry: Mapping[str, float], key: str) -> tuple[float, float]:
-    """A number and its standard error, infinite if there is none."""
-    return entry[key], entry.get(error_key(key), math.inf)
+def _measured(entry: Mapping[str, float], key: str) -> Measured:
+    return Measured(entry[key], entry.get(error_key(key), math.inf))
+
+
+def _shortfall(change: Measured, rise: Measured, slope: float, agreement_z: float) -> Measured:
+    r"""
+    Shortfall of a held-out reward's change since the first policy from half of $b \Delta r$: the change expected from
+    its slope $b = \mathrm{Cov}(r, a) / \mathrm{Var}(r)$ within groups and the rise $\Delta r$ of the trained reward.
+    (Half: $b$ changes during training.)
+    """
+    expected = HALF * slope  # per unit of the rise
+    slope_evidence = max(abs(agreement_z), 1.0)  # in standard errors
+    errors = change.error, expected * rise.error, expected * rise.value / slope_evidence
+    return Measured(change.value - expected * rise.value, math.hypot(*errors))

@@ -60,8 +60,9 @@ class BatchObserver:
     def pop(self) -> dict[str, float]:
         """Means of the statistics of the batches since the last call, by log key."""
         means = {}
-        for key, values in self._sums.items():  # over several batches
+        for key, values in self._sums.items():
             kind, mean, root = key.split("/")[1], sum(values) / len(values), math.sqrt(len(values))
+            # A mean of n batches has 1 / sqrt(n) of their error, and sqrt(n) times their evidence.
             means[key] = mean * root if kind == "agreement_z" else mean / root if kind.endswith("_error") else mean
         self._sums.clear()
         return means

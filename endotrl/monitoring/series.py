@@ -143,17 +143,25 @@ class Fall(NamedTuple):
     best: float  # that level
 
 
-class HeldOutSeries(Series):
-    """Held-out reward: fall below its best level, or below a level `start` that is known exactly."""
+class BestLevel(NamedTuple):
+    """Level of a series: the mean of its entries from `start` to `end`, none if it is known exactly."""
 
-    def __init__(self, warmup: int, start: float | None = None) -> None:
+    bound: float  # lower confidence bound of the mean, by which levels are compared
+    mean: float
+    start: int
+    end: int
+
+
+class HeldOutSeries(Series):
+    """Held-out reward: fall below its best level. If it `is_change`, its level is known exactly: 0."""
+
+    def __init__(self, warmup: int, is_change: bool = False) -> None:
         super().__init__(warmup)
-        self._start = start
+        self._is_change = is_change
         self._squares: list[float] = []  # of the errors
         self._measured = True
-        # For each number of entries: lower confidence bound, mean, and first and last entry of the best level so far;
-        # and the noise so far, if errors are not measured.
-        self._best = [(-math.inf if start is None else start, start or 0.0, 0, 0)]
+        # After each number of entries: the best level so far, and the noise so far if errors are not measured.
+        self._best = [BestLevel(0.0 if is_change else -math.inf, 0.0, 0, 0)]
         self._noises: list[Noise | None] = [None]
         self.windows: list[Fall] = []
 
@@ -163,29 +171,38 @@ class HeldOutSeries(Series):
         self._measured = self._measured and error < math.inf
         self._squares.append(error**2)
         self._noises.append(None if self._measured or self.count < FEWEST else Noise(self._values))
-        # If errors are measured, the first entry counts as a level: it is the initial model.
-        fewest = 0 if self._start is not None else 1 if self._measured else FEWEST
-        best = self._best[-1]
-        if self._start is None and self.count >= fewest:
-            start, end = max(0, self.count - REFERENCE), self.count
-            # The lower bound, as the best of many levels would be mostly luck.
-            mean = fmean(self._values[start:])
-            best = max(best, (mean - 2 * math.sqrt(self._square(start, end, self._noises[-1])), mean, start, end))
-        self._best.append(best)
-        self.windows = []
-        for number in RECENT if self.ready else ():
-            before = self.count - number
-            if before < fewest or not (self._measured or self._noises[before]):
-                continue
-            _, level, start, end = self._best[before]
-            size = level - fmean(self._values[before:])
-            noise = self._noises[before]  # the window itself is not noise
-            if noise:
-                evidence = noise.evidence(size, end - start, number)
-            else:
-                square = self._square(start, end) + self._square(before, self.count)
-                evidence = size / math.sqrt(square + 1e-12)
-            self.windows.append(Fall(evidence, size, level))
+        self._best.append(self._best_level())
+        falls = map(self._fall_over, RECENT) if self.ready else ()
+        self.windows = [fall for fall in falls if fall is not None]
+
+    @property
+    def _fewest(self) -> int:
+        """Minimum number of entries in a level. If errors are measured, the first entry is one: the initial model."""
+        return 0 if self._is_change else 1 if self._measured else FEWEST
+
+    def _best_level(self) -> BestLevel:
+        best, end = self._best[-1], self.count
+        if self._is_change or end < self._fewest:
+            return best
+        start = max(0, end - REFERENCE)
+        mean, noise = fmean(self._values[start:]), self._noises[-1]
+        square = noise.square(end - start) if noise else self._square(start, end)
+        # The lower bound, as the best of many levels would be mostly luck.
+        return max(best, BestLevel(mean - 2 * math.sqrt(square), mean, start, end))
+
+    def _fall_over(self, number: int) -> Fall | None:
+        """Fall of the mean of the last `number` entries below the best level before them; `None` if unknown."""
+        before = self.count - number
+        if before < self._fewest or not (self._measured or self._noises[before]):
+            return None
+        best, noise = self._best[before], self._noises[before]  # the window itself is not noise
+        size = best.mean - fmean(self._values[before:])
+        if noise:
+            evidence = noise.evidence(size, best.end - best.start, number)
+        else:
+            square = self._square(best.start, best.end) + self._square(before, self.count)
+            evidence = size / math.sqrt(square + 1e-12)
+        return Fall(evidence, size, best.mean)
 
     @property
     def evidence(self) -> float:
@@ -199,10 +216,8 @@ class HeldOutSeries(Series):
         found = [window for window in self.windows if window.evidence > evidence and window.size > fall]
         return max(found, key=lambda window: window.size, default=None)
 
-    def _square(self, start: int, end: int, noise: Noise | None = None) -> float:
-        """Squared standard error of the mean of entries `start` to `end`."""
-        if noise:
-            return noise.square(end - start)
+    def _square(self, start: int, end: int) -> float:
+        """Squared standard error of the mean of entries `start` to `end`, from their measured errors."""
         if start == end:  # an exactly known level
             return 0.0
         # A few batches without a wrong answer look more precise than they are: use those before them.

@@ -181,7 +181,11 @@ def render_turns(
 
 
 class _Transcript:
-    """A completion of several messages as rendered by its chat template, up to the end of the last turn."""
+    """
+    A completion of several messages as rendered by its chat template, up to the end of the last turn:
+
+        prompt | turn, end | tool result, header | turn, end      the policy wrote the turns with their ends
+    """
 
     def __init__(self, template: Template, ends: Ends, read: ReadPrompt, completion: Sequence[Message]) -> None:
         self._template, self._ends = template, ends
@@ -200,10 +204,10 @@ class _Transcript:
         opened = [read.text if i == start else template.apply(messages[:i], True) for i in turns]
         for i, before, following in zip(turns, opened, [*opened[1:], None], strict=True):
             between = self.encode(before)
-            # A turn that the template does not end is ended by the next role, if generation stops there.
-            by_role = bool(self._missing_end) and ends.stops.issuperset(between[:1])
-            self._add(self._appended(before), between[:by_role], written=True)
-            self._add("", between[by_role:], written=False)
+            # A turn that the template does not end is ended by the next role's first token, if generation stops there.
+            num_written = int(bool(self._missing_end) and ends.stops.issuperset(between[:1]))
+            self._add(self._appended(before), between[:num_written], written=True)
+            self._add("", between[num_written:], written=False)
             is_ended = self._add_turn(messages[i], template.apply(messages[: i + 1], False), following)
             self._missing_end = [] if is_ended else ends.of(messages[i])
 

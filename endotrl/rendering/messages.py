@@ -69,7 +69,7 @@ def _check_value(row: int, name: str, value: Prompt | Completion) -> None:
             f"The {name} of row {row} must be a string or a list of messages such as "
             f'[{{"role": "user", "content": "..."}}], got {type(value).__name__} {repr(value)[:60]}.'
         )
-    for part in (part for message in as_messages(value) if has_parts(message) for part in message["content"]):
+    for part in [part for message in as_messages(value) if has_parts(message) for part in message["content"]]:
         if _part_text(part) is None and not (name == "prompt" and is_image_part(part)):
             kind = str(part.get("type")) if isinstance(part, Mapping) else type(part).__name__
             raise ValueError(
@@ -106,8 +106,7 @@ def criteria_of_rows(
             "`domain`. Add one, or pass a single criterion as a string."
         )
     check_lengths(num_rows, domain=domain)
-    unknown = sorted(set(domain) - set(criterion), key=repr)
-    if unknown:
+    if unknown := sorted(set(domain) - set(criterion), key=repr):
         raise ValueError(
             f"There is no criterion for the domains {unknown}; `criterion` has {sorted(criterion)}. Add the others."
         )
@@ -174,9 +173,9 @@ def _with_texts(message: Message, texts: Sequence[str]) -> Message:
     """A message with new texts, one for each of [`texts_of`]; text parts get `MARK` as another key."""
 
     def changed(part: Any, text: str) -> Any:
-        if not isinstance(part, Mapping):
-            return text
-        return part if is_image_part(part) else {**part, "text" if "text" in part else part["type"]: text, MARK: MARK}
+        if is_image_part(part) or not isinstance(part, Mapping):
+            return part if is_image_part(part) else text
+        return {**part, "text" if "text" in part else part["type"]: text, MARK: MARK}
 
     if has_parts(message):
         return {**message, "content": list(map(changed, message["content"], texts))}
@@ -363,9 +362,8 @@ class Template:
         ]
         probes = list(map(_with_texts, messages, words))
         written = self._write(probes, flags)
-        for i, (message, texts) in enumerate(zip(messages, words, strict=True)):
-            calls = _tool_names(message)
-            where = f"message {i + 1} (role {message['role']!r})"
+        for i, (probe, texts) in enumerate(zip(probes, words, strict=True)):
+            where, calls = f"message {i + 1} (role {probe['role']!r})", _tool_names(probe)
             # Many templates write a tool call but not the text before it.
             if not calls and any(text not in written for text in texts):
                 raise _LeftOut(f"the text of {where}")
@@ -373,12 +371,10 @@ class Template:
                 raise _LeftOut(f"the tool call of {where}")
         if MARK in written:
             raise _LeftOut("the content as text, writing a Python list of its parts instead")
-        for i, message in enumerate(probes):
-            parts = message["content"] if image_parts([message]) else ()
-            for j in (j for j, part in enumerate(parts) if is_image_part(part)):
-                without = {**message, "content": [*parts[:j], *parts[j + 1 :]]}
-                if self._write([*probes[:i], without, *probes[i + 1 :]], flags) == written:
-                    raise _LeftOut(f"an image in message {i + 1} (role {message['role']!r})")
+        for i, probe in enumerate(probes):
+            for changed in _without_one_image(probe):
+                if self._write([*probes[:i], changed, *probes[i + 1 :]], flags) == written:
+                    raise _LeftOut(f"an image in message {i + 1} (role {probe['role']!r})")
 
     @cached_property
     def finished_turn(self) -> tuple[str, str]:
@@ -425,12 +421,12 @@ class Template:
         joint_ids = self.encode(prompt_text + text, special=special)
         if joint_ids[: len(prompt_ids)] == prompt_ids:
             return joint_ids[len(prompt_ids) :]
-        # A token would straddle the border, which is impossible in generation.
+        # A token would straddle the border, which is impossible in generation: the text is encoded for itself, in the
+        # first way that decodes correctly after the prompt, which the policy may have tokenized differently.
+        expected = (self._decode_raw(joint_ids), self._decode_raw(prompt_ids) + text)
         alone = self.encode(text)
-        # The second is for prompts that the policy has tokenized differently.
-        wanted = (self._decode_raw(joint_ids), self._decode_raw(prompt_ids) + text)
         candidates = chain([alone], self._behind_anchors(text))
-        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in wanted), alone)
+        return next((ids for ids in candidates if self._decode_raw([*prompt_ids, *ids]) in expected), alone)
 
     def _behind_anchors(self, text: str) -> Iterator[list[int]]:
         """Token ids of `text` inside a longer one: at its beginning, many tokenizers assume a space before a word."""
@@ -443,15 +439,21 @@ class Template:
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def _without_one_image(message: Message) -> list[Message]:
+    """A message without its first image, without its second one, ..."""
+    parts = message["content"] if has_parts(message) else ()
+    places = [j for j, part in enumerate(parts) if is_image_part(part)]
+    return [{**message, "content": [*parts[:j], *parts[j + 1 :]]} for j in places]
+
+
 def _shape(message: Message) -> Any:
     """All that determines what a template writes for a message, except the texts themselves."""
     content = message.get("content")
-    parts = (
-        tuple(str(p.get("type")) if isinstance(p, dict) else "" for p in content) if isinstance(content, list) else ()
-    )
+    parts = content if isinstance(content, list) else ()
+    kinds = tuple(str(part.get("type")) if isinstance(part, dict) else "" for part in parts)
     blank = tuple(not text.strip() for text in texts_of(message))
     keys = tuple(sorted(key for key, value in message.items() if value is not None))
-    return message["role"], type(content), parts, blank, keys, _tool_names(message)
+    return message["role"], type(content), kinds, blank, keys, _tool_names(message)
 
 
 def _tool_names(message: Message) -> tuple[str, ...]:

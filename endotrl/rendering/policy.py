@@ -204,8 +204,8 @@ class PolicyBinding(Generic[R]):
     own: Callable[[], ProcessingClass]
     make: Callable[[Reading], R]
     on_bind: Callable[[Any], None] | None = None
+    tokens: PolicyTokens | None = None  # of the policy, for use without a trainer
     policy: PromptSettings | None = field(default=None, init=False)
-    _tokens: PolicyTokens | None = field(default=None, init=False)
     _made: dict[str, R] = field(default_factory=dict, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -220,14 +220,9 @@ class PolicyBinding(Generic[R]):
         if self.on_bind is not None:
             self.on_bind(trainer)
 
-    def know(self, tokens: PolicyTokens | None) -> None:
-        """Sets information on the policy's tokens without a trainer."""
-        self._tokens = tokens
-        self.forget()
-
     @property
     def policy_tokens(self) -> PolicyTokens | None:
-        return self._tokens if self.policy is None else self.policy.tokens
+        return self.tokens if self.policy is None else self.policy.tokens
 
     def forget(self) -> None:
         """Clears the cache, as the model is another one."""
@@ -237,7 +232,7 @@ class PolicyBinding(Generic[R]):
         """Rendering of an environment's rows: by the user's arguments, key by key, and otherwise as the policy's."""
         own, given, policy = self.own(), self.given_kwargs or {}, self.policy
         if policy is None:
-            return Reading(own, given, self._tokens)
+            return Reading(own, given, self.tokens)
         theirs = policy.tokens.processing_class
         foreign = foreign_token_ids(own, theirs)
         keeps_template = self.given is not None and own.chat_template not in (None, theirs.chat_template)

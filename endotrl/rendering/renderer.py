@@ -98,13 +98,13 @@ class Renderer:
         self._placeholder_ids = self.placeholders.all
         self._template = Template(self.processing_class, self.chat_template_kwargs)
         self.tokenizer = self._template.tokenizer
-        # For a known policy; `None` if it is unknown, or has another tokenizer.
-        self._foreign_ids, stops, padded = None, [*self.eos_token_ids], None
-        if self.policy_tokens is not None:
-            self._foreign_ids = foreign_token_ids(self.tokenizer, self.policy_tokens.processing_class)
-            if self._foreign_ids is not None:
-                stops, padded = [*self.policy_tokens.eos_token_ids] or stops, self.policy_tokens.padded
-        self.ends = Ends(self._template, stops, padded)
+        policy, stops = self.policy_tokens, [*self.eos_token_ids]
+        # Ids of the policy with another meaning here; `None` if it is unknown, or has another tokenizer.
+        self._foreign_ids = None if policy is None else foreign_token_ids(self.tokenizer, policy.processing_class)
+        if policy is None or self._foreign_ids is None:
+            self.ends = Ends(self._template, stops)
+        else:
+            self.ends = Ends(self._template, [*policy.eos_token_ids] or stops, policy.padded)
         self.eos_token_ids = self.ends.token_ids  # that end a response
         self._said: set[str] = set()
 
@@ -124,8 +124,8 @@ class Renderer:
         """
         check_batch(prompts, completions, completion_ids)
         nothing = [None] * len(prompts)
-        read_ids = nothing if completion_ids is None else self._read_ids(completions, completion_ids)
-        columns = prompts, completions, read_ids, criteria or nothing, images or nothing, policy_rows or nothing
+        kept_ids = nothing if completion_ids is None else self._kept_ids(completions, completion_ids)
+        columns = prompts, completions, kept_ids, criteria or nothing, images or nothing, policy_rows or nothing
         prompt_cache: dict[str, ReadPrompt] = {}
         rendered = []
         for row, (prompt, completion, ids, criterion, column, policy_row) in enumerate(zip(*columns, strict=True)):
@@ -150,7 +150,8 @@ class Renderer:
             written = None if policy_row is None else policy_row.written
             result = self._render_completion(read, completion, ids, written)
             self._check_unfilled(row, "completion", self._placeholder_ids, result.completion_ids)
-            rendered.append(self._fit(row, replace(result, images=read.images)))
+            result = replace(result, images=read.images)
+            rendered.append(fit(row, result, self.max_length, self.overlong_prompt))
         return rendered
 
     def prompt_ids(self, prompts: Prompts) -> list[list[int]]:
@@ -167,7 +168,7 @@ class Renderer:
         for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
             ids = list(completion)
             self._check_unfilled(row, "response", self._placeholder_ids, [*prompt, *ids])
-            rendered.append(self._fit(row, self._finish(list(prompt), ids)))
+            rendered.append(fit(row, self._as_row(list(prompt), ids), self.max_length, self.overlong_prompt))
         return rendered
 
     def _template_for(self, completion: Completion) -> Template:
@@ -225,7 +226,7 @@ class Renderer:
     def _settle(self, row: int, read: ReadPrompt, theirs: list[int]) -> ReadPrompt:
         """Chooses the prompt to score: the one rendered here, or the one that the policy has read."""
         ours = read.ids
-        if self._foreign_ids is None or not self._foreign_ids.isdisjoint(theirs) or ours == theirs:
+        if ours == theirs or not self._means_the_same(theirs):
             return read
         at = len(os.path.commonprefix([ours, theirs]))
         here, there = (self._template.decode(ids[at : at + 8]) for ids in (ours, theirs))
@@ -256,45 +257,48 @@ class Renderer:
     def _render_completion(
         self, read: ReadPrompt, completion: Completion, ids: list[int] | None, written: list[int] | None
     ) -> Rendered:
-        is_turn = _is_turn(completion)
-        if ids is None and is_turn and written is not None and not all(written):
+        if ids is not None and written is not None:
+            return self._as_row(read.ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
+        if not _is_turn(completion):
+            turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids)
+            if ids is not None and turns is not ids:
+                self._warn_once(
+                    "results",
+                    "The `completion_ids` of a completion do not contain its tool results as the frozen model's chat "
+                    "template writes them, so the policy's own tokens cannot be identified. The messages are rendered "
+                    "again for scoring. Pass a `processing_class` with the chat template that the policy is trained "
+                    "with.",
+                )
+            return self._as_row(read.ids, turns, positions)
+        if ids is not None:
+            return self._as_row(read.ids, ids)
+        if written is not None and not all(written):
             raise ValueError(
                 "An environment wrote some tokens of a completion (`env_mask`), but the frozen model has another "
                 "tokenizer than the policy, so the policy's own tokens cannot be identified. Use a frozen model with "
                 "the policy's tokenizer."
             )
-        if ids is not None and written is not None:
-            return self._finish(read.ids, ids, [i for i, flag in enumerate(written[: len(ids)]) if flag])
-        if is_turn:
-            if ids is None:
-                ids = encode_answer(self._template, self.ends, read, completion, self._warn_once)
-            return self._finish(read.ids, ids)
-        turns, positions = render_turns(self._template_for(completion), self.ends, read, completion, ids)
-        if ids is not None and turns is not ids:
-            self._warn_once(
-                "results",
-                "The `completion_ids` of a completion do not contain its tool results as the frozen model's chat "
-                "template writes them, so the policy's own tokens cannot be identified. The messages are rendered "
-                "again for scoring. Pass a `processing_class` with the chat template that the policy is trained with.",
-            )
-        return self._finish(read.ids, turns, positions)
+        return self._as_row(read.ids, encode_answer(self._template, self.ends, read, completion, self._warn_once))
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._said:
             logger.warning("%s (Shown once.)", message)
             self._said.add(kind)
 
-    def _read_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
-        """`completion_ids` without padding; `None` if this tokenizer reads them as another text."""
+    def _kept_ids(self, completions: Completions, completion_ids: TokenIds) -> list[list[int] | None]:
+        """`completion_ids` without padding; `None` for those of another tokenizer, whose text is encoded instead."""
         batch: list[list[int]] = []
         for row, (completion, given) in enumerate(zip(completions, completion_ids, strict=True)):
             ids = _token_ids(row, given)
             batch.append(self.ends.without_padding(ids) if _is_turn(completion) else ids)
-        verdicts = list(map(self._is_read, batch, completions))
-        # Rows without a verdict follow the others; in a batch of another tokenizer, only empty ones are read.
-        is_own = True in verdicts or False not in verdicts
-        read = [is_own or not ids if v is None else v for ids, v in zip(batch, verdicts, strict=True)]
-        if not all(read):
+        verdicts = list(map(self._is_own, batch, completions))
+        # Undecidable rows follow the others. Without a token, they are the same for every tokenizer.
+        by_default = True in verdicts or False not in verdicts
+        kept = [
+            ids if ((by_default or not ids) if is_own is None else is_own) else None
+            for ids, is_own in zip(batch, verdicts, strict=True)
+        ]
+        if None in kept:
             self._warn_once(
                 "tokenizer",
                 "`completion_ids` do not decode to the completions with the frozen model's tokenizer: policy and "
@@ -308,18 +312,23 @@ class Renderer:
                 "They are scored as tokens of the frozen model. In a trainer, or after `reward.bind(trainer)`, the "
                 "policy's tokenizer is known.",
             )
-        return [ids if is_read else None for ids, is_read in zip(batch, read, strict=True)]
+        return kept
 
-    def _is_read(self, ids: list[int], completion: Completion) -> bool | None:
-        """Whether this tokenizer reads `ids` as the policy's tokenizer meant them; `None` if undecidable."""
+    def _means_the_same(self, ids: list[int]) -> bool:
+        """Whether a known policy's token ids have the same meaning for this tokenizer."""
+        return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
+
+    def _is_own(self, ids: list[int], completion: Completion) -> bool | None:
+        """Whether token ids of a completion are of this tokenizer, too; `None` if undecidable."""
         if any(token_id >= self.vocab_size for token_id in ids):
             return False
         if self.policy_tokens is not None:
-            return self._foreign_ids is not None and self._foreign_ids.isdisjoint(ids)
+            return self._means_the_same(ids)
+        # The policy is unknown: its ids must decode to the completion.
         text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         written = [message for message in as_messages(completion) if message["role"] == "assistant"]
         contents = [content for message in written if (content := text_of([message]).strip())]
-        is_parsed = any(says_more(message) for message in written)
+        is_parsed = any(says_more(message) for message in written)  # reasoning and tool calls, out of the content
         if not contents:
             if not text:
                 return None
@@ -333,25 +342,16 @@ class Renderer:
         if isinstance(completion, str):
             return contents[0] in texts
         if len(completion) == 1 and not is_parsed:
-            # Reasoning before the content may have been parsed out of it.
+            # Reasoning before the content may have been dropped.
             return any(text.endswith(contents[0]) for text in texts)
-        # Reasoning and tool calls are parsed out of the content, so the content is part of the text.
         return any(all(content in text for content in contents) for text in texts)
 
-    def _finish(self, prompt_ids: list[int], ids: list[int], positions: list[int] | None = None) -> Rendered:
+    def _as_row(self, prompt_ids: list[int], ids: list[int], positions: list[int] | None = None) -> Rendered:
         positions = list(range(len(ids))) if positions is None else positions
         # A tool result also ends with the token that ends turns, but the policy's turn follows.
         others = set(range(len(ids))).difference(positions)
         finished = self.ends.finishes(ids[max(others, default=-1) + 1 :])
         return Rendered(prompt_ids, ids, positions, finished)
-
-    def _fit(self, row: int, rendered: Rendered) -> Rendered:
-        if not rendered.prompt_ids:
-            raise ValueError(
-                f"The prompt of row {row} is empty, and the tokenizer adds no BOS token, so the first token of the "
-                "completion has no context to be scored in. Pass a prompt that is not empty."
-            )
-        return fit(row, rendered, self.max_length, self.overlong_prompt)
 
 
 def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong, markers: int = 0) -> Rendered:
@@ -361,10 +361,15 @@ def fit(row: int, rendered: Rendered, max_length: int | None, overlong: Overlong
     the end of its completion (`"cut"`). With `"cut"`, a prompt of more than three quarters of the context loses its
     beginning, too.
     """
+    if not rendered.prompt_ids:
+        raise ValueError(
+            f"The prompt of row {row} is empty, and the tokenizer adds no BOS token, so the first token of the "
+            "completion has no context to be scored in. Pass a prompt that is not empty."
+        )
     num_prompt, num_completion = len(rendered.prompt_ids), len(rendered.completion_ids)
     if max_length is None or num_prompt + num_completion + markers <= max_length:
         return rendered
-    room = max_length - num_completion - markers
+    room = max_length - num_completion - markers  # for the prompt
     if overlong == "cut":
         room = max(room, max_length - max_length // 4)
     fix = None

@@ -22,22 +22,20 @@ def length_slope(outcomes: Sequence[float | None], lengths: Sequence[int], group
     prompts that require long answers do not count as an effect of length. Outcomes of `None` are left out. 0 if
     lengths do not differ.
     """
-    members: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
+    by_group: dict[Hashable, list[tuple[float, float]]] = defaultdict(list)
     for outcome, length, group in zip(outcomes, lengths, groups, strict=True):
         if outcome is not None and length > 0:
-            members[group].append((math.log(length), outcome))
-    xy = xx = 0.0
-    for pairs in members.values():
-        x, y = torch.tensor(pairs, dtype=torch.float64).T
-        x, y = x - x.mean(), y - y.mean()
-        xy, xx = xy + (x @ y).item(), xx + (x @ x).item()
-    return xy / xx if xx > 0 else 0.0
+            by_group[group].append((math.log(length), outcome))
+    covariance = variance = 0.0
+    for pairs in by_group.values():
+        log_lengths, scores = (column - column.mean() for column in torch.tensor(pairs, dtype=torch.float64).T)  # (N,)
+        covariance += (log_lengths @ scores).item()
+        variance += (log_lengths @ log_lengths).item()
+    return covariance / variance if variance > 0 else 0.0
 
 
 def length_shares(num_tokens: int, slope: float) -> Tensor:
-    r"""
-    Contribution of each token to $-b \log H$, of shape `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first.
-    """
+    r"""Contribution of each token to $-b \log H$, `(H,)`, float32: $-b \log \frac{h}{h-1}$, and 0 for the first."""
     logs = torch.arange(1, num_tokens + 1, dtype=torch.float64).log()
     return (-slope * torch.diff(logs, prepend=torch.zeros(1, dtype=torch.float64))).float()
 

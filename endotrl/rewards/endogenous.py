@@ -73,10 +73,6 @@ class EndogenousReward(FrozenModelReward):
             Part that is removed from the reward: `"length"` ([`LengthControl`]), the effect of length; `"clip"`
             ([`ClipTokens`]), token rewards beyond a bound; or an [`InformationGain`].
 
-    Raises:
-        `ValueError`: If a setting is out of range or unknown, or not supported by a server.
-        `OSError`: If there is no model of that name.
-
     Example:
     ```python
     >>> from endotrl import EndogenousReward
@@ -194,10 +190,10 @@ class EndogenousReward(FrozenModelReward):
         check_same_tokens(rows, completion_ids)
         stats, outcomes = self._score_and_log(rows, kwargs)
         rewards = [self.rule.token_rewards(row) for row in stats]
-        weights = [self.rule.weights(row).float() for row in rewards]
+        weights = [self.rule.weights(own).float() for own in rewards]
         token_rewards = [
-            row.on_all_tokens(w * r + length_shares(len(r), self.length_slope))
-            for row, w, r in zip(stats, weights, rewards, strict=True)
+            row.on_all_tokens(weight * own + length_shares(len(own), self.length_slope))
+            for row, weight, own in zip(stats, weights, rewards, strict=True)
         ]
         if self.token_reward != "bellman":
             return DenseScores(outcomes, token_rewards)
@@ -225,13 +221,15 @@ class EndogenousReward(FrozenModelReward):
         rewards = [self.rule.outcome(row) for row in stats]
         if isinstance(self.correction, LengthControl):
             lengths = [len(row.token_ids) for row in stats]
-            slope = self.length_slope = length_slope(rewards, lengths, [row.prompt for row in rows])
-            pairs = zip(rewards, lengths, strict=True)
-            rewards = [None if reward is None else reward - slope * math.log(length) for reward, length in pairs]
+            self.length_slope = length_slope(rewards, lengths, [row.prompt for row in rows])
+            rewards = [
+                None if reward is None else reward - self.length_slope * math.log(length)
+                for reward, length in zip(rewards, lengths, strict=True)
+            ]
+            if log_metric is not None:
+                log_metric(f"{self.__name__}/length_slope", self.length_slope)
         if log_extra is not None or log_metric is not None:
             log_batch(self.__name__, self.rule, rewards, stats, log_extra, log_metric)
-        if log_metric is not None and isinstance(self.correction, LengthControl):
-            log_metric(f"{self.__name__}/length_slope", self.length_slope)
         return stats, rewards
 
     def token_rewards(

@@ -151,7 +151,7 @@ class FrozenModelReward:
                 f"({placement.config._name_or_path!r}) have different values. Create it with `model=None` to share "
                 "the trainer's weights, or don't attach it to keep its own."
             )
-        if self._placement is not None and self._placement.recorder is not None:
+        if isinstance(self._placement, SharedWeights) and self._placement.recorder is not None:
             self._placement.recorder.close()
         self._placement = placement
         self._prompts.forget()

@@ -69,7 +69,9 @@ class ResidualFit:
         """Adds the responses to one prompt."""
         values, items = self._differences.setdefault(group, (array("d"), [0]))
         table = np.column_stack([np.asarray(covariates, dtype=float), np.asarray(scores, dtype=float)])
-        values.extend(_centered(table).ravel().tolist())
+        # Exactly 0 if all are equal: least squares would take rounding for data.
+        centered = np.where(np.ptp(table, axis=0) == 0, 0.0, table - table.mean(axis=0))
+        values.extend(centered.ravel().tolist())
         items[0] += 1
 
     def slopes(self) -> dict[str, list[float]]:
@@ -82,8 +84,3 @@ class ResidualFit:
             slopes = np.linalg.lstsq(table[:, :-1], table[:, -1], rcond=None)[0].tolist() if fits else None
             result[group] = slopes or [0.0] * (self._width - 1)
         return result
-
-
-def _centered(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Values minus their mean, and exactly 0 if all are equal: least squares would take rounding for data."""
-    return np.where(np.ptp(values, axis=0) == 0, 0.0, values - values.mean(axis=0))

@@ -40,16 +40,9 @@ class RewardRule:
     [`EndogenousReward`], its rivals, and the forms of `endotrl eval`.
 
     Args:
-        token_reward (`str`, *optional*, defaults to `"bellman"`):
-            Form of the token rewards: those of [`~endotrl.bellman.token_rewards`]; `"negative_entropy"`,
-            $-\mathcal{H}$ (RENT, https://huggingface.co/papers/2505.22660); or `"self_certainty"`, see
-            [`self_certainty`].
-        aggregate (`str`, *optional*, defaults to `"sum"`):
-            Aggregation of token rewards to one number: those of [`~endotrl.bellman.outcome_reward`], also with the
-            discount (`"discounted=0.9"`); `"power=ρ"`, the sum over $H^\rho$; `"first=K"`, the sum over the first K
-            tokens; or `"min"`.
-        discount, alpha, gamma, truncation, correction:
-            As in [`EndogenousReward`].
+        token_reward, aggregate, discount, alpha, gamma, truncation, correction:
+            See [`~endotrl.rewards.settings.Settings`], with the formulas of [`~endotrl.bellman.token_rewards`],
+            [`self_certainty`] and [`~endotrl.bellman.outcome_reward`].
     """
 
     token_reward: TokenReward = "bellman"

@@ -86,13 +86,12 @@ class ScoredCompletions(list[TokenStats]):
         rewards, completions, places = self.rewards, self.completions, list(dict.fromkeys(self.prompts))
         order = [math.inf if reward is None else -reward for reward in rewards]
         shown = sorted(range(len(self)), key=lambda i: (places.index(self.prompts[i]), order[i]))[:SHOWN]
-        best = {self.prompts[i]: rewards[i] for i in reversed(shown)}
+        best: dict[str, float | None] = {}  # reward by prompt, of its first row
         lines, rows = [], []
-        for previous, i in zip([None, *shown], shown, strict=False):
-            reward, first = rewards[i], best[self.prompts[i]]
+        for i in shown:
+            prompt, images = ("", None) if self.prompts[i] in best else self._asked[i]
+            reward, first = rewards[i], best.setdefault(self.prompts[i], rewards[i])
             behind = None if reward is None or first is None else reward - first
-            new = previous is None or self.prompts[i] != self.prompts[previous]
-            prompt, images = self._asked[i] if new else ("", None)
             lines.append([message_text(prompt), completions[i], reward, behind, len(self[i].token_ids)])
             rows.append(heat_map_row(self.reward, self[i], prompt, images=images))
         caption = f"{SHOWN} of {len(self)} completions; all are in `.to_dict()`." if len(self) > SHOWN else ""

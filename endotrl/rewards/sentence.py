@@ -136,9 +136,9 @@ class SentenceReward:
         self._alone: str | None = None
         self._own_tokenizer = processing_class
         # Rendering of prompts: in a trainer, like its policy.
-        self._prompts = PolicyBinding(processing_class, chat_template_kwargs, self._tokenizer, self._make_encoder)
-        if policy_processing_class is not None:
-            self._prompts.know(PolicyTokens(policy_processing_class))
+        tokens = None if policy_processing_class is None else PolicyTokens(policy_processing_class)
+        makers = self._tokenizer, self._make_encoder
+        self._prompts = PolicyBinding(processing_class, chat_template_kwargs, *makers, tokens=tokens)
         self._warned = False
 
     def __repr__(self) -> str:
@@ -195,9 +195,7 @@ class SentenceReward:
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Sequence[Any] | None = None,
     ) -> list[SentenceScores]:
-        """
-        All outputs of the model for each completion: sentences, their rewards and weights. Images are refused.
-        """
+        """All outputs of the model for each completion: sentences, their rewards and weights. Images are refused."""
         columns = {"images": images, "tools": tools, "chat_template_kwargs": chat_template_kwargs}
         return self._score(prompts, completions, completion_ids, columns, progress)
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .forward_pass import PackedRow, Span, block_attention, compiled, multiplies_exactly, relative_difference
+from .forward_pass import PackedRow, Span, block_attention, compiled
+from .isolation import multiplies_exactly, relative_difference
 
 
 logger = logging.getLogger(__name__)
@@ -50,16 +51,22 @@ class Lengths(NamedTuple):
 SequencesKernel = Callable[[Tensor, Tensor, Tensor, Lengths, Lengths, bool, float | None], tuple[Tensor, Tensor]]
 
 
-def varlen_plan(
-    spans: Sequence[Span], device: torch.device
-) -> tuple[Lengths, tuple[Tensor, Tensor, Lengths, Lengths] | None]:
+class SharedPrompts(NamedTuple):
+    """Positions of the continuations that share a prompt, and of their prompts, and the lengths of both."""
+
+    positions: Tensor
+    prompts: Tensor
+    lengths: Lengths
+    prompt_lengths: Lengths
+
+
+def varlen_plan(spans: Sequence[Span], device: torch.device) -> tuple[Lengths, SharedPrompts | None]:
     """
     Lengths of sequences with causal self-attention: a prompt with its only continuation, a shared prompt, or one of
-    its continuations; and positions of the continuations that share a prompt, and of their prompts, with their
-    lengths.
+    its continuations; and the shared prompts, if there are any.
     """
     own: list[int] = []
-    parts: tuple[list[range], list[range]] = ([], [])
+    parts: tuple[list[range], list[range]] = ([], [])  # (continuations of a prompt, the prompt)
     for start, prompt_end, continuations in spans:
         if len(continuations) == 1:
             own.append(continuations[0][1] - start)
@@ -68,9 +75,11 @@ def varlen_plan(
         if continuations and continuations[-1][1] > prompt_end:
             parts[0].append(range(prompt_end, continuations[-1][1]))
             parts[1].append(range(start, prompt_end))
+    if not parts[0]:
+        return Lengths.of(own, device), None
     positions, prompts = (torch.tensor([*chain(*ranges)], dtype=torch.long, device=device) for ranges in parts)
     lengths, prompt_lengths = (Lengths.of([*map(len, ranges)], device) for ranges in parts)
-    return Lengths.of(own, device), (positions, prompts, lengths, prompt_lengths) if parts[0] else None
+    return Lengths.of(own, device), SharedPrompts(positions, prompts, lengths, prompt_lengths)
 
 
 def flash_attention(

@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from accelerate.utils import has_offloaded_params
-from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
@@ -26,9 +25,6 @@ T = TypeVar("T")
 # Maximum fraction of filler in a row, so that rows have few different lengths: half-precision kernels on a CPU are
 # compiled for each shape and kept, about 1 MB per new length.
 MAX_FILLER = 1 / 32
-
-# Span of a prompt in a row, and the spans of its continuations, each directly after the one before.
-Span = tuple[int, int, list[tuple[int, int]]]
 ATTENTION = "endotrl_shared_prefix"
 # CPU kernels of `scaled_dot_product_attention` take about half the time if the number of keys is a multiple of this.
 KEY_MULTIPLE = 32
@@ -38,7 +34,6 @@ QUERY_BLOCK = 1024
 KEPT_MASK_ELEMENTS = 2**25
 # Types of transformers' `ROPE_INIT_FUNCTIONS` that do not depend on the length of the pass.
 ANY_LENGTH = {"default", "linear", "yarn", "llama3", "proportional"}
-NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_tf32` may raise
 
 # Outside the models, so that these can be pickled and copied, and two rewards that hold one model wait for each
 # other.
@@ -182,33 +177,6 @@ def last_hidden_states(
         ).last_hidden_state
 
 
-def probe_tokens(model: PreTrainedModel, count: int, skip: int = 0) -> list[int]:
-    """Token ids for trying out a model: `count` of a fixed sequence that is spread over the vocabulary."""
-    vocab_size = model.config.get_text_config().vocab_size
-    return [position * 7919 % vocab_size for position in range(skip, skip + count)]
-
-
-def rounding(model: PreTrainedModel) -> float:
-    """Relative difference of states, up to which two passes of different shapes differ by rounding only."""
-    device = execution_device(model, model.get_input_embeddings())
-    return 1e-3 if multiplies_exactly(model.dtype, device) else 0.1
-
-
-def multiplies_exactly(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of a dtype are rounded to float32 only: not under autocast, nor on a GPU that may use TF32."""
-    matmul = torch.backends.cuda.matmul
-    tf32 = device.type == "cuda" and (matmul.fp32_precision == "tf32" if NAMES_PRECISION else matmul.allow_tf32)
-    return dtype == torch.float32 and not tf32 and not torch.is_autocast_enabled(device.type)
-
-
-def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
-    """Relative difference of each state, of shape `(..., D)`, to the expected one, of shape `(...)`."""
-    states, expected = states.float(), expected.float()
-    length = expected.norm(dim=-1)
-    # The state of a lone padding token may be 0.
-    return (states - expected).norm(dim=-1) / length.clamp(min=length.mean() / 100)
-
-
 class NotPackable(Exception):
     """A layer has soft-capped or biased scores, sinks, or a window shorter than the sequences."""
 
@@ -220,12 +188,22 @@ class Group(NamedTuple):
     continuations: list[Sequence[int]]
 
 
+class Span(NamedTuple):
+    """Span of a prompt in a row, and the spans of its continuations, each directly after the one before."""
+
+    start: int
+    end: int
+    continuations: list[tuple[int, int]]
+
+
 @dataclass
 class PackedRow:
     """
-    Groups packed in one row of `T` tokens: a prompt, its continuations, the next prompt, ... Every continuation has
-    the positions that follow its prompt, and attends only to its prompt and itself. Filler limits the number of
-    different lengths.
+    Groups packed in one row of `T` tokens. Every continuation (a, b) has the positions that follow its prompt (P), and
+    attends only to its prompt and itself. Filler (.) limits the number of different lengths:
+
+        input_ids       P P P a a b b b Q Q c . .
+        position_ids    0 1 2 3 4 3 4 5 0 1 2 0 0
     """
 
     input_ids: Tensor  # (1, T)
@@ -240,28 +218,27 @@ class PackedRow:
         positions: list[int] = []
         spans: list[Span] = []
         for group in groups:
-            start, length = len(tokens), len(group.prompt)
+            span = Span(len(tokens), len(tokens) + len(group.prompt), [])
             tokens += group.prompt
-            positions += range(length)
-            ends = []
+            positions += range(len(group.prompt))
             for continuation in group.continuations:
-                ends.append((len(tokens), len(tokens) + len(continuation)))
+                span.continuations.append((len(tokens), len(tokens) + len(continuation)))
                 tokens += continuation
-                positions += range(length, length + len(continuation))
-            spans.append((start, start + length, ends))
+                positions += range(len(group.prompt), len(group.prompt) + len(continuation))
+            spans.append(span)
         longest = max(positions) + 1
         # To a multiple of the largest power of two that wastes less than `MAX_FILLER`.
         filler = -len(tokens) % 2 ** max(0, math.floor(math.log2(max(1, len(tokens) * MAX_FILLER))))
         if filler:
-            spans.append((len(tokens), len(tokens) + filler, []))
+            spans.append(Span(len(tokens), len(tokens) + filler, []))
             tokens += [0] * filler
             positions += [0] * filler  # not increasing, so that no position is beyond those of the rows
         return cls(torch.tensor([tokens]), torch.tensor([positions]), spans, longest)
 
     def states(self, group: int, continuation: int) -> list[int]:
         """Positions in the row of the states that predict the `L` tokens of a continuation, and of the one after."""
-        _, prompt_end, ends = self.spans[group]
-        return [prompt_end - 1, *range(*ends[continuation])]
+        span = self.spans[group]
+        return [span.end - 1, *range(*span.continuations[continuation])]
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
         """A kernel's derived data for the spans, computed once for all layers."""
@@ -269,36 +246,6 @@ class PackedRow:
             self._kept[key] = make()
         kept: T = self._kept[key]
         return kept
-
-
-def plan_packs(
-    prompt_lengths: Sequence[int], continuation_lengths: Sequence[Sequence[int]], max_tokens: int
-) -> list[list[tuple[int, list[int]]]]:
-    """
-    Plans micro-batches of at most `max_tokens` tokens, in which every prompt counts once: lists of (index of the
-    prompt, indices of its continuations). Continuations that do not fit together are spread over several, each with
-    the prompt; one that does not fit at all has its own. The largest come first, as in [`plan_batches`].
-    """
-    pieces: list[tuple[int, int, list[int]]] = []  # (tokens, prompt, continuations)
-    for prompt, lengths in enumerate(continuation_lengths):
-        size = prompt_lengths[prompt]
-        members: list[int] = []
-        for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-            if members and size + lengths[index] > max_tokens:
-                pieces.append((size, prompt, members))
-                size, members = prompt_lengths[prompt], []
-            size += lengths[index]
-            members.append(index)
-        pieces.append((size, prompt, members))
-    packs: list[list[tuple[int, list[int]]]] = []
-    used = 0
-    for size, prompt, members in sorted(pieces, key=lambda piece: (-piece[0], piece[1], piece[2])):
-        if not packs or used + size > max_tokens:
-            packs.append([])
-            used = 0
-        packs[-1].append((prompt, members))
-        used += size
-    return packs
 
 
 _row: ContextVar[PackedRow | None] = ContextVar("packed_row", default=None)

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -16,12 +17,10 @@ from .forward_pass import (
     PackedRow,
     RopeLengths,
     backbone,
+    execution_device,
     is_plain_linear,
     last_hidden_states,
     packed_hidden_states,
-    probe_tokens,
-    relative_difference,
-    rounding,
 )
 
 
@@ -29,6 +28,34 @@ logger = logging.getLogger(__name__)
 
 # Largest relative difference of states from two passes of one shape, in which rounding is the same.
 SAME_SHAPE = 1e-3
+NAMES_PRECISION = Version(torch.__version__) >= Version("2.9")  # where `allow_tf32` may raise
+
+
+def probe_tokens(model: PreTrainedModel, count: int, skip: int = 0) -> list[int]:
+    """Token ids for trying out a model: `count` of a fixed sequence that is spread over the vocabulary."""
+    vocab_size = model.config.get_text_config().vocab_size
+    return [position * 7919 % vocab_size for position in range(skip, skip + count)]
+
+
+def rounding(model: PreTrainedModel) -> float:
+    """Relative difference of states, up to which two passes of different shapes differ by rounding only."""
+    device = execution_device(model, model.get_input_embeddings())
+    return 1e-3 if multiplies_exactly(model.dtype, device) else 0.1
+
+
+def multiplies_exactly(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether products of a dtype are rounded to float32 only: not under autocast, nor on a GPU that may use TF32."""
+    matmul = torch.backends.cuda.matmul
+    tf32 = device.type == "cuda" and (matmul.fp32_precision == "tf32" if NAMES_PRECISION else matmul.allow_tf32)
+    return dtype == torch.float32 and not tf32 and not torch.is_autocast_enabled(device.type)
+
+
+def relative_difference(states: Tensor, expected: Tensor) -> Tensor:
+    """Relative difference of each state, of shape `(..., D)`, to the expected one, of shape `(...)`."""
+    states, expected = states.float(), expected.float()
+    length = expected.norm(dim=-1)
+    # The state of a lone padding token may be 0.
+    return (states - expected).norm(dim=-1) / length.clamp(min=length.mean() / 100)
 
 
 @dataclass(frozen=True)

@@ -25,24 +25,18 @@ from .forward_pass import (
     execution_device,
     is_plain_linear,
     last_hidden_states,
-    multiplies_exactly,
     packed_hidden_states,
-    plan_packs,
-    probe_tokens,
     rope_as_made,
     uncompiled,
 )
 from .image_prompts import ImagePrompt, check_inputs, own_logits, positions_kept, whole_row_states
-from .isolation import PassRules, pass_rules
+from .isolation import PassRules, multiplies_exactly, pass_rules, probe_tokens
 from .lm_head import HeadStatistics, LogitTransform, token_statistics
 from .reference_pass import ReferenceRecorder
 from .token_stats import TokenStats
 
 
 logger = logging.getLogger(__name__)
-# Batches of (indices of rows, hidden states of shape `(N, D)`, for every row the positions of its states in them), of
-# which state `h` predicts token `h` of the row's completion.
-Passes = Iterator[tuple[list[int], Tensor, Sequence[Sequence[int]]]]
 
 
 class Pending(NamedTuple):
@@ -57,6 +51,28 @@ class Pending(NamedTuple):
         return len(self.row.prompt_ids) + len(self.tokens)
 
 
+class Pass(NamedTuple):
+    """
+    A forward pass. State `h` of a row predicts token `h` of its completion, and the last one what follows it: of
+    completions a and b of one prompt, for example,
+
+        packed    P P P a a b b b          states of a: 2 3 4    of b: 2 5 6 7
+        padded    P P P a a .              states of a: 2 3 4
+                  P P P b b b              states of b: 8 9 10 11
+    """
+
+    members: list[int]  # numbers of the rows
+    hidden_states: Tensor  # (N, D)
+    states: Sequence[Sequence[int]]  # of each row: their positions in the hidden states
+
+    @classmethod
+    def padded(cls, items: Sequence[Pending], hidden_states: Tensor, firsts: Sequence[int]) -> "Pass":
+        """From hidden states `(B, T, D)` of rows padded on the right, and the position of the first state in each."""
+        starts = [i * hidden_states.shape[1] + first for i, first in enumerate(firsts)]
+        states = [range(start, start + len(item.tokens) + 1) for start, item in zip(starts, items, strict=True)]
+        return cls([item.number for item in items], hidden_states.flatten(0, 1), states)
+
+
 def by_prompt(pending: Sequence[Pending]) -> list[list[Pending]]:
     """Groups of rows of equal prompts."""
     groups: dict[object, list[Pending]] = {}
@@ -65,13 +81,44 @@ def by_prompt(pending: Sequence[Pending]) -> list[list[Pending]]:
     return list(groups.values())
 
 
+def plan_packs(groups: Sequence[Sequence[Pending]], max_tokens: int) -> list[list[list[Pending]]]:
+    """
+    Plans packed rows of at most `max_tokens` tokens, in which every prompt counts once, from groups of rows of equal
+    prompts. A group that does not fit is spread over several, each with the prompt; a row that does not fit at all has
+    its own. The largest come first, as in [`plan_batches`].
+    """
+    parts: list[tuple[int, int, list[Pending]]] = []  # (tokens, group, rows)
+    for group, items in enumerate(groups):
+        size = prompt_length = len(items[0].row.prompt_ids)
+        members: list[Pending] = []
+        for item in sorted(items, key=lambda item: -item.length):
+            if members and size + len(item.tokens) > max_tokens:
+                parts.append((size, group, members))
+                size, members = prompt_length, []
+            size += len(item.tokens)
+            members.append(item)
+        parts.append((size, group, members))
+    packs: list[list[list[Pending]]] = []
+    used = 0
+    for size, _, members in sorted(parts, key=lambda part: (-part[0], *part[1:])):
+        if not packs or used + size > max_tokens:
+            packs.append([])
+            used = 0
+        packs[-1].append(members)
+        used += size
+    return packs
+
+
 class Placement(Protocol):
     """Location of the frozen weights. `active` is the only access to them, one thread at a time."""
 
     config: PretrainedConfig
     eos_token_ids: list[int]
     description: str
-    recorder: ReferenceRecorder | None
+
+    @property
+    def recorder(self) -> ReferenceRecorder | None:
+        """Recorder of the passes of a trainer that has the weights, too."""
 
     @property
     def is_own(self) -> bool:
@@ -126,12 +173,8 @@ class FrozenScorer:
     - The LM head is applied only to the scored positions, in blocks, so that no (tokens, vocabulary) tensor exists.
     - A row that a trainer has just run through the same frozen weights is not run again ([`reference_pass`]).
 
-    Args:
-        placement (`Placement`):
-            Placement of the weights.
-        max_tokens_per_batch (`int`, *optional*, defaults to `8192`):
-            Tokens per forward pass: in packed rows, with each prompt once and without padding; otherwise, rows times
-            the longest. It bounds memory and does not change results.
+    `max_tokens_per_batch` is that of a forward pass: in packed rows, with each prompt once and without padding;
+    otherwise, rows times the longest. It bounds memory and does not change results.
     """
 
     def __init__(self, placement: Placement, max_tokens_per_batch: int = 8192) -> None:
@@ -173,7 +216,7 @@ class FrozenScorer:
         unique = [rows[indices[0]] for indices in equal]
         # Split into one result per row only at the end: small long-lived tensors between large short-lived ones would
         # keep memory from being freed.
-        read: list[tuple[list[int], HeadStatistics]] = []
+        read: list[tuple[list[int], HeadStatistics]] = []  # (rows, their numbers one after the other)
         statistics = partial(
             token_statistics, alpha=alpha, transform=self._transform, entropy=entropy, mean_logits=mean_logits
         )
@@ -186,39 +229,26 @@ class FrozenScorer:
             if not self._head_checked:
                 self._check_head(model)
                 self._head_checked = True
-            for members, hidden_states, states in self._passes(model, unique):
-                batch = [unique[k] for k in members]
-                read.append((members, self._read(model, batch, hidden_states, states, statistics)))
-                bar.update(len(members))
+            for run in self._passes(model, unique):
+                read.append((run.members, self._read(model, [unique[k] for k in run.members], run, statistics)))
+                bar.update(len(run.members))
         results: dict[int, TokenStats] = {}
         vocab_size = self.placement.config.get_text_config().vocab_size
         while read:
             members, columns = read.pop()
-            start = 0
-            for k in members:
-                end = start + len(unique[k].action_positions)
-                own = {name: None if c is None else c[start:end] for name, c in columns._asdict().items()}
-                # The terminal state has no value: only then does the sum of rewards telescope to the outcome (eq. 12
-                # of https://huggingface.co/papers/2506.23235).
-                last = torch.zeros(1) if unique[k].finished else columns.soft_values[end : end + 1]
-                own["soft_values"] = torch.cat([columns.soft_values[start:end], last])
+            for k, own in zip(members, _split([unique[k] for k in members], columns), strict=True):
                 for i in equal[k]:
                     tensors = {name: None if column is None else column.clone() for name, column in own.items()}
                     results[i] = row_stats(rows[i], vocab_size, alpha=alpha, **tensors)
-                start = end + (not unique[k].finished)
         return [results[i] for i in range(len(rows))]
 
-    def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Passes:
-        """Runs the backbone, except for rows that a trainer has run."""
-        recorded: dict[int, Tensor] = {}
-        if self.placement.recorder is not None:
-            wanted = [((*row.prompt_ids, *row.completion_ids), row.images) for row in rows]
-            found = enumerate(self.placement.recorder.take(wanted))
-            recorded = {i: states[len(rows[i].prompt_ids) - 1 :] for i, states in found if states is not None}
+    def _passes(self, model: PreTrainedModel, rows: Sequence[Rendered]) -> Iterator[Pass]:
+        """Runs the backbone over all rows, except for those that a trainer has run."""
+        recorded = self._recorded(rows)
         if recorded:
             edges = [0, *accumulate(map(len, recorded.values()))]
             # All at once, so that the head reads its weights once for all of them.
-            yield list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:]))
+            yield Pass(list(recorded), torch.cat(list(recorded.values())), list(map(range, edges, edges[1:])))
         if len(recorded) == len(rows):
             return
         if self._rules is None:
@@ -231,43 +261,40 @@ class FrozenScorer:
             if i not in recorded
         ]
         yield from self._image_passes(model, [item for item in pending if item.row.images is not None])
-        shares: dict[object, list[Pending]] = {}
+        kinds: dict[object, list[Pending]] = {}  # rows that may share a pass
         for item in sorted(pending, key=lambda item: -item.length):  # longest first: memory runs out now or never
             if item.row.images is None:
-                share = item.number if rules.alone else rules.rope.length_class(item.length)
-                shares.setdefault(share, []).append(item)
-        for together in map(sorted, shares.values()):
+                kind = item.number if rules.alone else rules.rope.length_class(item.length)
+                kinds.setdefault(kind, []).append(item)
+        for together in map(sorted, kinds.values()):
             yield from self._packed_passes(model, [i for i in together if i.length <= rules.longest_packable])
             if padded := [i for i in together if i.length > rules.longest_packable]:
                 yield from self._padded_passes(model, padded)
 
-    def _packed_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
-        """[`_passes`] of rows that are packed."""
-        groups = by_prompt(pending)
-        packs = plan_packs(
-            [len(items[0].row.prompt_ids) for items in groups],
-            [[len(item.tokens) for item in items] for items in groups],
-            self.max_tokens_per_batch,
-        )
-        for pack in packs:
-            parts = [[groups[group][k] for k in kept] for group, kept in pack]
-            packed = PackedRow.of([Group(items[0].row.prompt_ids, [item.tokens for item in items]) for items in parts])
-            states = [packed.states(g, k) for g, items in enumerate(parts) for k in range(len(items))]
-            yield [item.number for items in parts for item in items], packed_hidden_states(model, packed), states
+    def _recorded(self, rows: Sequence[Rendered]) -> dict[int, Tensor]:
+        """By number, the states `(L + 1, D)` of rows that a trainer has run, from the end of the prompt on."""
+        if self.placement.recorder is None:
+            return {}
+        found = self.placement.recorder.take([((*row.prompt_ids, *row.completion_ids), row.images) for row in rows])
+        pairs = enumerate(zip(rows, found, strict=True))
+        return {i: states[len(row.prompt_ids) - 1 :] for i, (row, states) in pairs if states is not None}
 
-    def _padded_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
+    def _packed_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Iterator[Pass]:
+        """[`_passes`] of rows that are packed."""
+        for groups in plan_packs(by_prompt(pending), self.max_tokens_per_batch):
+            row = PackedRow.of([Group(items[0].row.prompt_ids, [item.tokens for item in items]) for items in groups])
+            states = [row.states(g, k) for g, items in enumerate(groups) for k in range(len(items))]
+            yield Pass([item.number for items in groups for item in items], packed_hidden_states(model, row), states)
+
+    def _padded_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Iterator[Pass]:
         """[`_passes`] of rows that are padded on the right."""
         for batch in plan_batches([item.length for item in pending], self.max_tokens_per_batch):
             items = [pending[k] for k in batch]
             input_ids, _ = pad_ids([[*item.row.prompt_ids, *item.tokens] for item in items])
-            starts = range(0, input_ids.numel(), input_ids.shape[1])
-            states = [
-                range(start + len(item.row.prompt_ids) - 1, start + item.length)
-                for start, item in zip(starts, items, strict=True)
-            ]
-            yield [item.number for item in items], last_hidden_states(model, input_ids).flatten(0, 1), states
+            firsts = [len(item.row.prompt_ids) - 1 for item in items]
+            yield Pass.padded(items, last_hidden_states(model, input_ids), firsts)
 
-    def _image_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Passes:
+    def _image_passes(self, model: PreTrainedModel, pending: Sequence[Pending]) -> Iterator[Pass]:
         """[`_passes`] of rows whose prompts have images: each prompt once, for all of its completions."""
         for members in by_prompt(pending):
             prompt_ids, images = members[0].row.prompt_ids, members[0].row.images
@@ -280,15 +307,12 @@ class FrozenScorer:
                 if not self._shares_image_prompts:
                     for item in members:
                         hidden_states = whole_row_states(model, prompt_ids, images, item.tokens)
-                        yield [item.number], hidden_states, [range(len(prompt_ids) - 1, len(hidden_states))]
+                        yield Pass.padded([item], hidden_states[None], [len(prompt_ids) - 1])
                     continue
                 prompt = ImagePrompt(model, prompt_ids, images)
                 for batch in plan_batches([item.length for item in members], self.max_tokens_per_batch):
                     items = [members[k] for k in batch]
-                    hidden_states = prompt.states([item.tokens for item in items])  # (B, T + 1, D)
-                    starts = range(0, hidden_states.shape[0] * hidden_states.shape[1], hidden_states.shape[1])
-                    states = [range(s, s + len(item.tokens) + 1) for s, item in zip(starts, items, strict=True)]
-                    yield [item.number for item in items], hidden_states.flatten(0, 1), states
+                    yield Pass.padded(items, prompt.states([item.tokens for item in items]), [0] * len(items))
 
     def _check_images(
         self, model: PreTrainedModel, prompt_ids: Sequence[int], images: ImageInputs, tokens: Sequence[int]
@@ -304,8 +328,8 @@ class FrozenScorer:
         prompt = None if self._rules.whole else ImagePrompt(model, prompt_ids, images)
         if prompt is not None and prompt.is_repeatable:
             # With another completion beside it, and padding.
-            states = prompt.states([tokens[:3], tokens])
-            if not any(self._head_error(model, states[k, :n], expected[:n]) for k, n in ((0, 4), (1, len(expected)))):
+            pairs = zip(prompt.states([tokens[:3], tokens]), (expected[:4], expected), strict=True)
+            if not any(self._head_error(model, states[: len(logits)], logits) for states, logits in pairs):
                 return True
         logger.info(
             "With %s, completions cannot continue from the cache of a prompt with images, so each one runs the prompt "
@@ -318,17 +342,16 @@ class FrozenScorer:
         self,
         model: PreTrainedModel,
         rows: Sequence[Rendered],
-        hidden_states: Tensor,
-        states: Sequence[Sequence[int]],
+        run: Pass,
         statistics: Callable[[Tensor, nn.Module, Tensor], HeadStatistics],
     ) -> HeadStatistics:
-        """The head's statistics of scored tokens, on the CPU."""
+        """The head's statistics of the rows' scored tokens and, if a row is not finished, after them; on the CPU."""
+        hidden_states = run.hidden_states
         read: list[tuple[int, int]] = []  # (position of the state, token)
-        for row, row_states in zip(rows, states, strict=True):
-            read += [(row_states[action], row.completion_ids[action]) for action in row.action_positions]
+        for row, states in zip(rows, run.states, strict=True):
+            read += [(states[action], row.completion_ids[action]) for action in row.action_positions]
             if not row.finished:
-                # The state after the last token, of which only the value is used: any token will do.
-                read.append((row_states[len(row.completion_ids)], 0))
+                read.append((states[len(row.completion_ids)], 0))  # only its value is used: any token will do
         positions = torch.tensor([position for position, _ in read], dtype=torch.long, device=hidden_states.device)
         token_ids = torch.tensor([token for _, token in read], dtype=torch.long)
         head = model.get_output_embeddings()
@@ -383,3 +406,16 @@ class FrozenScorer:
         tolerance = (1e-4 if exact else 0.02) * max(1.0, reference.abs().max().item())
         error = errors.max().item()
         return error if math.isfinite(error) and error > tolerance else 0.0
+
+
+def _split(rows: Sequence[Rendered], columns: HeadStatistics) -> Iterator[dict[str, Tensor | None]]:
+    """Tensors of [`TokenStats`] per row, from the result of [`FrozenScorer._read`]."""
+    sizes = [len(row.action_positions) + (not row.finished) for row in rows]
+    pieces = [[None] * len(rows) if column is None else column.split(sizes) for column in columns]
+    for row, *parts in zip(rows, *pieces, strict=True):
+        named = dict(zip(columns._fields, parts, strict=True))
+        own = {name: None if part is None else part[: len(row.action_positions)] for name, part in named.items()}
+        # The terminal state has no value: only then does the sum of rewards telescope to the outcome (eq. 12 of
+        # https://huggingface.co/papers/2506.23235).
+        values = named["soft_values"]
+        yield {**own, "soft_values": torch.cat([values, torch.zeros(1)]) if row.finished else values}

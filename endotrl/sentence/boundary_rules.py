@@ -146,9 +146,7 @@ class RuleSegmenter:
 
 
 def _protected_spans(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """
-    Spans, by their start, in which no sentence ends; and those of fenced code blocks, with the whitespace after them.
-    """
+    """Spans in which no sentence ends, in order; and those of fenced code blocks, with the whitespace after them."""
     spans: list[tuple[int, int]] = []
     fences: list[tuple[int, int]] = []
     searched: dict[str, int] = {}  # closing of a formula -> there is none before this position

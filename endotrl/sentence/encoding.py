@@ -83,9 +83,7 @@ class SentenceEncoder:
         completion_ids: TokenIds | None = None,
         policy_rows: Sequence[PolicyRow] | None = None,
     ) -> list[EncodedResponse]:
-        """
-        Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and exceptions.
-        """
+        """Encodes a batch; see [`~endotrl.rendering.renderer.Renderer.render`] for the arguments and exceptions."""
         rows = self._renderer.render(prompts, completions, completion_ids, policy_rows=policy_rows)
         return [self._encode(number, row) for number, row in enumerate(rows)]
 

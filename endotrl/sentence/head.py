@@ -67,15 +67,9 @@ def rotate(vectors: Tensor, theta: float = 10_000.0) -> Tensor:
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor, theta: float = 10_000.0) -> Tensor:
     r"""
-    Weights of the sentences, of shape `(batch_size, N)`, by attention from the last one $N$ to all, 0 where `mask` is
-    `False` (https://huggingface.co/papers/2503.04793):
-
-    $$
-    a = \mathrm{softmax}_i \left( \mathrm{RoPE}_N(q_N) \cdot \mathrm{RoPE}_i(k_i) / \sqrt{d} \right)
-    $$
-
-    Queries $W_q h_i$ and keys $W_k h_i$ have shape `(batch_size, N, d)`; `theta` is the base of the rotary angles, see
-    [`rotate`].
+    Weights $a$ of the sentences, of shape `(batch_size, N)`, by attention from the last one to all, 0 where `mask` is
+    `False`: see [`SentenceRewardModel`]. Queries $W_q h_i$ and keys $W_k h_i$ have shape `(batch_size, N, d)`; `theta`
+    is the base of the rotary angles, see [`rotate`].
     """
     queries, keys = rotate(queries, theta), rotate(keys, theta)
     last = mask.sum(dim=-1) - 1  # (B,)

@@ -63,9 +63,7 @@ class SatSegmenter:
 
 
 def load_segmenter(name: str) -> Segmenter:
-    """
-    Makes a segmenter by name: `"rules"` for [`RuleSegmenter`]; else the name (`"sat-3l"`) or the path of a SaT model.
-    """
+    """Makes a segmenter by name: `"rules"` for [`RuleSegmenter`]; else the name or the path of a SaT model."""
     if name == "custom":
         raise ValueError(
             "The reward model was trained with a segmenter that was passed as an object, so it cannot be loaded by "

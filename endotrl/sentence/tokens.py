@@ -39,8 +39,7 @@ def find_sentences(
     """
     text, offsets = decode_with_offsets(tokenizer, ids)
     special = special_token_ids(tokenizer)
-    spans: list[tuple[int, int]] = []
-    ends: list[int] = []
+    spans: dict[int, tuple[int, int]] = {}  # of each sentence, by the position of its last token
     for first, last in _runs(range(len(ids)) if positions is None else positions):
         end = last  # of the text: special tokens that follow belong to the last sentence
         while end >= first and ids[end] in special:
@@ -49,21 +48,16 @@ def find_sentences(
         run_text = text[run_start : offsets[end][1]] if end >= first else ""
         found = segmenter(run_text)
         check_tiling(run_text, found)
-        run_spans = [(a + run_start, b + run_start) for a, b in found]
-        tokens = last_tokens(text, run_spans, offsets[first : end + 1]) if run_spans else []
-        if not run_spans and ends:  # nothing but special tokens after a tool's turn
-            spans[-1], ends[-1] = (spans[-1][0], run_end), last
-            continue
+        starts, stops = [start + run_start for start, _ in found], [stop + run_start for _, stop in found]
+        if not found:  # nothing but special tokens: of the sentence before a tool's turn, if there is one
+            starts, stops = [spans.popitem()[1][0] if spans else run_start], [run_end]
+        ends = last_tokens(text, list(zip(starts, stops, strict=True)), offsets[first : end + 1]) if found else []
         # Everything up to the end of the run belongs to its last sentence.
-        run_spans[-1:] = [(run_spans[-1][0] if run_spans else run_start, run_end)]
-        tokens[-1:] = [last - first]
-        for span, token in zip(run_spans, tokens, strict=True):
-            if ends and first + token == ends[-1]:  # one token writes both
-                spans[-1] = (spans[-1][0], span[1])
-            else:
-                spans.append(span)
-                ends.append(first + token)
-    return SentenceTokens(text, spans, ends)
+        stops[-1:], ends[-1:] = [run_end], [last - first]
+        for start, stop, token in zip(starts, stops, ends, strict=True):
+            # Two sentences that end with the same token are one.
+            spans[first + token] = (spans.get(first + token, (start, stop))[0], stop)
+    return SentenceTokens(text, list(spans.values()), list(spans))
 
 
 def last_tokens(text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:

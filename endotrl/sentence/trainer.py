@@ -25,7 +25,7 @@ from .frozen_layers import FrozenLayers
 from .modeling import SentenceRewardModel, new_modules
 from .preferences import DataCollatorForSentencePreference, PairEncoder
 from .segmentation import Segmenter
-from .trainer_config import SentenceRewardTrainerConfig
+from .trainer_config import ADAPTER_TASK, SentenceRewardTrainerConfig
 
 
 logger = logging.getLogger(__name__)
@@ -139,8 +139,8 @@ class SentenceRewardTrainer(RewardTrainer):
                     f"`peft_config` is a {type(peft_config).__name__}, but prompt learning methods, which add virtual "
                     "tokens, are not supported. Use an adapter of weights, such as `LoraConfig()`."
                 )
-            if peft_config.task_type == "CAUSAL_LM":  # TRL's default, for models with a language modeling head
-                peft_config.task_type = "TOKEN_CLS"
+            if peft_config.task_type == "CAUSAL_LM":  # TRL's default
+                peft_config.task_type = ADAPTER_TASK
             peft_config.modules_to_save = list(dict.fromkeys([*(peft_config.modules_to_save or []), *new]))
             if peft_config.target_modules is None and not vars(peft_config).get("target_parameters"):
                 # PEFT looks up the type of the whole model, which it does not know. (IA)³ has no such table.

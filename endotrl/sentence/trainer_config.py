@@ -9,6 +9,9 @@ from trl import RewardConfig
 from ..field_help import with_help
 
 
+ADAPTER_TASK = "TOKEN_CLS"  # PEFT's task type for adapters of a reward model, which has no language modeling head
+
+
 @with_help
 @dataclass
 class SentenceRewardTrainerConfig(RewardConfig):

@@ -28,10 +28,7 @@ Config = TypeVar("Config", bound=GRPOConfig)
 class DenseRewardTrainer(GRPOTrainer, ABC):
     """
     Base class of [`DenseGRPOTrainer`] and [`PPOTrainer`], which differ in the computation of advantages from rewards:
-    `_compute_advantages`.
-
-    `reward_funcs` may be dense: a [`DenseReward`], or a function that returns a list of numbers per completion, one
-    for each token of `completion_ids`.
+    `_compute_advantages`. `reward_funcs` may be dense: see [`RewardRecorder`].
     """
 
     reward_funcs: list[Any]

@@ -186,26 +186,22 @@ class PPOConfig(GRPOConfig):
         ]:
             if not is_in_range:
                 raise ValueError(f"`{name}` is {getattr(self, name)}, but it must be {rule}.")
-        for is_given, problem in [
-            (
-                self.critic == "none" and self.truncation == "bootstrap",
+        if self.critic == "none" and self.truncation == "bootstrap":
+            raise ValueError(
                 "`truncation='bootstrap'` needs a critic, which estimates the value of the state where a completion "
-                "was truncated, but `critic='none'`. Use `truncation='terminal'`, or a critic.",
-            ),
-            (
-                self.critic != "value_head" and not self.detach_value,
+                "was truncated, but `critic='none'`. Use `truncation='terminal'`, or a critic."
+            )
+        if self.critic != "value_head" and not self.detach_value:
+            raise ValueError(
                 "`detach_value=False` trains the policy's trunk with the loss of its value head, but `critic` is "
-                f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`.",
-            ),
-            (
-                target is not None and self.beta == 0.0,
-                "`kl_target` multiplies `beta` by factors, but `beta` is 0. Set it to an initial value such as 0.01.",
-            ),
-            (
-                target is not None and self.kl_placement == "reward" and self.sync_ref_model,
+                f"{self.critic!r}. Remove `detach_value`, or use `critic='value_head'`."
+            )
+        if target is not None and self.beta == 0.0:
+            raise ValueError(
+                "`kl_target` multiplies `beta` by factors, but `beta` is 0. Set it to an initial value such as 0.01."
+            )
+        if target is not None and self.kl_placement == "reward" and self.sync_ref_model:
+            raise ValueError(
                 "`kl_target` is a KL divergence from the reference model, but `sync_ref_model=True` updates that "
-                "model. Use only one of them.",
-            ),
-        ]:
-            if is_given:
-                raise ValueError(problem)
+                "model. Use only one of them."
+            )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPO formulas besides TRL's and credit assignment: value loss, explained variance, adaptive KL coefficient."""
+"""PPO formulas besides TRL's and credit assignment: value loss, explained variance, KL and its coefficient."""
 
 import torch
 from torch import Tensor
@@ -31,6 +31,11 @@ def clipped_value_loss(
     clipped = torch.clamp(values, old_values - cliprange * scale, old_values + cliprange * scale)
     clipped_errors = ((clipped - targets) / scale).square()
     return 0.5 * torch.maximum(errors, clipped_errors), clipped_errors > errors
+
+
+def kl_k3(log_ratio: Tensor) -> Tensor:
+    """Estimator k3 of KL(p | q) from log p - log q of tokens sampled from p: http://joschu.net/blog/kl-approx.html"""
+    return torch.expm1(-log_ratio) + log_ratio
 
 
 def explained_variance(values: Tensor, targets: Tensor) -> float:

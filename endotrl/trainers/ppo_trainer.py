@@ -24,7 +24,7 @@ from ..rewards.endogenous import EndogenousReward
 from ..scoring.reference_pass import loss_mask, token_log_probs
 from .dense_reward_trainer import DenseRewardTrainer, checked_args
 from .ppo_config import FORMER_ARGUMENTS, PPOConfig, check_names
-from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance
+from .ppo_math import adapted_kl_coefficient, clipped_value_loss, explained_variance, kl_k3
 from .scored_batch import ScoredBatch
 from .setting_checks import check_token_credit, check_token_rewards, warn_of_constants
 from .value_head import (
@@ -193,9 +193,9 @@ class PPOTrainer(DenseRewardTrainer):
         mask = scored.mask & loss_mask(output) & scored.scorable[scored.local][:, None]  # (B, T)
         values, old_log_probs = self._values_and_log_probs(output)  # (B, T + 1), (B, T)
 
-        # The last token of each completion; 0 for one without tokens, which its mask excludes
-        lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1)  # (B,)
-        last = (lengths - 1).clamp(min=0)[:, None]
+        # Rewards of whole completions go to the last token; to token 0 if there is none, which the mask excludes.
+        ends = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1, keepdim=True)  # (B, 1)
+        last = (ends - 1).clamp(min=0)
         rewards = scored.weighted(scored.token_rewards).scatter_add(1, last, scored.weighted_outcomes[:, None])
         if self.beta != 0.0:
             log_ratio = torch.where(mask, old_log_probs - output["ref_per_token_logps"], 0.0)
@@ -204,31 +204,30 @@ class PPOTrainer(DenseRewardTrainer):
         _check_finite("rewards", rewards, mask)
         _check_finite("values", values[:, :-1], mask)
 
-        # A baseline of the returns to go
-        offset = scored.weighted(scored.state_values if args.soft_value_baseline else {})
+        # The critic predicts what the soft values leave of the returns.
+        soft_values = scored.weighted(scored.state_values if args.soft_value_baseline else {})
         final_values = None
         if args.truncation == "bootstrap":
             # After an EOS that is followed by what a tool wrote, there was no room for another turn.
-            ends = output["completion_mask"].sum(dim=1)  # (B,)
+            lengths = output["completion_mask"].sum(dim=1, keepdim=True)  # (B, 1)
             is_eos = torch.isin(output["completion_ids"], torch.tensor(self.eos_token_ids, device=mask.device))
-            finished = is_eos.gather(1, last)[:, 0] & (lengths == ends)
-            final_values = torch.where(finished, 0.0, values.gather(1, ends[:, None])[:, 0])
+            finished = is_eos.gather(1, last) & (ends == lengths)
+            final_values = torch.where(finished, 0.0, values.gather(1, lengths))[:, 0]
         values = values[:, :-1]
         advantages, returns = generalized_advantage_estimate(
-            rewards, offset + values, mask, args.gamma, args.lam, final_values
+            rewards, soft_values + values, mask, args.gamma, args.lam, final_values
         )
-        targets = torch.where(mask, returns - offset, 0.0)
-
+        targets = torch.where(mask, returns - soft_values, 0.0)
         all_targets = self._gather_masked(targets, mask)
         self._log_rollout(advantages, values, all_targets, mask)
         if self.beta != 0.0:
             self._log_and_adapt_kl(log_ratio, mask)
         if args.critic != "none":
-            output["old_values"] = torch.where(mask, values, 0.0)
-            output["value_targets"] = targets
-            output["value_mask"] = mask
-            root_mean_square = all_targets.square().mean().sqrt() if all_targets.numel() else targets.new_ones(())
-            output["value_scale"] = root_mean_square.clamp(min=1e-4) if args.scale_value_loss else targets.new_ones(())
+            scale = targets.new_ones(())
+            if args.scale_value_loss and all_targets.numel():
+                scale = all_targets.square().mean().sqrt().clamp(min=1e-4)
+            output |= {"old_values": torch.where(mask, values, 0.0), "value_targets": targets}
+            output |= {"value_mask": mask, "value_scale": scale}
         if args.whiten_advantages:
             advantages = whiten(advantages, mask, self._gather_masked(advantages, mask))
         return advantages
@@ -274,8 +273,7 @@ class PPOTrainer(DenseRewardTrainer):
     def _log_and_adapt_kl(self, log_ratio: Tensor, mask: Tensor) -> None:
         """`log_ratio` `(B, T)` is that of policy to reference, 0 where `mask` is `False`."""
         args, metrics = self.args, self._metrics["train" if self.model.training else "eval"]
-        k3 = torch.expm1(-log_ratio) + log_ratio  # as in TRL's loss
-        stats = torch.stack([log_ratio.sum(), k3.sum(), mask.sum(), mask.any(dim=1).sum()])
+        stats = torch.stack([log_ratio.sum(), kl_k3(log_ratio).sum(), mask.sum(), mask.any(dim=1).sum()])
         total, total_k3, num_tokens, num_completions = self.accelerator.reduce(stats, reduction="sum").tolist()
         if num_completions == 0:
             return
@@ -299,22 +297,18 @@ class PPOTrainer(DenseRewardTrainer):
         finally:
             self.beta = beta
 
-        mask = loss_mask(inputs)
-        log_probs = recorder.log_probs.detach()
-        old_log_probs = inputs.get("old_per_token_logps")
-        log_ratio = torch.zeros_like(log_probs) if old_log_probs is None else log_probs - old_log_probs
-        # Estimator k3 of KL(old policy | policy): http://joschu.net/blog/kl-approx.html
-        approx_kl = torch.where(mask, torch.expm1(log_ratio) - log_ratio, 0.0)
         # Average number of tokens over all processes in a micro-batch: sums over one divided by it have the mean over
         # tokens as their mean over micro-batches. TRL's normalizer of `loss_type="dapo"`.
         num_items = inputs["num_items_in_batch"].clamp(min=1.0)
         if mode == "train":
             num_items = num_items / args.steps_per_generation
-        num_processes = self.accelerator.num_processes
         # Gradients are averaged over processes and summed over micro-batches.
+        num_processes = self.accelerator.num_processes
         scale = num_processes / accumulation_steps
+        log_probs, old_log_probs = recorder.log_probs.detach(), inputs.get("old_per_token_logps")
+        log_ratio = torch.zeros_like(log_probs) if old_log_probs is None else old_log_probs - log_probs
+        sums = {"ppo/approx_kl": torch.where(loss_mask(inputs), kl_k3(log_ratio), 0.0).sum()}  # of the old policy
         loss = policy_loss
-        sums = {"ppo/approx_kl": approx_kl.sum()}
         if args.critic != "none":
             value_mask = inputs["value_mask"]
             old = inputs["old_values"], inputs["value_targets"], inputs["value_scale"]
@@ -323,7 +317,6 @@ class PPOTrainer(DenseRewardTrainer):
             loss = policy_loss + args.vf_coef * value_loss / num_items * scale
             sums["ppo/value_loss"] = value_loss.detach()
             sums["ppo/value_clip_ratio"] = (clipped & value_mask).sum()
-
         sums["ppo/policy_loss"] = policy_loss.detach() * num_items * accumulation_steps / num_processes
         totals = self.accelerator.reduce(torch.stack([total.float() for total in sums.values()]), reduction="sum")
         for name, value in zip(sums, (totals / num_items).tolist(), strict=True):
@@ -382,45 +375,41 @@ def _check_arguments(
     if not isinstance(model, str) and is_peft_model(model):
         peft_config = model.active_peft_config
     has_critic, bootstrap = args.critic != "none", args.truncation == "bootstrap"
-    for is_given, problem in [
-        (
-            value_model is not None and args.critic != "value_model",
+    if value_model is not None and args.critic != "value_model":
+        raise ValueError(
             f"A `value_model` was given, but `critic` is {args.critic!r}, which does not use it. Set "
-            "`critic='value_model'` in `PPOConfig`, or remove `value_model`.",
-        ),
-        (
-            isinstance(value_model, PreTrainedModel) and value_model is model,
+            "`critic='value_model'` in `PPOConfig`, or remove `value_model`."
+        )
+    if isinstance(value_model, PreTrainedModel) and value_model is model:
+        raise ValueError(
             "`value_model` is the policy itself. Use `critic='value_head'` for a value head on the policy, or pass a "
-            "second instance.",
-        ),
-        (
-            args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning,
+            "second instance."
+        )
+    if args.critic == "value_model" and peft_config is not None and peft_config.is_prompt_learning:
+        raise ValueError(
             f"`peft_config` is a {type(peft_config).__name__}, but the value model does not read its virtual tokens. "
-            "Use `critic='value_head'`, or LoRA.",
-        ),
-        (
-            has_critic and any(part is not None for part in optimizers or ()),
+            "Use `critic='value_head'`, or LoRA."
+        )
+    if has_critic and any(part is not None for part in optimizers or ()):
+        raise ValueError(
             "`optimizers` was given, but it does not contain the critic's parameters, which the trainer creates. "
-            "Configure the optimizer in `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`.",
-        ),
-        (
-            has_critic and args.value_learning_rate is not None and has_one_learning_rate(args),
+            "Configure the optimizer in `PPOConfig` (`optim`, `learning_rate`, ...), or use `critic='none'`."
+        )
+    if has_critic and args.value_learning_rate is not None and has_one_learning_rate(args):
+        raise ValueError(
             "The `optimizer` in DeepSpeed's configuration has one learning rate for all parameters, but "
-            "`value_learning_rate` is set. Remove the `optimizer` there, or set `value_learning_rate=None`.",
-        ),
-        (
-            args.multi_objective_aggregation != "sum_then_normalize",
+            "`value_learning_rate` is set. Remove the `optimizer` there, or set `value_learning_rate=None`."
+        )
+    if args.multi_objective_aggregation != "sum_then_normalize":
+        raise ValueError(
             f"`multi_objective_aggregation` is {args.multi_objective_aggregation!r}, but PPO does not compare "
-            "completions with each other. Use 'sum_then_normalize' with `reward_weights`.",
-        ),
-        (
-            bootstrap and args.mask_truncated_completions,
+            "completions with each other. Use 'sum_then_normalize' with `reward_weights`."
+        )
+    if bootstrap and args.mask_truncated_completions:
+        raise ValueError(
             "`truncation='bootstrap'` estimates the return of truncated completions, but "
-            "`mask_truncated_completions=True` excludes them from the loss. Use only one of them.",
-        ),
-    ]:
-        if is_given:
-            raise ValueError(problem)
+            "`mask_truncated_completions=True` excludes them from the loss. Use only one of them."
+        )
     check_token_credit(args)
     check_token_rewards(rewards)
     for reward in rewards:

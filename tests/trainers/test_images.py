@@ -176,7 +176,7 @@ def test_a_policy_that_sees_and_a_reward_that_reads(paths, tiny_model_path, tmp_
     question = [{"role": "user", "content": "What is it?"}]
     policy = AutoProcessor.from_pretrained(paths["llava"]).tokenizer
     reward = EndogenousReward(tiny_model_path)
-    reward._prompts.know(PolicyTokens(policy))
+    reward._prompts.tokens = PolicyTokens(policy)
     assert scores == pytest.approx(reward([question] * 8, [""] * 8, ids), abs=1e-4)
 
 

@@ -14,7 +14,6 @@ from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizer
 
 from ...rendering.renderer import Rendered
 from ...scoring.forward_pass import exclusive
-from ...scoring.reference_pass import ReferenceRecorder
 from ...scoring.scorer import check_ids, equal_rows, row_stats
 from ...scoring.token_stats import TokenStats
 from ..names import eos_token_ids
@@ -59,9 +58,6 @@ class ServedModel:
             trainers (TRL 1.14 or newer) run other reward functions concurrently. `False` for OnlineDPO and for direct
             calls. Its other methods are not asynchronous.
 
-    Raises:
-        `ValueError`: If an address is invalid, or contains a password.
-
     Example:
     ```python
     >>> from endotrl import EndogenousReward, ServedModel
@@ -97,7 +93,6 @@ class ServedModel:
             raise ValueError(f"All URLs must name the same model after `#`, got {sorted(names)}.")
         self.model = names.pop() or None
         self.asynchronous = asynchronous
-        self.recorder: ReferenceRecorder | None = None
         self._settings = {"concurrency": concurrency, "timeout": timeout, "patience": patience}
         vars(self).update(DISCONNECTED)
 

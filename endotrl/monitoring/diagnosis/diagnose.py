@@ -65,9 +65,6 @@ def diagnose(path: str | Path, held_out: Sequence[str] | None = None) -> Diagnos
             Names of reward functions that are not trained on. By default, if the logged `reward` is that of one
             function, all others with values in $[0, 1]$.
 
-    Returns:
-        [`Diagnosis`].
-
     Raises:
         `FileNotFoundError`, `ValueError`, `ImportError`: See [`read_run`]; also if a name of `held_out` was not
         logged.

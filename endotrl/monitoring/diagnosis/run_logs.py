@@ -129,17 +129,8 @@ def _read_file(path: Path) -> Run:
 def _read_folder(folder: Path) -> Run:
     saved = list(checkpoints(folder).values())
     states = [path / STATE_FILE for path in (folder, *saved[-2:])]  # the last one may be incomplete
-    logs, notes = [[path] for path in states if path.is_file()], []
-    # A resumed run has several files: those of W&B share a name, those of TensorBoard a folder.
-    for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
-        by_run: dict[Any, list[Path]] = {}
-        files = {path.resolve() for path in folder.rglob(pattern)}  # `latest-run` is a link
-        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
-            by_run.setdefault(getattr(path, which), []).append(path)
-        logs += list(by_run.values())[:1]
-        if len(by_run) > 1:
-            older = counted(len(by_run) - 1, f"older {kind} run")
-            notes.append(f"Skipped {older} in the folder: to read another one, give its path")
+    tracked, notes = _tracked_runs(folder)
+    logs = [[path] for path in states if path.is_file()] + tracked
     is_explicit = bool(logs)
     if not is_explicit:  # data sets have these suffixes, too
         logs = [[path] for path in sorted(folder.iterdir()) if path.name.endswith((".jsonl", ".jsonl.gz"))]
@@ -168,6 +159,22 @@ def _read_folder(folder: Path) -> Run:
     found.completions = sorted(parquet.values(), key=lambda path: path.name)
     found.checkpoints = [path for path in saved or [folder] if any(path.glob("*.safetensors"))]
     return found
+
+
+def _tracked_runs(folder: Path) -> tuple[list[list[Path]], list[str]]:
+    """Files of the newest run of each tracker, newest first, and notes on older runs."""
+    newest, notes = [], []
+    # A resumed run has several files: those of W&B share a name, those of TensorBoard a folder.
+    for kind, pattern, which in (("W&B", "*.wandb", "name"), ("TensorBoard", "*tfevents*", "parent")):
+        by_run: dict[Any, list[Path]] = {}
+        files = {path.resolve() for path in folder.rglob(pattern)}  # `latest-run` is a link
+        for path in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True):
+            by_run.setdefault(getattr(path, which), []).append(path)
+        newest += list(by_run.values())[:1]
+        if len(by_run) > 1:
+            older = counted(len(by_run) - 1, f"older {kind} run")
+            notes.append(f"Skipped {older} in the folder: to read another one, give its path")
+    return newest, notes
 
 
 def _prepend(run: Run, earlier: Run) -> None:

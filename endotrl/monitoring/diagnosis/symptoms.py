@@ -23,8 +23,6 @@ from .run_logs import Run, evidence_of, tail, trend
 
 Level = Literal["failure", "warning", "note"]
 LEVELS = get_args(Level)
-# Key of the remedy, level; what is wrong, in a sentence; the numbers that show it; and the curves that do
-Answer = tuple[str, Level, str, str, list[str]]
 LR_KEYS = ("learning_rate", "lr")  # the second: TRL's PPO until 1.12
 ZERO_STD = "frac_reward_zero_std"
 CLIPPED = "completions/clipped_ratio"
@@ -148,15 +146,16 @@ def all_findings(run: Run) -> list[Finding]:
     """Findings of all checks: failures first, then warnings and notes, each in order of importance."""
     checks = [_not_finite, _learning_rate, _zero_gradient, _truncated, _equal_rewards, _unchanged_weights, _entropy]
     checks += [_kl_divergence, _reward_is_length, _collapse, _reward_alone, _not_learning, _gradient_explodes, _critic]
-    found = [
-        Finding(key.partition("/")[0], level, says, evidence, *CHANGES[key], curves)
-        for check in [*checks, _overfitting]
-        for key, level, says, evidence, curves in check(run)
-    ]
+    found = [finding for check in [*checks, _overfitting] for finding in check(run)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))
 
 
-def _not_finite(run: Run) -> Iterator[Answer]:
+def _finding(key: str, level: Level, says: str, evidence: str, *curves: str) -> Finding:
+    """A finding with its remedy and reference, which are in [`CHANGES`] under `key`."""
+    return Finding(key.partition("/")[0], level, says, evidence, *CHANGES[key], list(curves))
+
+
+def _not_finite(run: Run) -> Iterator[Finding]:
     for key in ("loss", "grad_norm", *REWARD_KEYS, "kl", "entropy"):
         points = run.series(key)
         bad = [step for step, value in points if not math.isfinite(value)]
@@ -170,15 +169,15 @@ def _not_finite(run: Run) -> Iterator[Answer]:
             says = "The reward functions return no reward." if always else "The reward functions no longer return one."
             says = says if lasting else "The reward functions return no reward at some steps."
             evidence += " TRL excludes completions for which every function returns `None`."
-            yield "not_finite/reward", level, says, evidence, [key]
+            yield _finding("not_finite/reward", level, says, evidence, key)
         elif lasting:
             says = f"`{key}` has become NaN or infinite: all later training is lost."
-            yield "not_finite", level, says, evidence, [key]
+            yield _finding("not_finite", level, says, evidence, key)
         elif len(bad) > 0.05 * len(points):
-            yield "not_finite", level, f"`{key}` is repeatedly NaN or infinite.", evidence, [key]
+            yield _finding("not_finite", level, f"`{key}` is repeatedly NaN or infinite.", evidence, key)
 
 
-def _learning_rate(run: Run) -> Iterator[Answer]:
+def _learning_rate(run: Run) -> Iterator[Finding]:
     points = run.series(*LR_KEYS)
     rates = [rate for _, rate in points]
     if len(rates) < 3:
@@ -187,18 +186,19 @@ def _learning_rate(run: Run) -> Iterator[Answer]:
     evidence = f"The learning rate was {first:.3g} at step {start:g} and is {last:.3g} at step {end:g}."
     zeros = rates.count(0)
     if not any(rates):
-        yield "learning_rate", "failure", "The learning rate is zero: nothing is trained.", evidence, [LR_KEYS[0]]
+        says = "The learning rate is zero: nothing is trained."
+        yield _finding("learning_rate", "failure", says, evidence, LR_KEYS[0])
     elif zeros > 0.2 * len(rates) and rates[-2:] == [0, 0]:
         says = f"The learning rate has been zero in {zeros} of {len(rates)} log entries."
-        yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
+        yield _finding("learning_rate", "warning", says, evidence, LR_KEYS[0])
     rising = len(rates) >= ENOUGH and all(a < b for a, b in pairwise(rates))
     if rising and (run.max_steps is None or end > 0.5 * run.max_steps):
         place = f" at step {end:g} of {run.max_steps}" if run.max_steps else ""
         says = f"The warm-up has not ended: the learning rate is still rising{place}."
-        yield "learning_rate", "warning", says, evidence, [LR_KEYS[0]]
+        yield _finding("learning_rate", "warning", says, evidence, LR_KEYS[0])
 
 
-def _zero_gradient(run: Run) -> Iterator[Answer]:
+def _zero_gradient(run: Run) -> Iterator[Finding]:
     norms = run.values("grad_norm")
     zeros, equal = norms.count(0), _all_equal(run)
     if len(norms) < 3 or zeros < 0.9 * len(norms) or equal >= 0.9 or _cut_off(run) >= 0.99:
@@ -206,19 +206,20 @@ def _zero_gradient(run: Run) -> Iterator[Answer]:
     differ = f", although the rewards differ in {1 - equal:.0%} of the groups" if run.series(ZERO_STD) else ""
     says = "The gradient is zero: no parameter is trained, whatever the curves show."
     evidence = f"`grad_norm` is 0 in {zeros} of {len(norms)} log entries{differ}."
-    yield "zero_gradient", "failure", says, evidence, ["grad_norm", *REWARD_KEYS]
+    yield _finding("zero_gradient", "failure", says, evidence, "grad_norm", *REWARD_KEYS)
 
 
-def _truncated(run: Run) -> Iterator[Answer]:
+def _truncated(run: Run) -> Iterator[Finding]:
     fraction = _cut_off(run)
     if fraction >= 0.5:
         share = "Nearly all" if fraction >= 0.9 else f"{fraction:.0%} of the"
         says = f"{share} completions are truncated at `max_completion_length`: the reward judges unfinished answers."
         evidence = f"`{CLIPPED}` was {run.values(CLIPPED)[0]:.2f} at first and is {fraction:.2f} at the end."
-        yield "truncated", "failure" if fraction >= 0.9 else "warning", says, evidence, [CLIPPED, LENGTH_KEYS[0]]
+        level: Level = "failure" if fraction >= 0.9 else "warning"
+        yield _finding("truncated", level, says, evidence, CLIPPED, LENGTH_KEYS[0])
 
 
-def _equal_rewards(run: Run) -> Iterator[Answer]:
+def _equal_rewards(run: Run) -> Iterator[Finding]:
     fractions, rewards, overall = run.values(ZERO_STD), run.values(*REWARD_KEYS), _all_equal(run)
     late = fmean(tail(fractions)) if len(fractions) >= 3 else overall
     if run.series(GROUPS_OF_ONE) or max(overall, late) < 0.5:
@@ -226,7 +227,7 @@ def _equal_rewards(run: Run) -> Iterator[Answer]:
     risen = len(rewards) >= ENOUGH and trend(rewards).z > 3
     level: Level = "warning"
     says = f"{max(overall, late):.0%} of the groups have equal rewards and do not contribute to training."
-    if overall >= 0.9 and not (risen and fmean(fractions[:3]) < 0.9):
+    if overall >= 0.9 and not (risen and fractions and fmean(fractions[:3]) < 0.9):
         level, says = "failure", "All completions of a group have the same reward: there is nothing to learn from."
     elif risen and late >= 0.5:
         level = "note"
@@ -234,16 +235,16 @@ def _equal_rewards(run: Run) -> Iterator[Answer]:
     measured = f"`{ZERO_STD}` is {overall:.2f} on average and {late:.2f} at the end"
     last = fmean(tail(rewards)) if rewards else math.nan
     evidence = f"{measured if fractions else '`reward_std` is 0 at every step'}; the mean reward is {last:.3g}."
-    yield "equal_rewards", level, says, evidence, [ZERO_STD, "reward_std", *REWARD_KEYS]
+    yield _finding("equal_rewards", level, says, evidence, ZERO_STD, "reward_std", *REWARD_KEYS)
 
 
-def _unchanged_weights(run: Run) -> Iterator[Answer]:
+def _unchanged_weights(run: Run) -> Iterator[Finding]:
     evidence, kl = _unchanged(run.checkpoints), run.values("kl") if run.series(*REWARD_KEYS) else []
     if evidence is None and len(kl) >= 5 and not any(kl[1:]):
         evidence = f"The KL divergence from the reference model is exactly 0 in all {len(kl)} log entries."
     if evidence is not None:
         says = "The weights do not change: training returns the initial model."
-        yield "unchanged_weights", "failure", says, evidence, ["kl", "grad_norm"]
+        yield _finding("unchanged_weights", "failure", says, evidence, "kl", "grad_norm")
 
 
 def _unchanged(checkpoints: Sequence[Path]) -> str | None:
@@ -260,7 +261,7 @@ def _unchanged(checkpoints: Sequence[Path]) -> str | None:
     return None
 
 
-def _entropy(run: Run) -> Iterator[Answer]:
+def _entropy(run: Run) -> Iterator[Finding]:
     key = run.first_logged(*ENTROPY_KEYS)
     values = run.values(key)
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # a model has little on what it has memorized
@@ -269,10 +270,11 @@ def _entropy(run: Run) -> Iterator[Answer]:
     if last < 0.1 * first and last < 0.05 * UNITS[key]:
         says = "The entropy has collapsed: the policy samples one answer only and no longer explores."
         evidence = f"The entropy was {first:.3g} nats at first and is {last:.3g} nats at the end."
-        yield "entropy", "failure" if last < ENTROPY_RATIO * first else "warning", says, evidence, [key, ZERO_STD]
+        level: Level = "failure" if last < ENTROPY_RATIO * first else "warning"
+        yield _finding("entropy", level, says, evidence, key, ZERO_STD)
 
 
-def _kl_divergence(run: Run) -> Iterator[Answer]:
+def _kl_divergence(run: Run) -> Iterator[Finding]:
     key = run.first_logged(*KL_KEYS)
     values, unit = run.values(key), UNITS[key]
     if len(values) < ENOUGH or not run.series(*REWARD_KEYS):  # KTO's `kl` is its baseline
@@ -284,19 +286,19 @@ def _kl_divergence(run: Run) -> Iterator[Answer]:
         per = "token" if unit == 1 else "completion"
         evidence = f"`{key}` is {last:.3g} nats per {per} at the end (median {median_high(values):.3g}, "
         evidence += f"maximum {max(values):.3g})."
-        yield "kl_divergence", "failure" if far else "warning", says, evidence, [key, *REWARD_KEYS]
+        yield _finding("kl_divergence", "failure" if far else "warning", says, evidence, key, *REWARD_KEYS)
 
 
-def _reward_is_length(run: Run) -> Iterator[Answer]:
+def _reward_is_length(run: Run) -> Iterator[Finding]:
     key, within = run.first_logged(*LENGTH_KEYS), run.values(LENGTH)
     lengths, found = run.values(key), fmean(tail(within)) if len(within) >= 3 else 0.0
     evidence = f"Within groups, the correlation between reward and length is {found:+.2f} at the end."
     # With completions alone it is the correlation with words, which is lower.
     if abs(found) <= LENGTH_CORRELATION and (not within or abs(found) >= 0.3):
         pairs = [(e[reward], e[key]) for e in run.steps for reward in REWARD_KEYS if {reward, key} <= e.keys()]
-        pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-        changes = [[after - before for before, after in pairwise(values)] for values in zip(*pairs, strict=True)]
-        if len(pairs) <= 2 * ENOUGH or any(len({*values}) < 2 for values in changes):
+        columns = zip(*(pair for pair in pairs if all(map(math.isfinite, pair))), strict=True)  # rewards, lengths
+        changes = [[after - before for before, after in pairwise(column)] for column in columns]
+        if not changes or len(changes[0]) < 2 * ENOUGH or any(len({*column}) < 2 for column in changes):
             return
         found = correlation(*changes)
         evidence = f"From step to step, the correlation between changes of reward and length is {found:+.2f}."
@@ -306,29 +308,28 @@ def _reward_is_length(run: Run) -> Iterator[Answer]:
     better = "longer" if found > 0 else "shorter"
     says = f"The reward measures mostly length: {better} completions score higher, whatever they say."
     evidence += f" The mean length is {ratio:.2f} times the initial one."
-    yield "reward_is_length", "warning" if 0.5 < ratio < 2 else "failure", says, evidence, [LENGTH, key, *REWARD_KEYS]
+    level: Level = "warning" if 0.5 < ratio < 2 else "failure"
+    yield _finding("reward_is_length", level, says, evidence, LENGTH, key, *REWARD_KEYS)
 
 
-def _collapse(run: Run) -> Iterator[Answer]:
-    detector, alarms, quiet, levels = Detector(held_out=run.held_out), [], 0, [0.0]
-    for entry in run.entries:
-        verdict = detector.update(entry)
-        levels += [] if verdict.level is None else [verdict.level]
-        quiet = 0 if verdict.alarm else quiet + any(key in entry for key in REWARD_KEYS)
-        alarms += [(entry["step"], verdict.alarm)] if verdict.alarm else []
+def _collapse(run: Run) -> Iterator[Finding]:
+    detector = Detector(held_out=run.held_out)
+    verdicts = [detector.update(entry) for entry in run.entries]
+    alarms = [(i, verdict.alarm) for i, verdict in enumerate(verdicts) if verdict.alarm]
     if not alarms:
         return
-    step, evidence = alarms[0]
+    step, evidence = run.entries[alarms[0][0]]["step"], alarms[0][1]
     level: Level = "failure"
     says = f"The run has been collapsing since step {step:g}: the reward does not fall, but the answers get worse."
-    levels = levels[1:] or levels
+    quiet = sum(any(key in entry for key in REWARD_KEYS) for entry in run.entries[alarms[-1][0] + 1 :])
+    levels = [verdict.level for verdict in verdicts if verdict.level is not None] or [0.0]
     if quiet >= WARMUP and levels[-1] >= (min(levels) + max(levels)) / 2:  # a level that stays low is not noise
         level, says = "warning", f"The run seemed to collapse at step {step:g}, but has recovered since."
     held_out = [f"rewards/{name}/mean" for name in run.held_out]
-    yield "collapse", level, says, evidence, [*held_out, HELD_OUT, *REWARD_KEYS, LENGTH_KEYS[0]]
+    yield _finding("collapse", level, says, evidence, *held_out, HELD_OUT, *REWARD_KEYS, LENGTH_KEYS[0])
 
 
-def _reward_alone(run: Run) -> Iterator[Answer]:
+def _reward_alone(run: Run) -> Iterator[Finding]:
     rewards = run.values(*REWARD_KEYS)
     if len(rewards) < ENOUGH or (risen := trend(rewards)).z < 5:
         return
@@ -344,7 +345,7 @@ def _reward_alone(run: Run) -> Iterator[Answer]:
             f"The reward went from {risen.first:.3g} to {risen.last:.3g} ({risen.z:+.0f} standard errors), `{key}` "
             f"from {moved.first:.3g} to {moved.last:.3g} ({moved.z:+.1f})."
         )
-        yield "reward_alone", "failure" if falls else "warning", says, evidence, [key, *REWARD_KEYS]
+        yield _finding("reward_alone", "failure" if falls else "warning", says, evidence, key, *REWARD_KEYS)
 
 
 def progress(run: Run) -> tuple[str, list[float], float]:
@@ -355,44 +356,45 @@ def progress(run: Run) -> tuple[str, list[float], float]:
     return key, values, -z if key == "loss" else z
 
 
-def _not_learning(run: Run) -> Iterator[Answer]:
+def _not_learning(run: Run) -> Iterator[Finding]:
     key, values, z = progress(run)
     if len(values) < 2 * ENOUGH:
         return
     change, window = trend(values), len(tail(values))
     sums = list(accumulate(values, initial=0.0))
-    best = (min if key == "loss" else max)((b - a) / window for a, b in zip(sums, sums[window:], strict=False))
-    loss = best - change.last
-    lost = abs(loss) > 0.5 * abs(best - change.first) and abs(evidence_of(values, loss, window, window)) > 5
-    if z > 2 and not lost:
+    means = [(after - before) / window for before, after in zip(sums, sums[window:], strict=False)]
+    best = min(means) if key == "loss" else max(means)
+    lost = best - change.last
+    loses = abs(lost) > 0.5 * abs(best - change.first) and abs(evidence_of(values, lost, window, window)) > 5
+    if z > 2 and not loses:
         return
     if z > -5 and key == "reward" and min(values) >= 0.98 and max(values) <= 1.0:
         return  # right from the beginning: covered by `equal_rewards`
-    what = "gets worse" if z < -5 else "has lost most of what it had gained" if lost else "does not improve"
+    what = "gets worse" if z < -5 else "has lost most of what it had gained" if loses else "does not improve"
     evidence = (
         f"`{key}` was {change.first:.4g} at first and is {change.last:.4g} in the last third "
         f"({change.z:+.1f} standard errors, {len(values)} log entries)."
     )
-    yield "not_learning", "failure" if z < -5 else "warning", f"{PROGRESS[key]} {what}.", evidence, [key]
+    yield _finding("not_learning", "failure" if z < -5 else "warning", f"{PROGRESS[key]} {what}.", evidence, key)
 
 
-def _gradient_explodes(run: Run) -> Iterator[Answer]:
+def _gradient_explodes(run: Run) -> Iterator[Finding]:
     norms = run.values("grad_norm")
     if len(norms) >= 2 * ENOUGH:
         first, last = median_high(norms[: len(norms) // 3]), median_high(tail(norms))
         if last > 20 * first > 0:
             evidence = f"The median of `grad_norm` was {first:.3g} in the first third and is {last:.3g} in the last."
-            yield "off_policy", "warning", "The gradient explodes.", evidence, ["grad_norm"]
+            yield _finding("off_policy", "warning", "The gradient explodes.", evidence, "grad_norm")
 
 
-def _critic(run: Run) -> Iterator[Answer]:
+def _critic(run: Run) -> Iterator[Finding]:
     values = run.values(key := "ppo/explained_variance")
     if len(values) >= 2 * ENOUGH and (last := median_high(tail(values))) <= 0:
         says = "The critic predicts returns worse than their mean does: the advantages are mostly noise."
-        yield "critic", "warning", says, f"The median of `{key}` is {last:.2f} in the last third.", [key]
+        yield _finding("critic", "warning", says, f"The median of `{key}` is {last:.2f} in the last third.", key)
 
 
-def _overfitting(run: Run) -> Iterator[Answer]:
+def _overfitting(run: Run) -> Iterator[Finding]:
     for key, sign in (("eval_loss", -1), ("eval_reward", 1), ("eval_rewards/accuracies", 1)):
         values = [sign * value for value in run.values(key)]
         if len(values) < 4 or (key == "eval_loss" and run.series(*REWARD_KEYS)):  # uninformative in RL
@@ -402,7 +404,7 @@ def _overfitting(run: Run) -> Iterator[Answer]:
             says = f"`{key}` has been getting worse: an earlier checkpoint was better."
             last = f"{sign * values[-2]:.4g} and {sign * values[-1]:.4g}"
             evidence = f"The best value was {sign * best:.4g}, the last two are {last}."
-            yield "overfitting", "warning", says, evidence, [key, key.removeprefix("eval_")]
+            yield _finding("overfitting", "warning", says, evidence, key, key.removeprefix("eval_"))
 
 
 def _all_equal(run: Run) -> float:

@@ -87,6 +87,8 @@ def test_what_is_no_fault(tmp_path: Path) -> None:
     assert levels(diagnosed(tmp_path, groups_of_one)) == {}
     converged = changed(zero=lambda t: min(1.0, 2 * t), reward=lambda t: min(1.0, 0.3 + t) + wobble())
     assert levels(diagnosed(tmp_path, converged)) == {"equal_rewards": "note"}
+    rises = [{"step": i, "reward": 0.1 * i, "reward_std": 0.0} for i in range(30)]  # without the fraction
+    assert levels(diagnosed(tmp_path, rises)) == {"equal_rewards": "failure"}
     (finding,) = diagnosed(tmp_path, changed(reward=lambda t: math.nan if t == 0.05 else t)).findings
     assert (finding.level, finding.says) == ("warning", "The reward functions return no reward at some steps.")
 
