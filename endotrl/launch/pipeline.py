@@ -40,8 +40,8 @@ from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
-from .data import Data, check_number, load_preferences, load_prompts
-from .preflight import check_settings, fit_lengths
+from .data import Data, check_number, fit_lengths, load_preferences, load_prompts
+from .preflight import check_settings
 from .reward_functions import make_reward_funcs
 
 
