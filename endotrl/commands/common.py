@@ -8,13 +8,19 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..checks import did_you_mean
 from ..reporting import counted, say
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
 from ..runs.processes import processes
+from ..runs.record import model_digest
 
+
+if TYPE_CHECKING:
+    from ..frozen.served import ServedModel
+    from ..score_file.rows import Reward
+    from ..scoring.scorer import Placement
 
 # Hidden size below which a model takes negligible time in any dtype, so that the CPU's speed is not measured.
 NARROW = 512
@@ -141,11 +147,17 @@ def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
         say(f"Using {args.dtype} on this CPU, as {reason}. Set --dtype to override this.")
 
 
-def resolved_dtype(args: argparse.Namespace) -> str:
-    """The dtype that `args.dtype` resolves to on this machine."""
+def identity(args: argparse.Namespace, model: "Placement | ServedModel | Reward") -> dict[str, Any]:
+    """Settings that identify the model of `--model`: its name, version and, unless it is on a server, dtype."""
     from ..frozen.own_copy import resolve_device, resolve_dtype
+    from ..frozen.served import ServedModel
 
-    return str(resolve_dtype(args.dtype, resolve_device(args.device))).removeprefix("torch.")
+    if isinstance(model, ServedModel):
+        return {"model": args.model, "model_version": model.version}
+    # The current meaning of the name and of "auto", which can differ after training or on another machine.
+    version = model_digest(model.config._name_or_path) or model.config._commit_hash
+    dtype = str(resolve_dtype(args.dtype, resolve_device(args.device))).removeprefix("torch.")
+    return {"model": args.model, "model_version": version, "dtype": dtype}
 
 
 def use_form(args: argparse.Namespace) -> str | None:

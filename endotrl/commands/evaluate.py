@@ -10,7 +10,6 @@ from itertools import count
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ..data.sources import STREAM, read_rows, text_only
@@ -33,19 +32,18 @@ from ..evaluation.scorers import (
     served_names,
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
-from ..frozen.names import load_processing_class, load_tokenizer, reads_images, resolve_model
+from ..frozen.names import load_processing_class, load_tokenizer, reads_images
 from ..frozen.placement import place
 from ..frozen.served import ServedModel, is_url
 from ..rendering.messages import Prompt
 from ..rendering.policy import ProcessingClass
-from ..reporting import counted, say, terminal_table, terminal_text, working
+from ..reporting import counted, say, terminal, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
-from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
-from .common import choose_dtype, counted_items, resolved_dtype
+from .common import choose_dtype, counted_items, identity
 
 
 LOADING = ("dtype", "device", "trust_remote_code")
@@ -130,8 +128,8 @@ def publish(
             log_evaluation(args.wandb, results, full_rows(results), [report, browser])
     if args.quiet:
         return
-    console = Console(highlight=False)
-    console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
+    console = terminal()
+    console.print(f"\n{terminal_text(results['verdict'], 1000)}\n", style="bold")
     headers, rows, left_out = terminal_rows(results, console.width)
     items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
     console.print(terminal_table(headers, rows, f"{results['title']}, {items}, {results['model']}"))
@@ -141,10 +139,10 @@ def publish(
     if len(results["differences"]) > 3:
         notes.append("About one in twenty comparisons shows a difference by chance alone.")
     for note in filter(None, notes):
-        console.print(note, markup=False)
+        console.print(note)
     if results.get("cut"):
         say(f"Truncated at the token limit: {counted(results['cut'], 'response')}.")
-    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths)), soft_wrap=True)
 
 
 def about_run(
@@ -237,16 +235,10 @@ def open_model(args: argparse.Namespace, *recorded: str) -> tuple[Placement | Se
     Places the frozen model without loading it (a served model is connected to); returns it with the settings that
     identify it. The dtype of an earlier run, in `recorded` settings, is kept.
     """
-    name = resolve_model(args.model)
     choose_dtype(args, *recorded)
-    placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
+    placement = place(args.model, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
     assert placement is not None
     if isinstance(placement, ServedModel):
         placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
-        return placement, {"model": args.model, "model_version": placement.version}
-    return placement, {
-        "model": args.model,
-        "model_version": model_digest(name) or placement.config._commit_hash,
-        "dtype": resolved_dtype(args),
-        **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
-    }
+    kwargs = {"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}
+    return placement, identity(args, placement) | kwargs

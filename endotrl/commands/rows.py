@@ -9,27 +9,25 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from .. import __version__
 from ..data.formats import ROW_FORMAT, images_of, message_text
 from ..data.sources import STREAM, Reader
 from ..frozen.names import load_config, load_tokenizer
-from ..frozen.served import ServedModel, is_url
-from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal_table
+from ..frozen.served import is_url
+from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.scored import heat_map_row
 from ..rewards.sentence import SentenceReward
 from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
-from ..score_file.output_files import model_digest, only_run_on
+from ..score_file.output_files import only_run_on
 from ..score_file.rows import Reward
 from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
 from ..sentence.configuration import SentenceRewardConfig
-from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, resolved_dtype, use_form
+from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, identity, use_form
 
 
 # Settings that sentence reward models have as well.
@@ -156,18 +154,13 @@ def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str
         device=args.device,
         trust_remote_code=args.trust_remote_code,
     )
-    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
-    if isinstance(model, ServedModel):
-        version = model.version
-    else:
-        # The current meaning of "auto" and of the name, which can differ on another machine or after training.
-        version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
-        settings["dtype"] = resolved_dtype(args)
-    return reward, {"model": args.model, "model_version": version, **settings}, by_sentence
+    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else reward
+    # The model first, as in earlier runs' files.
+    return reward, {"model": None, "model_version": None, **settings} | identity(args, model), by_sentence
 
 
 def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence: bool) -> None:
-    console = Console(stderr=output == STREAM, highlight=False)
+    console = terminal(stderr=output == STREAM)
     numbers = {"reward": "reward", "num_tokens": "tokens", "reward_per_token": "per token"}
     if by_sentence:
         del numbers["reward_per_token"]
@@ -178,10 +171,10 @@ def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence
     console.print()
     console.print(terminal_table(["line", *numbers.values(), "completion"], cells, "First rows"))
     for line in _summary_lines(report, output, "" if by_sentence else " nats"):
-        console.print(line, markup=False, soft_wrap=False)
+        console.print(line)
     for what, path in (("Rewards", output), ("Heat map", html)):
         if path not in (None, STREAM):
-            console.print(f"{what}: {path}", markup=False, soft_wrap=True)
+            console.print(f"{what}: {path}", soft_wrap=True)
 
 
 def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
@@ -258,7 +251,7 @@ def _sentence_row(example: Example) -> HeatMapRow:
 
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
-    console = Console(stderr=output == STREAM, highlight=False)
+    console = terminal(stderr=output == STREAM)
     rows = counted(counts.rows, "pair" if choice.kind == "pairs" else "row")
     lines = [f"{rows} from {counted(counts.prompts, 'prompt')} with {counted(counts.responses, 'response')}."]
     if choice.kind == "pairs":
@@ -272,6 +265,6 @@ def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | Non
         if labels := counts.labels.total():
             lines.append(f"{counts.labels['chosen'] / labels:.0%} of the pairs agree with the labels of the input.")
     lines.append(counts.why_not())
-    console.print("\n".join(filter(None, lines)), markup=False)
+    console.print("\n".join(filter(None, lines)))
     if output != STREAM:
-        console.print(f"Wrote {output} (scores for other choices: {output}.scores)", markup=False, soft_wrap=True)
+        console.print(f"Wrote {output} (scores for other choices: {output}.scores)", soft_wrap=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation.plots import as_png, pyplot
 from ..reporting import HeatMapRow, figure, heat_maps, page, settings_table, table
 from ..reporting.curves import BLUE, GREEN, ORANGE
+from ..reporting.plots import as_png, pyplot
 
 
 # Ways to get an answer; the last costs 16 answers per question.

@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
 from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, plain, settings_table, table
+from ..reporting.curves import BLUE, GREY
+from ..reporting.plots import as_png, label_rows, pyplot
 from ..rewards.residuals import split_name
 from ..rewards.scored import columns_of, pictures_of
 from .benchmarks.dsp import DOMAINS, NONE
@@ -20,7 +22,7 @@ from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
 from .items import Item
-from .plots import plot_metric
+from .results import CEILING, RIVALS
 from .run_folder import StatsCache
 from .scorers import make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
@@ -51,6 +53,25 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
         lead=lead,
         footer=f"{names} · {results['updated']} · {results['command']}",
     )
+
+
+def plot_metric(results: Mapping[str, Any]) -> bytes:
+    """Main metric per scorer with its interval, best on top; a dotted line at the best content-free scorer."""
+    metric, names = results["main_metric"], best_first(results)
+    fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
+    label_rows(axis, names)
+    for y, name in enumerate(names):
+        estimate, known = results["metrics"][name][metric], name in (*RIVALS, CEILING)
+        color = GREY if known else BLUE
+        if estimate["low"] is not None:
+            axis.plot([estimate["low"], estimate["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
+        axis.plot(estimate["value"], y, "s" if known else "o", color=color, markersize=5)
+    rival = next((name for name in names if name in RIVALS), None)
+    if rival is not None:
+        axis.axvline(value(results, rival, metric), color=GREY, linestyle=":", linewidth=1)
+    beside = "" if rival is None else f"; dotted: {rival}"
+    axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
+    return as_png(fig)
 
 
 def benchmark_sections(

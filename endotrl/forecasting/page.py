@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..evaluation.plots import as_png, pyplot
 from ..reporting import figure, number, page, plain, settings_table, table
 from ..reporting.curves import BLUE, COLORS, GREY
+from ..reporting.plots import as_png, pyplot
 from .summary import METRICS, MIN_ESS
 
 
