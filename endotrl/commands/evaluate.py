@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
             **evaluate(benchmark, items, names, records),
         }
         examples = examples_of(results, items)
-        sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
+        sections = benchmark_sections(results, items, examples, folder, tokenizer)
     about = f"How well rewards tell better responses from worse ones. {counted(len(items), 'item')}. {benchmark.paper}"
     publish(args, folder, settings, used, results, names, examples, about, sections)
 

@@ -71,10 +71,10 @@ class AnswerRun:
         with open_vllm(args, engine) as vllm:
             for name, count, temperature in passes:
                 sampler = Sampler(engine, args.max_new_tokens, temperature, args.top_p, vllm)
-                todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
                 answer = partial(self._answer, sampler, name, count)
-                done = len(self.questions) - len(todo)
-                in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet, done)
+                known = {key for key, seed in answers if seed == name}
+                path, title = self.folder.answers_path, f"Answering ({name})"
+                in_blocks(self.questions, known, path, answer, title, not args.quiet)
         self.answers = self.folder.read_answers()
 
     def _answer(self, sampler: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 from ..data.formats import message_text
 from ..reporting import counted, number
 from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
+from ..runs.jsonl import json_number
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.benchmark import Scores
 from .intervals import (
@@ -282,7 +283,4 @@ def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, flo
 
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Floats rounded, non-finite ones as `None`, as JSON has no NaN."""
-    return {
-        key: (round(value, DECIMALS) if math.isfinite(value) else None) if isinstance(value, float) else value
-        for key, value in values.items()
-    }
+    return {key: json_number(value, DECIMALS) if isinstance(value, float) else value for key, value in values.items()}

@@ -23,7 +23,7 @@ from .examples_page import Example
 from .forms import Form
 from .items import Item
 from .results import CEILING, RIVALS
-from .run_folder import StatsCache
+from .run_folder import RunFolder
 from .scorers import make_form, needs_model
 from .tables import best_first, few_items, full_rows, value
 
@@ -78,7 +78,7 @@ def benchmark_sections(
     results: Mapping[str, Any],
     items: Sequence[Item],
     examples: Sequence[Example],
-    stats: StatsCache,
+    folder: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
     """Sections of a benchmark: its own tables, length, calibration, and tokens of the first scorer's worst errors."""
@@ -87,7 +87,7 @@ def benchmark_sections(
         "Criterion by domain": _dsp(results) if results["benchmark"] == "dsp" else "",
         "Length": _length(results) if results["length"] else "",
         "Calibration": _calibration(results) if results["length"] else "",
-        "Most wrong": _most_wrong(results, items, examples, stats, tokenizer),
+        "Most wrong": _most_wrong(results, items, examples, folder, tokenizer),
     }
     return [(title, section) for title, section in sections.items() if section]
 
@@ -149,7 +149,7 @@ def _most_wrong(
     results: Mapping[str, Any],
     items: Sequence[Item],
     examples: Sequence[Example],
-    stats: StatsCache,
+    folder: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Markup:
     """Token contributions in the first scorer's worst errors: pairs, or solutions with a wrong step."""
@@ -160,7 +160,7 @@ def _most_wrong(
     rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
-        responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
+        responses, prompt, place = folder.load_stats(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
         if responses is None:  # scored by an earlier version
             continue
         if steps:

@@ -91,7 +91,8 @@ def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], li
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown table; numbers right-aligned."""
     sides = ["---" if any(isinstance(row[i], str) for row in rows) else "---:" for i in range(len(headers))]
-    first, *lines = [f"| {' | '.join(map(_cell, row))} |" for row in (headers, *rows)]
+    cells = [[markdown_text(cell_text(cell)).replace("|", "\\|") for cell in row] for row in (headers, *rows)]
+    first, *lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([first, f"|{'|'.join(sides)}|", *lines])
 
 
@@ -118,12 +119,6 @@ def markdown_page(results: Mapping[str, Any]) -> str:
 def _short(name: str) -> str:
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def _cell(cell: object) -> str:
-    if cell is None or isinstance(cell, float):
-        return number(cell)
-    return markdown_text(str(cell)).replace("|", "\\|")
 
 
 def markdown_text(text: str) -> str:

@@ -21,7 +21,7 @@ from ..rewards.residuals import RESIDUALS, ResidualFit, covariates_of
 from ..runs.files import write_json
 from ..runs.jsonl import append_lines, goes_on, read_log
 from ..runs.processes import processes, share
-from .rows import DECIMALS, Reward, Row, output_records, rows_of, score_rows
+from .rows import Reward, Row, finite, output_records, rows_of, score_rows
 
 
 Slopes = Mapping[str, Sequence[float]]
@@ -141,7 +141,7 @@ def take_out(residual: str, slopes: Slopes, row: Row, record: dict[str, Any]) ->
     if record["reward"] is not None:
         explained = zip(slopes[_domain(row)], _covariates(residual, row, record), strict=True)
         record["base_reward"] = record["reward"]
-        record["reward"] = round(record["reward"] - math.fsum(b * x for b, x in explained), DECIMALS) + 0.0
+        record["reward"] = finite(record["reward"] - math.fsum(b * x for b, x in explained))
 
 
 def _key(block: Sequence[Row]) -> str:
