@@ -51,8 +51,7 @@ LOADING = ("dtype", "device", "trust_remote_code")
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl eval BENCHMARK`."""
-    check_processes(args)
-    check_wandb(args.wandb)
+    check_run(args)
     benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
     with working(f"Reading {args.data or benchmark.name}", progress):
         items = load_items(benchmark, args.data, args.limit)
@@ -186,8 +185,9 @@ def load_processor(
     return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
 
 
-def check_processes(args: argparse.Namespace) -> None:
-    """Raises `ValueError` if several processes would share something that only one can use."""
+def check_run(args: argparse.Namespace) -> None:
+    """Raises `ValueError` if several processes would share what only one can use, or W&B cannot be logged to."""
+    check_wandb(getattr(args, "wandb", None))
     if processes().num_processes == 1:
         return
     if args.data == STREAM:

@@ -24,11 +24,10 @@ from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import counted, number, table
+from ..reporting import counted, number, paragraph, table
 from ..runs.processes import processes
-from ..runs.wandb_run import check_wandb
 from .common import counted_items
-from .evaluate import LOADING, check_processes, open_answering_model, open_model, open_vllm, publish
+from .evaluate import LOADING, check_run, open_answering_model, open_model, open_vllm, publish
 from .evaluate_options import BEST_OF_N_SCORERS
 
 
@@ -43,8 +42,7 @@ class AnswerRun:
     """Questions, the answering model, and its graded answers in a folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        check_processes(args)
-        check_wandb(args.wandb)
+        check_run(args)
         require_math_verify()
         self.args, self.seeds = args, [str(seed) for seed in args.seeds]
         if len(set(self.seeds)) < len(self.seeds):
@@ -217,7 +215,7 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
             asked = ""
     if not rows:
         text = "All scorers get the same questions right: for no question do their choices differ in correctness."
-        return title, Markup("<p>{}</p>").format(text)
+        return title, paragraph(text)
     caption = (
         f"Questions for which the choices differ in correctness ({min(differing, SHOWN_CHOICES)} of {differing}; all "
         "are in examples.html). ✓ right, ✗ wrong."

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import Table, markdown_table, markdown_text
-from ..reporting import counted, number, terminal, terminal_table, terminal_text, working
+from ..reporting import counted, interval_text, number, terminal, terminal_table, terminal_text, working
 from .common import counted_items
 
 
@@ -68,8 +68,8 @@ def comparison_rows(found: Mapping[str, Any]) -> Table:
     for row in found["rows"]:
         for letter, value, gap in zip(LETTERS[1:], row["values"][1:], row["differences"], strict=False):
             name = f"{row['metric']} of {letter}" if several else row["metric"]
-            low, high, change = (number(gap[key], sign=True) for key in ("low", "high", "value"))
-            rows.append([row["scorer"], name, row["values"][0], value, change, f"{low} to {high}", gap["verdict"]])
+            change, interval = number(gap["value"], sign=True), interval_text(gap["low"], gap["high"], sign=True)
+            rows.append([row["scorer"], name, row["values"][0], value, change, interval, gap["verdict"]])
     run = "run" if several else "B"
     return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 

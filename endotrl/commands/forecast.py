@@ -22,13 +22,13 @@ from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
-from .evaluate import about_run, check_processes, check_template, open_answering_model, open_vllm
+from .evaluate import about_run, check_run, check_template, open_answering_model, open_vllm
 from .evaluate_options import REWARD
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl forecast`."""
-    check_processes(args)
+    check_run(args)
     Reader(args.data)  # raises if there is nothing of that name
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)

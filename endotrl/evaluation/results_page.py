@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
-from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, plain, settings_table, table
+from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, paragraph, plain, settings_table, table
 from ..reporting.curves import BLUE, GREY
 from ..reporting.plots import as_png, label_rows, pyplot
 from ..rewards.residuals import split_name
@@ -107,7 +107,7 @@ def _rm_bench(results: Mapping[str, Any]) -> Markup:
     first = next(iter(results["metrics"]))
     caption = f"Wins of {first} by style of the better (row) and the worse (column) response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
-    return Markup("<p>{}</p>{}").format(about, wins)
+    return paragraph(about) + wins
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reporting import cell_text, counted, number
+from ..reporting import cell_text, counted, interval_text
 from .intervals import MIN_CLUSTERS
 from .results import ranked
 
@@ -35,16 +35,13 @@ def few_items(results: Mapping[str, Any]) -> str:
 
 def value(results: Mapping[str, Any], scorer: str, metric: str) -> float | None:
     """A metric of a scorer."""
-    estimate = results["metrics"][scorer].get(metric)
-    return None if estimate is None else estimate["value"]
+    return results["metrics"][scorer].get(metric, {}).get("value")
 
 
 def interval(results: Mapping[str, Any], scorer: str, metric: str) -> str:
     """Its 95% interval, as text."""
-    estimate = results["metrics"][scorer].get(metric)
-    if estimate is None or estimate["low"] is None:
-        return "–"
-    return f"{number(estimate['low'])} to {number(estimate['high'])}"
+    estimate = results["metrics"][scorer].get(metric, {})
+    return interval_text(estimate.get("low"), estimate.get("high"))
 
 
 def best_first(results: Mapping[str, Any]) -> list[str]:
