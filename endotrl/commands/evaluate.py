@@ -3,20 +3,17 @@
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
 
 from markupsafe import Markup
-from transformers import PreTrainedTokenizerBase
 
 from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import Example, examples_of, examples_page
-from ..evaluation.generation import vllm_engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
@@ -33,9 +30,7 @@ from ..evaluation.scorers import (
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
 from ..frozen.names import load_processing_class, load_tokenizer, reads_images
-from ..frozen.placement import place
-from ..frozen.served import ServedModel, is_url
-from ..rendering.messages import Prompt
+from ..frozen.served import ServedModel
 from ..rendering.policy import ProcessingClass
 from ..reporting import counted, say, terminal, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
@@ -43,10 +38,8 @@ from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
 from ..scoring.scorer import Placement
-from .common import choose_dtype, counted_items, identity
-
-
-LOADING = ("dtype", "device", "trust_remote_code")
+from .common import counted_items
+from .models import LOADING, check_template, open_model
 
 
 def run(args: argparse.Namespace) -> None:
@@ -196,49 +189,3 @@ def check_run(args: argparse.Namespace) -> None:
         raise ValueError(
             "--backend vllm needs a single process. To use several devices, set tensor_parallel_size in --vllm-kwargs."
         )
-
-
-def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-    """Raises `ValueError` for conversations if the tokenizer has no chat template."""
-    if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(
-            f"{args.data} has conversations, but the tokenizer of {args.model} has no chat template. Use a chat model."
-        )
-
-
-def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
-    """
-    Opens the engine of an answering model, for a run in a folder; returns it with the settings that identify the model
-    and its prompts. Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
-    """
-    if is_url(args.model):
-        raise ValueError(f"--model {args.model} is on a server, but answers need a local model. Pass a path or id.")
-    placement, settings = open_model(args, f"{args.output}/settings.json")
-    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
-    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    if chat and tokenizer.chat_template is None:
-        raise ValueError(f"--chat needs a chat template, but the tokenizer of {args.model} has none. Remove --chat.")
-    engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
-    return engine, {**settings, "chat": chat, "instruction": args.instruction}
-
-
-def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any] | None]:
-    """vLLM's engine for an answering model, with `--backend vllm`."""
-    if args.backend != "vllm":
-        return nullcontext()
-    settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
-    return vllm_engine(engine.placement.config._name_or_path, **settings)
-
-
-def open_model(args: argparse.Namespace, *recorded: str) -> tuple[Placement | ServedModel, dict[str, Any]]:
-    """
-    Places the frozen model without loading it (a served model is connected to); returns it with the settings that
-    identify it. The dtype of an earlier run, in `recorded` settings, is kept.
-    """
-    choose_dtype(args, *recorded)
-    placement = place(args.model, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
-    assert placement is not None
-    if isinstance(placement, ServedModel):
-        placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
-    kwargs = {"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}
-    return placement, identity(args, placement) | kwargs

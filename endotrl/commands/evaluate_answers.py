@@ -27,8 +27,9 @@ from ..rendering.messages import Prompt
 from ..reporting import counted, number, paragraph, table
 from ..runs.processes import processes
 from .common import counted_items
-from .evaluate import LOADING, check_run, open_answering_model, open_model, open_vllm, publish
+from .evaluate import check_run, publish
 from .evaluate_options import BEST_OF_N_SCORERS
+from .models import LOADING, open_answering_model, open_model, open_vllm
 
 
 SHOWN_CHOICES = 8

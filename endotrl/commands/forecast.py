@@ -22,8 +22,9 @@ from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
-from .evaluate import about_run, check_run, check_template, open_answering_model, open_vllm
+from .evaluate import about_run, check_run
 from .evaluate_options import REWARD
+from .models import check_template, open_answering_model, open_vllm
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,33 +7,24 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..data.formats import ROW_FORMAT, images_of, message_text
 from ..data.sources import STREAM, Reader
-from ..frozen.names import load_config, load_tokenizer
-from ..frozen.served import is_url
 from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.scored import heat_map_row
-from ..rewards.sentence import SentenceReward
-from ..rewards.settings import SETTINGS
 from ..runs.processes import processes
 from ..score_file.output_files import only_run_on
 from ..score_file.rows import Reward
 from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
-from ..sentence.configuration import SentenceRewardConfig
-from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, identity, use_form
+from .common import EXIT_FOUND, EXIT_OK, as_options, default_output
+from .models import make_reward, use_form
 
 
-# Settings that sentence reward models have as well.
-COMMON = {"max_tokens_per_batch", "dtype", "device", "trust_remote_code", "overlong_prompt", "chat_template_kwargs"}
-ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setting.absent and name not in COMMON]
-LATER = ("images", "model_init_kwargs", "correction")  # added after the first files of scores, which lack them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 HTML_ROWS = 50  # first rows shown on the page
 SHOWN_ERRORS = 20  # invalid rows reported on the terminal; the error file has all of them
@@ -124,39 +115,6 @@ def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Ca
             say("There are more invalid rows" + ("." if where is None else f"; {where} lists all of them."))
 
     return on_error
-
-
-def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
-    """Returns the reward, the settings that determine its numbers, and whether it is a sentence reward model's."""
-    choose_dtype(args, *recorded)
-    by_sentence = not is_url(args.model) and isinstance(
-        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
-    )
-    # Numbers depend on these, but not on batches and device, which may change when a run is resumed.
-    settings = {name: getattr(args, name) for name in ("chat_template_kwargs", "overlong_prompt", "dtype")}
-    values = {name: getattr(args, name) for name in ENDOGENOUS}
-    changed = {name for name, value in values.items() if value != SETTINGS[name].default}
-    if by_sentence and (given := [*(["form"] if args.form else []), *sorted(changed)]):
-        name = given[0].replace("_", "-")
-        raise ValueError(f"--{name} applies to the endogenous reward, not to sentence reward models. Remove it.")
-    if args.correction == "length":
-        raise ValueError(
-            "--correction length compares the completions of a training batch, but rows are scored one by one. "
-            "Remove it."
-        )
-    if not by_sentence:
-        settings = {name: v for name, v in values.items() if name in changed or name not in LATER} | settings
-    reward: Any = (SentenceReward if by_sentence else EndogenousReward)(
-        args.model,
-        None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
-        **settings,
-        max_tokens_per_batch=args.max_tokens_per_batch,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else reward
-    # The model first, as in earlier runs' files.
-    return reward, {"model": None, "model_version": None, **settings} | identity(args, model), by_sentence
 
 
 def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence: bool) -> None:

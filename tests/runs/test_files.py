@@ -54,7 +54,7 @@ def test_two_runs_in_one_output(tiny_model_path, tmp_path, monkeypatch, capsys):
         raise AssertionError("The checkpoint was read.")
 
     with monkeypatch.context() as patch, only_run_on(path):
-        patch.setattr("endotrl.commands.common.model_digest", read)
+        patch.setattr("endotrl.commands.models.model_digest", read)
         patch.setattr("endotrl.frozen.names.AutoConfig.from_pretrained", read)
         first = Output(path, Reader(tmp_path / "rows.jsonl"), {})
         first.check(2, overwrite=False)
