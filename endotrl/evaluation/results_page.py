@@ -25,7 +25,7 @@ from .items import Item
 from .results import CEILING, RIVALS
 from .run_folder import RunFolder
 from .scorers import make_form, needs_model
-from .tables import best_first, few_items, full_rows, value
+from .tables import best_first, full_rows, how_to_read, value
 
 
 NUM_EXAMPLES = 4
@@ -34,8 +34,7 @@ SHOWN_TOKENS = 160  # per response
 
 def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup | str]], about: str) -> str:
     """HTML report of a run: verdict, table and plot, differences, further `sections`, settings."""
-    note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
-    found = table(*full_rows(results), caption=note)
+    found = table(*full_rows(results), caption=how_to_read(results))
     if len(results["metrics"]) > 1 and find_spec("matplotlib"):
         found += figure(plot_metric(results), f"{results['main_metric']}; baselines in grey.")
     if results["statements"]:

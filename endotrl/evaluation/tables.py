@@ -27,6 +27,11 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
     return shown
 
 
+def how_to_read(results: Mapping[str, Any]) -> str:
+    """Note on ties and intervals below a table."""
+    return f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
+
+
 def few_items(results: Mapping[str, Any]) -> str:
     """Caveat on intervals from few items: if all are right, bootstrap resamples are, too."""
     count = len({unit["cluster"] for unit in results["units"]})
@@ -97,10 +102,8 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     """Markdown page: the table, with notes on how to read it."""
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    note = (
-        f"{counted(results['num_items'], 'item')}, {counted(results['tokens'], 'token')}, {results['seconds']:.0f} s. "
-        f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
-    )
+    numbers = f"{counted(results['num_items'], 'item')}, {counted(results['tokens'], 'token')}"
+    note = f"{numbers}, {results['seconds']:.0f} s. {how_to_read(results)}"
     blocks = [
         f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
         f"**{markdown_text(results['verdict'])}**",

@@ -49,6 +49,9 @@ class Row:
         return {"line": self.line, **({} if self.response is None else {"response": self.response}), **self.extra}
 
 
+Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
+
+
 def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> list[Row]:
     """The responses of an input row; a problem is reported in `error`, and never raised."""
     try:

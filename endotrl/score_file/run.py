@@ -16,9 +16,10 @@ from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
 from ..runs.processes import processes
+from .by_prompt import Slopes, fit_slopes, take_out
 from .output_files import Output, Tally, only_run_on
 from .rows import Reward, Row, output_records, score_rows
-from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, take_out
+from .sharded import ShardedScores, read_responses
 
 
 @dataclass(frozen=True)
