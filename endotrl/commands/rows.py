@@ -15,8 +15,8 @@ from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, setti
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.scored import heat_map_row
+from ..runs.files import only_run_on
 from ..runs.processes import processes
-from ..score_file.output_files import only_run_on
 from ..score_file.rows import Reward
 from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts

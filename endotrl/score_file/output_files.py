@@ -12,39 +12,13 @@ from typing import Any
 
 from ..data.sources import STREAM, Reader
 from ..reporting import counted
-from ..runs.files import lock, write_json
+from ..runs.files import write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
 from ..runs.record import now, versions
 from .rows import TOKEN_KEYS, Row
 
 
 HEAD = 10  # first rows kept by a tally
-
-
-@contextmanager
-def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]:
-    """Context that only one run can enter with this output, except standard output. It must not be the `source`."""
-    path, source = Path(path), Path(source)
-    if str(path) == STREAM:
-        yield
-        return
-    if path.exists() and source.exists() and path.samefile(source):
-        raise ValueError(f"The output would overwrite the input {source}. Choose another output.")
-    if not path.parent.is_dir():
-        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Create it first.")
-    lock_path = Path(f"{path}.lock")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        held = lock(lock_path, f"Another run is writing {path}. Wait until it has finished, or choose another output.")
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
-        yield
-    finally:
-        if held.is_locked:  # otherwise another run may hold it, on a file system without locks
-            lock_path.unlink(missing_ok=True)
-        held.release()
 
 
 class Tally:

@@ -15,9 +15,10 @@ from ..checks import check_choice
 from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..rewards.residuals import RESIDUALS
+from ..runs.files import only_run_on
 from ..runs.processes import processes
 from .by_prompt import Slopes, fit_slopes, take_out
-from .output_files import Output, Tally, only_run_on
+from .output_files import Output, Tally
 from .rows import Reward, Row, output_records, score_rows
 from .sharded import ShardedScores, read_responses
 

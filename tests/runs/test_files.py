@@ -16,9 +16,9 @@ from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
-from endotrl.runs.files import lock_folder
+from endotrl.runs.files import lock_folder, only_run_on
 from endotrl.runs.jsonl import append_lines
-from endotrl.score_file.output_files import Output, Tally, only_run_on
+from endotrl.score_file.output_files import Output, Tally
 
 
 LINES = [json.dumps({"prompt": f"{i} + {i} =", "completion": f" {2 * i} 😀"}, ensure_ascii=False) for i in range(6)]
