@@ -74,7 +74,7 @@ def option_type(
 json_object = option_type(*READERS[JSON])
 COUNT: dict[str, Any] = {"metavar": "N", "type": option_type(*READERS[int])}
 positive_number = option_type(float, "a number above 0", lambda n: 0.0 < n < math.inf)
-share = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
+fraction = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
 # Logits divided by less overflow to infinity.
 temperature = option_type(float, "a number of at least 0.01", lambda n: 0.01 <= n < math.inf)
 

@@ -22,7 +22,7 @@ from .questions import Question
 
 
 BLOCK = 16  # items processed and saved together
-Task = TypeVar("Task", Item, Question)
+Keyed = TypeVar("Keyed", Item, Question)  # identified by `key`
 
 
 class RunFolder:
@@ -125,14 +125,14 @@ def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool =
 
 
 def in_blocks(
-    items: Sequence[Task],
+    items: Sequence[Keyed],
     known: Container[str],  # keys of items that have a record of an earlier run
     path: Path | None,  # file of this process; without one, all items are processed here, and nothing is saved
-    make: Callable[[list[Task]], list[dict[str, Any]]],
+    make: Callable[[list[Keyed]], list[dict[str, Any]]],
     title: str,
     progress: bool,
     block_size: int = BLOCK,
-    size_of: Callable[[Task], int] = lambda item: 1,
+    size_of: Callable[[Keyed], int] = lambda item: 1,
 ) -> list[dict[str, Any]]:
     """
     Makes one record per other distinct item, with the `seconds` it took, appended to a file block by block. The

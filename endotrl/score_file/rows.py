@@ -3,14 +3,16 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from jinja2 import TemplateError
 
 from ..data.formats import about_this_row, images_of, responses_of
+from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.sentence import SentenceReward, SentenceScores
@@ -74,6 +76,11 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         Row(line, responses.prompt, completion, responses.extra, completion_ids=ids, response=name)
         for name, completion, ids in zip(responses.names, responses.completions, responses.completion_ids, strict=True)
     ]
+
+
+def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
+    """The responses of the first rows of an input."""
+    return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
 
 
 def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:

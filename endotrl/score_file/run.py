@@ -19,8 +19,8 @@ from ..runs.files import only_run_on
 from ..runs.processes import processes
 from .by_prompt import Slopes, fit_slopes, take_out
 from .output_files import Output, Tally
-from .rows import Reward, Row, output_records, score_rows
-from .sharded import ShardedScores, read_responses
+from .rows import Reward, Row, output_records, read_responses, score_rows
+from .sharded import ShardedScores
 
 
 @dataclass(frozen=True)

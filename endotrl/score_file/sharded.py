@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..data.sources import Reader
 from ..runs.files import write_json
 from ..runs.jsonl import append_lines, goes_on, read_log
 from ..runs.processes import processes, share
-from .rows import Reward, Row, Scored, output_records, rows_of, score_rows
+from .rows import Reward, Row, Scored, output_records, read_responses, score_rows
 
 
 @dataclass
@@ -99,11 +99,6 @@ class ShardedScores:
         for path in sorted(self.folder.glob("*.jsonl")):
             for place, record in read_log(path, ("block", "results"), mend=path == own):
                 self._places[record["block"]] = (path, place)
-
-
-def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
-    """The responses of the first rows of an input."""
-    return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
 
 
 def _key(block: Sequence[Row]) -> str:
