@@ -284,7 +284,8 @@ def _parquet_entries(path: Path) -> Iterator[_Entry]:
     try:
         with ParquetFile(path) as file:
             rows = (row for batch in file.iter_batches(256) for row in batch.to_pylist())
-            yield from _table_entries(rows)
+            for number, row in enumerate(rows, start=1):
+                yield _table_entry(number, row)
     except (pyarrow.ArrowException, OSError) as error:
         raise FormatError(f"{path}: cannot be read as Parquet: {str(error).strip().rstrip('.')}.") from error
 
@@ -300,14 +301,14 @@ def _hub_entries(hub: HubDataset) -> Iterator[_Entry]:
             f"{hub.name} (split {split}) is not a local file or folder, and cannot be loaded from the Hugging Face "
             f"hub: {error}. Without a network, pass a local file or folder as --data."
         ) from error
-    yield from _table_entries(rows)
-
-
-def _table_entries(rows: Iterable[dict[str, Any]]) -> Iterator[_Entry]:
-    """Rows of a table: dates as text, bytes and images as base64, without the nulls that pad messages."""
     for number, row in enumerate(rows, start=1):
-        raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
-        yield raw.encode(), f"row {number}", json.loads(raw)
+        yield _table_entry(number, row)
+
+
+def _table_entry(number: int, row: dict[str, Any]) -> _Entry:
+    """Row of a table: dates as text, bytes and images as base64, without the nulls that pad messages."""
+    raw = json.dumps({key: _without_nulls(value) for key, value in row.items()}, default=_as_json)
+    return raw.encode(), f"row {number}", json.loads(raw)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -41,14 +41,14 @@ class RunFolder:
         self.stats_path = self.folder / "token_stats"
         self._lock: BaseFileLock | None = None
 
-    def hold(self) -> None:
-        """Creates the folder, and locks it against other runs until this object is deleted."""
+    def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """
+        Creates the folder, or checks that its content was made with the same settings; and locks it against other runs
+        until this object is deleted.
+        """
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"--output {self.folder} must be a folder, but it is a file. Choose another path.")
         self._lock = lock_folder(self.folder, "--output")
-
-    def open(self, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Creates the folder, or checks that its content was made with the same settings."""
         if not overwrite:
             if goes_on(self.settings_path, settings):
                 return
@@ -57,7 +57,6 @@ class RunFolder:
                     f"{self.folder} contains scores, but no settings.json to say how they were made. Choose another "
                     "--output, or start over with --overwrite."
                 )
-        self.folder.mkdir(parents=True, exist_ok=True)
         for pattern in ("scores*.jsonl", "answers*.jsonl", "results.json"):
             for path in self.folder.glob(pattern):
                 path.unlink()
@@ -116,12 +115,11 @@ def _plain(value: Any) -> Any:
 def open_folder(path: str | Path, settings: Mapping[str, Any], overwrite: bool = False) -> RunFolder:
     """Folder of a run, which all processes of `accelerate launch` use once the main one has opened it."""
     state = processes()
+    folder = RunFolder(path, state.process_index)
     if state.is_main_process:
-        folder = RunFolder(path)
-        folder.hold()
         folder.open(settings, overwrite)
     state.wait_for_everyone()
-    return folder if state.is_main_process else RunFolder(path, state.process_index)
+    return folder
 
 
 def in_blocks(

@@ -25,6 +25,7 @@ SETTINGS = {"benchmark": "preference", "model": "tiny"}
 
 
 def run(folder, items, names, placement, engines=None):
+    folder = RunFolder(folder.folder)  # whose lock ends with it
     folder.open(SETTINGS)
 
     def make_engine():

@@ -112,7 +112,6 @@ def evaluate(model: str, folder: Path, *more: str) -> int:
 def test_two_evaluations_in_one_folder(tiny_model_path, tmp_path, capsys):
     """With `--overwrite` and other settings, the scores of both would stand in one file."""
     first = RunFolder(tmp_path / "run")
-    first.hold()
     first.open({"model": "another"})
     append_lines(first.scores_path, [{"key": "k", "tokens": [1], "cut": 0, "scores": {}, "seconds": 0.1}])
     before = first.scores_path.read_bytes()
