@@ -123,7 +123,7 @@ def write_report(
         **evaluate(BENCHMARKS["rm-bench"], items, names, records),
     }
     examples = examples_of(results, items)
-    sections = benchmark_sections(results, items, examples, folder.stats, engine.tokenizer)
+    sections = benchmark_sections(results, items, examples, folder, engine.tokenizer)
     folder.report_path.write_text(report_page(results, sections, "benchmark"), encoding="utf-8")
 
 

@@ -28,8 +28,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.measure import write_figures
 from endotrl import CollapseMonitor, EndogenousReward
-from endotrl.evaluation.plots import as_png, label_rows, pyplot
 from endotrl.reporting import terminal_table
+from endotrl.reporting.plots import as_png, label_rows, pyplot
 from endotrl.rewards import InformationGain
 from endotrl.tasks import arithmetic
 

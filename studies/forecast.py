@@ -35,10 +35,10 @@ from benchmarks.measure import describe_run, machine_line, markdown_table, write
 from endotrl import EndogenousReward, forecast
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.demo.parts import LORA
-from endotrl.evaluation.plots import as_png, pyplot
 from endotrl.frozen.names import resolve_model
 from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.reporting.curves import COLORS
+from endotrl.reporting.plots import as_png, pyplot
 from endotrl.runs.jsonl import append_lines, read_lines
 from endotrl.tasks import arithmetic, facts
 from studies.arithmetic_runs import plus_10

@@ -44,9 +44,9 @@ from benchmarks.measure import describe_run, machine_line, markdown_table, write
 from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward, PPOConfig, PPOTrainer
 from endotrl.demo.grpo_runs import generate_answers, load_model, train_with_grpo
 from endotrl.evaluation.generation import pass_at_k
-from endotrl.evaluation.plots import as_png, label_rows, pyplot
 from endotrl.reporting import quiet_libraries, terminal_table
 from endotrl.reporting.curves import GREY
+from endotrl.reporting.plots import as_png, label_rows, pyplot
 from endotrl.rewards import LengthReward, RandomReward
 from endotrl.runs.files import replace_text
 from endotrl.tasks import arithmetic

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import machine_line, markdown_table
-from endotrl.evaluation.plots import as_png, pyplot
+from endotrl.reporting.plots import as_png, pyplot
 
 from . import sentence_ablation
 from .sentence_layers import CENTERING, TRAINING

@@ -2,22 +2,17 @@
 """Shared parts of the commands: exit codes, option types, option groups and help."""
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any, NoReturn
 
 from ..checks import did_you_mean
-from ..reporting import counted, say
+from ..reporting import counted
 from ..rewards.settings import CRITERION, INIT_KWARGS, JSON, READERS, SETTINGS
-from ..runs.processes import processes
 
-
-# Hidden size below which a model takes negligible time in any dtype, so that the CPU's speed is not measured.
-NARROW = 512
 
 # EXIT_FOUND: rows that could not be scored, or a match of `diagnose --fail-on`.
 EXIT_OK, EXIT_FOUND, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -79,7 +74,7 @@ def option_type(
 json_object = option_type(*READERS[JSON])
 COUNT: dict[str, Any] = {"metavar": "N", "type": option_type(*READERS[int])}
 positive_number = option_type(float, "a number above 0", lambda n: 0.0 < n < math.inf)
-share = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
+fraction = option_type(float, "a number above 0 and at most 1", lambda n: 0.0 < n <= 1.0)
 # Logits divided by less overflow to infinity.
 temperature = option_type(float, "a number of at least 0.01", lambda n: 0.01 <= n < math.inf)
 
@@ -105,67 +100,6 @@ def as_options(message: object, args: argparse.Namespace) -> str:
         return " ".join([f"--{name.replace('_', '-')}", *([] if value in (None, "True") else [value.strip("\"'")])])
 
     return re.sub(r"`(\w+)(?:=([^`\s]+))?`", option, str(message))
-
-
-def choose_dtype(args: argparse.Namespace, *recorded: str | PurePath) -> None:
-    """
-    Replaces `"auto"` by a dtype for a model on a CPU: that of the run that is resumed, from the `recorded` JSON files,
-    or else the faster one on this CPU. `ValueError` if `--device` cannot be used.
-    """
-    import torch
-
-    from ..frozen.cpu_dtype import faster_dtype
-    from ..frozen.names import load_config
-    from ..frozen.served import is_url
-
-    if args.device is not None:
-        try:
-            torch.empty(0, device=args.device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    state, given = processes(), args.model_init_kwargs or {}
-    device = state.device if args.device is None else torch.device(args.device)
-    told = args.dtype != "auto" or {"dtype", "torch_dtype", "quantization_config"} & set(given)
-    if told or device.type != "cpu" or is_url(args.model):
-        return
-    for path in () if args.overwrite else map(Path, recorded):
-        with suppress(OSError, ValueError):  # missing, or damaged, which the run reports
-            settings = json.loads(path.read_bytes())
-            args.dtype = settings.get("settings", settings).get("dtype", "auto")
-            return
-    config = load_config(args.model, args.trust_remote_code, given.get("revision"))
-    if config.get_text_config().hidden_size < NARROW:
-        return
-    args.dtype, reason = faster_dtype()
-    if state.is_main_process and not args.quiet:
-        say(f"Using {args.dtype} on this CPU, as {reason}. Set --dtype to override this.")
-
-
-def resolved_dtype(args: argparse.Namespace) -> str:
-    """The dtype that `args.dtype` resolves to on this machine."""
-    from ..frozen.own_copy import resolve_device, resolve_dtype
-
-    return str(resolve_dtype(args.dtype, resolve_device(args.device))).removeprefix("torch.")
-
-
-def use_form(args: argparse.Namespace) -> str | None:
-    """Sets `token_reward` and `aggregate` from `--form`; returns the residual."""
-    from ..evaluation.forms import GAIN, Form
-    from ..rewards.residuals import split_name
-
-    if args.form is None:
-        return None
-    residual, base = split_name(args.form)
-    for name in ("token_reward", "aggregate", "discount"):
-        if getattr(args, name) != SETTINGS[name].default:
-            raise ValueError(f"--form {args.form} cannot be combined with --{name.replace('_', '-')}. Remove one.")
-    form = Form.parse(base)
-    if form.token == GAIN:
-        raise ValueError(f"--form {args.form} needs a second forward pass, which only `endotrl eval` makes.")
-    args.token_reward, args.aggregate = form.rule.token_reward, form.rule.aggregate
-    if form.rule.aggregate == "discounted":
-        args.discount = form.rule.discount
-    return residual
 
 
 def add_model(parser: Parser, what: str) -> None:

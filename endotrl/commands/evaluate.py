@@ -3,21 +3,17 @@
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
 
 from markupsafe import Markup
-from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from ..data.sources import STREAM, read_rows, text_only
 from ..evaluation.benchmarks import BENCHMARKS, Benchmark
 from ..evaluation.engine import Engine
 from ..evaluation.examples_page import Example, examples_of, examples_page
-from ..evaluation.generation import vllm_engine
 from ..evaluation.items import Item
 from ..evaluation.results import evaluate
 from ..evaluation.results_page import benchmark_sections, report_page
@@ -33,28 +29,22 @@ from ..evaluation.scorers import (
     served_names,
 )
 from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page, terminal_rows
-from ..frozen.names import load_processing_class, load_tokenizer, reads_images, resolve_model
-from ..frozen.placement import place
-from ..frozen.served import ServedModel, is_url
-from ..rendering.messages import Prompt
+from ..frozen.names import load_processing_class, load_tokenizer, reads_images
+from ..frozen.served import ServedModel
 from ..rendering.policy import ProcessingClass
-from ..reporting import counted, say, terminal_table, terminal_text, working
+from ..reporting import counted, say, terminal, terminal_table, terminal_text, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
 from ..runs.wandb_run import check_wandb, log_evaluation
-from ..score_file.output_files import model_digest
 from ..scoring.scorer import Placement
-from .common import choose_dtype, counted_items, resolved_dtype
-
-
-LOADING = ("dtype", "device", "trust_remote_code")
+from .common import counted_items
+from .models import LOADING, check_template, open_model
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl eval BENCHMARK`."""
-    check_processes(args)
-    check_wandb(args.wandb)
+    check_run(args)
     benchmark, progress = BENCHMARKS[args.benchmark], not args.quiet and processes().is_main_process
     with working(f"Reading {args.data or benchmark.name}", progress):
         items = load_items(benchmark, args.data, args.limit)
@@ -99,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
             **evaluate(benchmark, items, names, records),
         }
         examples = examples_of(results, items)
-        sections = benchmark_sections(results, items, examples, folder.stats, tokenizer)
+        sections = benchmark_sections(results, items, examples, folder, tokenizer)
     about = f"How well rewards tell better responses from worse ones. {counted(len(items), 'item')}. {benchmark.paper}"
     publish(args, folder, settings, used, results, names, examples, about, sections)
 
@@ -130,8 +120,8 @@ def publish(
             log_evaluation(args.wandb, results, full_rows(results), [report, browser])
     if args.quiet:
         return
-    console = Console(highlight=False)
-    console.print(f"\n{terminal_text(results['verdict'])}\n", markup=False, style="bold")
+    console = terminal()
+    console.print(f"\n{terminal_text(results['verdict'], 1000)}\n", style="bold")
     headers, rows, left_out = terminal_rows(results, console.width)
     items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
     console.print(terminal_table(headers, rows, f"{results['title']}, {items}, {results['model']}"))
@@ -141,10 +131,10 @@ def publish(
     if len(results["differences"]) > 3:
         notes.append("About one in twenty comparisons shows a difference by chance alone.")
     for note in filter(None, notes):
-        console.print(note, markup=False)
+        console.print(note)
     if results.get("cut"):
         say(f"Truncated at the token limit: {counted(results['cut'], 'response')}.")
-    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths)), soft_wrap=True)
 
 
 def about_run(
@@ -188,8 +178,9 @@ def load_processor(
     return load_processing_class(placement.config, args.trust_remote_code, args.tokenizer)
 
 
-def check_processes(args: argparse.Namespace) -> None:
-    """Raises `ValueError` if several processes would share something that only one can use."""
+def check_run(args: argparse.Namespace) -> None:
+    """Raises `ValueError` if several processes would share what only one can use, or W&B cannot be logged to."""
+    check_wandb(getattr(args, "wandb", None))
     if processes().num_processes == 1:
         return
     if args.data == STREAM:
@@ -198,55 +189,3 @@ def check_processes(args: argparse.Namespace) -> None:
         raise ValueError(
             "--backend vllm needs a single process. To use several devices, set tensor_parallel_size in --vllm-kwargs."
         )
-
-
-def check_template(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> None:
-    """Raises `ValueError` for conversations if the tokenizer has no chat template."""
-    if tokenizer.chat_template is None and any(not isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(
-            f"{args.data} has conversations, but the tokenizer of {args.model} has no chat template. Use a chat model."
-        )
-
-
-def open_answering_model(args: argparse.Namespace) -> tuple[Engine, dict[str, Any]]:
-    """
-    Opens the engine of an answering model, for a run in a folder; returns it with the settings that identify the model
-    and its prompts. Raises `ValueError` if it is on a server, or has no chat template for `--chat`.
-    """
-    if is_url(args.model):
-        raise ValueError(f"--model {args.model} is on a server, but answers need a local model. Pass a path or id.")
-    placement, settings = open_model(args, f"{args.output}/settings.json")
-    tokenizer = load_tokenizer(placement.config._name_or_path, args.trust_remote_code)
-    chat = tokenizer.chat_template is not None if args.chat is None else args.chat
-    if chat and tokenizer.chat_template is None:
-        raise ValueError(f"--chat needs a chat template, but the tokenizer of {args.model} has none. Remove --chat.")
-    engine = Engine(placement, tokenizer, chat, max_tokens_per_batch=args.max_tokens_per_batch)
-    return engine, {**settings, "chat": chat, "instruction": args.instruction}
-
-
-def open_vllm(args: argparse.Namespace, engine: Engine) -> AbstractContextManager[Callable[[], Any] | None]:
-    """vLLM's engine for an answering model, with `--backend vllm`."""
-    if args.backend != "vllm":
-        return nullcontext()
-    settings = {"dtype": args.dtype, "trust_remote_code": args.trust_remote_code, **(args.vllm_kwargs or {})}
-    return vllm_engine(engine.placement.config._name_or_path, **settings)
-
-
-def open_model(args: argparse.Namespace, *recorded: str) -> tuple[Placement | ServedModel, dict[str, Any]]:
-    """
-    Places the frozen model without loading it (a served model is connected to); returns it with the settings that
-    identify it. The dtype of an earlier run, in `recorded` settings, is kept.
-    """
-    name = resolve_model(args.model)
-    choose_dtype(args, *recorded)
-    placement = place(name, args.dtype, args.device, args.trust_remote_code, False, args.model_init_kwargs)
-    assert placement is not None
-    if isinstance(placement, ServedModel):
-        placement.connect(load_tokenizer(args.tokenizer or placement.tokenizer_name, args.trust_remote_code))
-        return placement, {"model": args.model, "model_version": placement.version}
-    return placement, {
-        "model": args.model,
-        "model_version": model_digest(name) or placement.config._commit_hash,
-        "dtype": resolved_dtype(args),
-        **({"model_init_kwargs": args.model_init_kwargs} if args.model_init_kwargs else {}),
-    }

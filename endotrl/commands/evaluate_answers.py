@@ -24,12 +24,12 @@ from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
 from ..grading import VERSION, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
-from ..reporting import counted, number, table
+from ..reporting import counted, number, paragraph, table
 from ..runs.processes import processes
-from ..runs.wandb_run import check_wandb
 from .common import counted_items
-from .evaluate import LOADING, check_processes, open_answering_model, open_model, open_vllm, publish
+from .evaluate import check_run, publish
 from .evaluate_options import BEST_OF_N_SCORERS
+from .models import LOADING, open_answering_model, open_model, open_vllm
 
 
 SHOWN_CHOICES = 8
@@ -43,8 +43,7 @@ class AnswerRun:
     """Questions, the answering model, and its graded answers in a folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        check_processes(args)
-        check_wandb(args.wandb)
+        check_run(args)
         require_math_verify()
         self.args, self.seeds = args, [str(seed) for seed in args.seeds]
         if len(set(self.seeds)) < len(self.seeds):
@@ -71,10 +70,10 @@ class AnswerRun:
         with open_vllm(args, engine) as vllm:
             for name, count, temperature in passes:
                 sampler = Sampler(engine, args.max_new_tokens, temperature, args.top_p, vllm)
-                todo = list({q.key: q for q in self.questions if (q.key, name) not in answers}.values())
                 answer = partial(self._answer, sampler, name, count)
-                done = len(self.questions) - len(todo)
-                in_blocks(todo, self.folder.answers_path, answer, f"Answering ({name})", not args.quiet, done)
+                known = {key for key, seed in answers if seed == name}
+                path, title = self.folder.answers_path, f"Answering ({name})"
+                in_blocks(self.questions, known, path, answer, title, not args.quiet)
         self.answers = self.folder.read_answers()
 
     def _answer(self, sampler: Sampler, name: str, count: int, block: Sequence[Question]) -> list[dict[str, Any]]:
@@ -217,7 +216,7 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
             asked = ""
     if not rows:
         text = "All scorers get the same questions right: for no question do their choices differ in correctness."
-        return title, Markup("<p>{}</p>").format(text)
+        return title, paragraph(text)
     caption = (
         f"Questions for which the choices differ in correctness ({min(differing, SHOWN_CHOICES)} of {differing}; all "
         "are in examples.html). ✓ right, ✗ wrong."

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import Table, markdown_table, markdown_text
-from ..reporting import counted, number, terminal_table, terminal_text, working
+from ..reporting import counted, interval_text, number, terminal, terminal_table, terminal_text, working
 from .common import counted_items
 
 
@@ -28,8 +26,8 @@ def run(args: argparse.Namespace) -> None:
     with working("Intervals"):
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
-    console = Console(highlight=False)
-    console.print(f"\n{found['verdict']}\n", markup=False, style="bold")
+    console = terminal()
+    console.print(f"\n{terminal_text(found['verdict'], 1000)}\n", style="bold")
     letters = LETTERS[: len(runs)]
     # In benchmarks, a cluster may contain several distinct items.
     distinct = found["num_clusters"] if "num_distinct" in runs[0] else found["num_units"]
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     if len(runs) > 2:
         console.print("▲ better than A, ▼ worse than A, beyond noise (95%).")
     for name, path, results in zip(letters, args.runs, runs, strict=True):
-        console.print(terminal_text(f"{name}: {path} ({results['model']})"), markup=False, soft_wrap=True)
+        console.print(terminal_text(f"{name}: {path} ({results['model']})"), soft_wrap=True)
     if found["left_out"]:
         console.print(f"Left out because not all runs have them: {counted(found['left_out'], 'item')}.")
     if args.markdown:
@@ -70,8 +68,8 @@ def comparison_rows(found: Mapping[str, Any]) -> Table:
     for row in found["rows"]:
         for letter, value, gap in zip(LETTERS[1:], row["values"][1:], row["differences"], strict=False):
             name = f"{row['metric']} of {letter}" if several else row["metric"]
-            low, high, change = (number(gap[key], sign=True) for key in ("low", "high", "value"))
-            rows.append([row["scorer"], name, row["values"][0], value, change, f"{low} to {high}", gap["verdict"]])
+            change, interval = number(gap["value"], sign=True), interval_text(gap["low"], gap["high"], sign=True)
+            rows.append([row["scorer"], name, row["values"][0], value, change, interval, gap["verdict"]])
     run = "run" if several else "B"
     return ["scorer", "metric", "A", run, f"{run}-A", "95% interval", "verdict"], rows
 

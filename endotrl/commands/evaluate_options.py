@@ -12,9 +12,9 @@ from .common import (
     add_command,
     add_model,
     add_reward_settings,
+    fraction,
     json_object,
     positive_number,
-    share,
     temperature,
 )
 
@@ -169,7 +169,7 @@ def _add_answers(parser: Parser, output: str) -> None:
     add("--samples", **COUNT, default=4, help="sampled answers per question and seed")
     add("--seeds", metavar="SEED", type=int, nargs="+", default=[0], help="sampling seeds")
     add("--temperature", type=temperature, default=1.0, help="sampling temperature")
-    add("--top-p", type=share, default=1.0, help="probability mass to keep in nucleus sampling")
+    add("--top-p", type=fraction, default=1.0, help="probability mass to keep in nucleus sampling")
     _add_generation(parser, 512, "Please reason step by step, and put your final answer within \\boxed{}.")
     _add_output(parser, output)
 

@@ -6,8 +6,6 @@ import sys
 from contextlib import ExitStack
 from typing import Any
 
-from rich.console import Console
-
 from ..data.sources import Reader
 from ..evaluation.generation import Sampler, loaded_placement
 from ..evaluation.questions import read_questions
@@ -19,19 +17,20 @@ from ..forecasting.policies import Objective
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from ..forecasting.summary import METRICS, MIN_ESS
 from ..grading import VERSION
-from ..reporting import terminal_table
+from ..reporting import terminal, terminal_table, terminal_text
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from .common import counted_items
-from .evaluate import about_run, check_processes, check_template, open_answering_model, open_vllm
+from .evaluate import about_run, check_run
 from .evaluate_options import REWARD
+from .models import check_template, open_answering_model, open_vllm
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs `endotrl forecast`."""
-    check_processes(args)
+    check_run(args)
     Reader(args.data)  # raises if there is nothing of that name
     objective = Objective(args.trainer, args.num_generations, args.scale_rewards)
     mixture, grader = Mixture.of(args.samples, args.temperatures), Grader(args.grader)
@@ -80,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _show(result: Forecast, title: str, paths: list[Any]) -> None:
-    console = Console(highlight=False)
-    console.print(f"\n{result.verdict}\n", markup=False, style="bold")
+    console = terminal()
+    console.print(f"\n{terminal_text(result.verdict, 1000)}\n", style="bold")
     short = {"truncated": "cut off", "agreement": "agree"}
     shown = [metric for metric in METRICS if metric != "reward"]  # 80 columns
     metrics = [short.get(metric, metric) for metric in shown]
@@ -94,4 +93,4 @@ def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     )
     rows = [[*values[: len(shown)], name] for name, *values in alternative_rows(result)]
     console.print(terminal_table([*metrics, "without training"], rows, decimals=2))
-    console.print("\n".join(map(str, paths)), markup=False, soft_wrap=True)
+    console.print("\n".join(map(str, paths)), soft_wrap=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..reporting import ignore_upstream_warnings, quiet_libraries, say, working
+from ..reporting import ignore_upstream_warnings, quiet_libraries, say, terminal, working
 from ..rewards.settings import SETTINGS
 from ..runs.processes import leave
 from .common import (
@@ -239,20 +239,18 @@ def _add_diagnose(commands: Any) -> None:
 
 def run_diagnose(args: argparse.Namespace) -> int:
     """Runs `endotrl diagnose`."""
-    from rich.console import Console
-
     from ..monitoring.diagnosis import diagnose
     from ..monitoring.diagnosis.report import print_diagnoses, report_page
     from ..runs.files import replace_text, write_json
 
-    diagnoses, console = [diagnose(run, args.held_out) for run in args.runs], Console(highlight=False)
+    diagnoses, console = [diagnose(run, args.held_out) for run in args.runs], terminal()
     print_diagnoses(diagnoses, console)
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "report.html", report_page(diagnoses))
         write_json(folder / "findings.json", {"runs": [diagnosis.to_dict() for diagnosis in diagnoses]})
-        console.print(f"Report: {folder / 'report.html'}", markup=False)
+        console.print(f"Report: {folder / 'report.html'}")
     grave = {"failure": ("failure",), "warning": ("failure", "warning", "unclear"), None: ()}[args.fail_on]
     return EXIT_FOUND if any(diagnosis.status in grave for diagnosis in diagnoses) else EXIT_OK
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from trl import DatasetMixtureConfig, GRPOConfig, ScriptArguments, get_peft_config
 
 from ..frozen.names import load_config
@@ -30,7 +29,7 @@ from ..planning.memory import (
     plan_memory,
     plan_time,
 )
-from ..reporting import counted, terminal_table, working
+from ..reporting import counted, terminal, terminal_table, working
 from ..sentence.trainer_config import ADAPTER_TASK, SentenceRewardTrainerConfig
 from ..shipped import SCHEME, local_path
 from ..trainers.dense_grpo_config import DenseGRPOConfig
@@ -183,14 +182,13 @@ def advice(recipe: Recipe, read: Callable[..., Recipe], hardware: Hardware) -> l
 def _show(
     recipe: Recipe, hardware: Hardware, plans: list[Plan], changes: list[tuple[str, Plan]], times: list[str]
 ) -> None:
-    console = Console(highlight=False)
+    console = terminal()
     size, work = recipe.size, recipe.work
     trained = "all" if size.trainable == size.parameters else f"{size.trainable / 1e6:,.1f} M"
     console.print(
         f"{recipe.name}: {size.parameters / 1e9:.2f} B parameters, {trained} trained; micro-batches of "
         f"{counted(work.micro_batch, 'sequence')} of {work.prompt_tokens} + {work.completion_tokens} tokens; "
         f"{counted(hardware.gpus, 'GPU')} of {hardware.gpu_memory / GIB:g} GiB (change with --gpus and --gpu-memory)",
-        markup=False,
     )
     parts = [field.name for field in fields(Plan) if field.name not in ("engine", "cpu_memory")]
     engines = [f"{plan.engine:>6}" for plan in plans]  # as wide as the numbers below
@@ -221,7 +219,7 @@ def _show(
             lines.append(f"  more GPUs, or larger ones: {gpus} of at least {need:.1f} GiB")
     for line in [*lines, *times]:
         # A command stays on one line, to be copied.
-        console.print(line, markup=False, soft_wrap=line.startswith("  "))
+        console.print(line, soft_wrap=line.startswith("  "))
 
 
 def time_lines(recipe: Recipe, args: argparse.Namespace) -> list[str]:

@@ -7,35 +7,24 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from .. import __version__
 from ..data.formats import ROW_FORMAT, images_of, message_text
 from ..data.sources import STREAM, Reader
-from ..frozen.names import load_config, load_tokenizer
-from ..frozen.served import ServedModel, is_url
-from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal_table
+from ..reporting import HeatMapRow, counted, heat_maps, number, page, say, settings_table, terminal, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.scored import heat_map_row
-from ..rewards.sentence import SentenceReward
-from ..rewards.settings import SETTINGS
+from ..runs.files import only_run_on
 from ..runs.processes import processes
-from ..score_file.output_files import model_digest, only_run_on
 from ..score_file.rows import Reward
 from ..score_file.run import Example, ScoreReport, score_file
 from ..selection.choose import Choice, Counts
 from ..selection.file import choose_from_file
-from ..sentence.configuration import SentenceRewardConfig
-from .common import EXIT_FOUND, EXIT_OK, as_options, choose_dtype, default_output, resolved_dtype, use_form
+from .common import EXIT_FOUND, EXIT_OK, as_options, default_output
+from .models import make_reward, use_form
 
 
-# Settings that sentence reward models have as well.
-COMMON = {"max_tokens_per_batch", "dtype", "device", "trust_remote_code", "overlong_prompt", "chat_template_kwargs"}
-ENDOGENOUS = [name for name, setting in SETTINGS.items() if "score" not in setting.absent and name not in COMMON]
-LATER = ("images", "model_init_kwargs", "correction")  # added after the first files of scores, which lack them
 SHOWN_SETTINGS = ("token_reward", "aggregate", "alpha", "gamma", "truncation", "criterion")  # on the page
 HTML_ROWS = 50  # first rows shown on the page
 SHOWN_ERRORS = 20  # invalid rows reported on the terminal; the error file has all of them
@@ -128,46 +117,8 @@ def errors_on_terminal(args: argparse.Namespace, where: str | None = None) -> Ca
     return on_error
 
 
-def make_reward(args: argparse.Namespace, *recorded: str) -> tuple[Any, dict[str, Any], bool]:
-    """Returns the reward, the settings that determine its numbers, and whether it is a sentence reward model's."""
-    choose_dtype(args, *recorded)
-    by_sentence = not is_url(args.model) and isinstance(
-        load_config(args.model, args.trust_remote_code), SentenceRewardConfig
-    )
-    # Numbers depend on these, but not on batches and device, which may change when a run is resumed.
-    settings = {name: getattr(args, name) for name in ("chat_template_kwargs", "overlong_prompt", "dtype")}
-    values = {name: getattr(args, name) for name in ENDOGENOUS}
-    changed = {name for name, value in values.items() if value != SETTINGS[name].default}
-    if by_sentence and (given := [*(["form"] if args.form else []), *sorted(changed)]):
-        name = given[0].replace("_", "-")
-        raise ValueError(f"--{name} applies to the endogenous reward, not to sentence reward models. Remove it.")
-    if args.correction == "length":
-        raise ValueError(
-            "--correction length compares the completions of a training batch, but rows are scored one by one. "
-            "Remove it."
-        )
-    if not by_sentence:
-        settings = {name: v for name, v in values.items() if name in changed or name not in LATER} | settings
-    reward: Any = (SentenceReward if by_sentence else EndogenousReward)(
-        args.model,
-        None if args.tokenizer is None else load_tokenizer(args.tokenizer, args.trust_remote_code),
-        **settings,
-        max_tokens_per_batch=args.max_tokens_per_batch,
-        device=args.device,
-        trust_remote_code=args.trust_remote_code,
-    )
-    model = reward.model if isinstance(reward, EndogenousReward) and reward.is_served else None
-    if isinstance(model, ServedModel):
-        version = model.version
-    else:
-        # The current meaning of "auto" and of the name, which can differ on another machine or after training.
-        version = model_digest(reward.config._name_or_path) or reward.config._commit_hash
-        settings["dtype"] = resolved_dtype(args)
-    return reward, {"model": args.model, "model_version": version, **settings}, by_sentence
-
-
 def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence: bool) -> None:
-    console = Console(stderr=output == STREAM, highlight=False)
+    console = terminal(stderr=output == STREAM)
     numbers = {"reward": "reward", "num_tokens": "tokens", "reward_per_token": "per token"}
     if by_sentence:
         del numbers["reward_per_token"]
@@ -178,10 +129,10 @@ def _show_report(report: ScoreReport, output: str, html: str | None, by_sentence
     console.print()
     console.print(terminal_table(["line", *numbers.values(), "completion"], cells, "First rows"))
     for line in _summary_lines(report, output, "" if by_sentence else " nats"):
-        console.print(line, markup=False, soft_wrap=False)
+        console.print(line)
     for what, path in (("Rewards", output), ("Heat map", html)):
         if path not in (None, STREAM):
-            console.print(f"{what}: {path}", markup=False, soft_wrap=True)
+            console.print(f"{what}: {path}", soft_wrap=True)
 
 
 def _summary_lines(report: ScoreReport, output: str, unit: str) -> list[str]:
@@ -258,7 +209,7 @@ def _sentence_row(example: Example) -> HeatMapRow:
 
 
 def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | None, unit: str) -> None:
-    console = Console(stderr=output == STREAM, highlight=False)
+    console = terminal(stderr=output == STREAM)
     rows = counted(counts.rows, "pair" if choice.kind == "pairs" else "row")
     lines = [f"{rows} from {counted(counts.prompts, 'prompt')} with {counted(counts.responses, 'response')}."]
     if choice.kind == "pairs":
@@ -272,6 +223,6 @@ def _show_pairs(counts: Counts, choice: Choice, output: str, residual: str | Non
         if labels := counts.labels.total():
             lines.append(f"{counts.labels['chosen'] / labels:.0%} of the pairs agree with the labels of the input.")
     lines.append(counts.why_not())
-    console.print("\n".join(filter(None, lines)), markup=False)
+    console.print("\n".join(filter(None, lines)))
     if output != STREAM:
-        console.print(f"Wrote {output} (scores for other choices: {output}.scores)", markup=False, soft_wrap=True)
+        console.print(f"Wrote {output} (scores for other choices: {output}.scores)", soft_wrap=True)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`endotrl demo`: stages, metrics and report."""
 
-import json
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from ..checks import check_choice
 from ..frozen.quickstart_model import quickstart_model_path
 from ..reporting import quiet_libraries, terminal_table
+from ..runs.files import write_json
 from ..runs.record import machine, versions
 from .findings import accuracy_table, summary, write_report
 from .parts import LOOK, SIZES, TASKS, look, run
@@ -67,7 +67,7 @@ def run_demo(
             metrics[part.name] = part.metrics
             metrics["seconds"] = round(time.perf_counter() - started, 1)
             metrics["environment"] = environment | {f"{p.name}_dtype": p.settings["dtype"] for p in parts}
-            (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+            write_json(output / "metrics.json", metrics)
             report = write_report(parts, metrics, output)
             say(terminal_table(*accuracy_table(part)))
             say(summary(part))

@@ -9,9 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation.plots import as_png, pyplot
-from ..reporting import HeatMapRow, figure, heat_maps, page, settings_table, table
+from ..reporting import HeatMapRow, figure, heat_maps, page, paragraph, settings_table, table
 from ..reporting.curves import BLUE, GREEN, ORANGE
+from ..reporting.plots import as_png, pyplot
 
 
 # Ways to get an answer; the last costs 16 answers per question.
@@ -133,8 +133,8 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         end = "" if part.forecast is None else "; dotted: the forecast for training on its own reward"
         settings = settings_table({key.replace("_", " "): value for key, value in part.settings.items()})
         blocks = [
-            _paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
-            _paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
+            paragraph(rest if part is parts[0] else f"{verdict}. {rest}"),
+            paragraph(f"{asked} (95% intervals are at most ± {100 * noise:.0f} points).{costs}"),
             # As `Markup`, names take no extra width, and all columns fit on a phone.
             table(headers, [[Markup("{}").format(name), *cells] for name, *cells in rows]),
             figure(
@@ -146,7 +146,7 @@ def write_report(parts: Sequence[Part], metrics: dict[str, Any], output_dir: Pat
         ]
         if part.examples:
             blocks.append(
-                _paragraph(_HEAT_MAPS) + Markup('<div class="pairs">{}</div>').format(heat_maps(part.examples))
+                paragraph(_HEAT_MAPS) + Markup('<div class="pairs">{}</div>').format(heat_maps(part.examples))
             )
         blocks.append(Markup("<details><summary>Settings</summary>{}</details>").format(settings))
         sections.append((part.title, Markup("").join(blocks)))
@@ -201,10 +201,6 @@ def plot_accuracy(part: Part) -> bytes:
         return as_png(fig)
 
 
-def _paragraph(text: str) -> Markup:
-    return Markup("<p>{}</p>").format(text)
-
-
 def _answers(part: Part) -> Markup:
     before, after = part.policies["base"], part.policies["endogenous"]
     # Every k-th question, chosen by position alone.
@@ -213,7 +209,7 @@ def _answers(part: Part) -> Markup:
     rows = [[part.questions[i], _marked(before, i), _marked(after, i)] for i in shown]
     how = " An answer is the sum in reverse, last digit first." if part.name == "arithmetic" else ""
     caption = f"Sampled answers to held-out questions, one in {step}, not selected. ✓ right, ✗ wrong.{how}"
-    return _paragraph(caption) + table(["question", "before", "after"], rows)
+    return paragraph(caption) + table(["question", "before", "after"], rows)
 
 
 def _marked(policy: Policy, index: int) -> str:

@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from ..frozen.cpu_dtype import make_head_input_contiguous
+from ..rendering.ends import until_first
 from ..rendering.policy import ProcessingClass, tokenizer_of
 from ..rewards.endogenous import EndogenousReward
 from .progress import Progress
@@ -114,9 +115,8 @@ def generate_answers(
     for start in range(0, len(prompts), batch_size):
         batch = encode(list(prompts[start : start + batch_size]), **batching)
         output = model.generate(**batch, **sampling)
-        for ids in output[:, batch["input_ids"].shape[1] :].tolist():
-            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
-            answers.append(ids[:end])
+        rows = output[:, batch["input_ids"].shape[1] :].tolist()
+        answers += [until_first(row, [tokenizer.eos_token_id]) for row in rows]
     return tokenizer.batch_decode(answers, skip_special_tokens=True), answers
 
 

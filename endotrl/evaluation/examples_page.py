@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Browser of all examples of a run: filter, sort, and compare two responses, in one self-contained file."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -12,6 +11,7 @@ from markupsafe import Markup
 from ..data.formats import message_text
 from ..reporting import page, plain, png_address
 from ..rewards.scored import thumbnails
+from ..runs.jsonl import json_number
 from .generation import accuracy_of_choice
 from .items import Item
 from .questions import Question
@@ -132,8 +132,8 @@ def examples_page(title: str, scorers: Sequence[str], examples: Sequence[Example
                 **{name: plain(getattr(example, name)) for name in ("id", "group", "note")},
                 "prompt": _shown(example.prompt),
                 "pieces": [{"text": _shown(text), "label": plain(label)} for text, label in example.pieces],
-                "scores": [[_finite(score) for score in row] for row in example.scores],
-                "margin": [_finite(margin) for margin in example.margin],
+                "scores": [[json_number(score, 6) for score in row] for row in example.scores],
+                "margin": [json_number(margin, 6) for margin in example.margin],
             }
             for example in examples
         ],
@@ -144,7 +144,3 @@ def examples_page(title: str, scorers: Sequence[str], examples: Sequence[Example
 def _shown(text: str) -> str:
     rest = len(text) - LONGEST
     return plain(text if rest <= 0 else f"{text[:LONGEST]} … ({rest:,} more characters)")
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, 6)

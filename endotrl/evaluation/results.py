@@ -9,8 +9,9 @@ from dataclasses import asdict
 from typing import Any
 
 from ..data.formats import message_text
-from ..reporting import counted, number
+from ..reporting import counted, interval_text, number
 from ..rewards.residuals import RESIDUALS, covariates_of, residuals, split_name
+from ..runs.jsonl import json_number
 from .benchmarks import BENCHMARKS, Benchmark
 from .benchmarks.benchmark import Scores
 from .intervals import (
@@ -141,7 +142,7 @@ def _verdict(
     value = f"{main} {number(found[best].value)}"
     if num_clusters < MIN_CLUSTERS:
         return f"No verdict from only {counted(num_clusters, 'distinct item')}; {best} has {value}."
-    words = f"{value} (95% interval {number(found[best].low)} to {number(found[best].high)})"
+    words = f"{value} (95% interval {interval_text(found[best].low, found[best].high)})"
     which = f"{best} is the best of {len(scorers or order)}"  # the best of many is lucky, too
     if not scorers or not controls:
         return f"{best} has {words}." if len(order) == 1 else f"{which}: {words}."
@@ -282,7 +283,4 @@ def estimates_to_json(values: Mapping[str, Estimate]) -> dict[str, dict[str, flo
 
 def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Floats rounded, non-finite ones as `None`, as JSON has no NaN."""
-    return {
-        key: (round(value, DECIMALS) if math.isfinite(value) else None) if isinstance(value, float) else value
-        for key, value in values.items()
-    }
+    return {key: json_number(value, DECIMALS) if isinstance(value, float) else value for key, value in values.items()}

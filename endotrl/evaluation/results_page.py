@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.formats import message_text
 from ..rendering.offsets import decode_with_offsets
-from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, plain, settings_table, table
+from ..reporting import HeatMapRow, counted, figure, heat_maps, number, page, paragraph, plain, settings_table, table
+from ..reporting.curves import BLUE, GREY
+from ..reporting.plots import as_png, label_rows, pyplot
 from ..rewards.residuals import split_name
 from ..rewards.scored import columns_of, pictures_of
 from .benchmarks.dsp import DOMAINS, NONE
@@ -20,10 +22,10 @@ from .engine import ScoredResponse
 from .examples_page import Example
 from .forms import Form
 from .items import Item
-from .plots import plot_metric
-from .run_folder import StatsCache
+from .results import CEILING, RIVALS
+from .run_folder import RunFolder
 from .scorers import make_form, needs_model
-from .tables import best_first, few_items, full_rows, value
+from .tables import best_first, full_rows, how_to_read, value
 
 
 NUM_EXAMPLES = 4
@@ -32,8 +34,7 @@ SHOWN_TOKENS = 160  # per response
 
 def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup | str]], about: str) -> str:
     """HTML report of a run: verdict, table and plot, differences, further `sections`, settings."""
-    note = f"{results['tie_rule']} Intervals are 95%: bootstrap over items.{few_items(results)}"
-    found = table(*full_rows(results), caption=note)
+    found = table(*full_rows(results), caption=how_to_read(results))
     if len(results["metrics"]) > 1 and find_spec("matplotlib"):
         found += figure(plot_metric(results), f"{results['main_metric']}; baselines in grey.")
     if results["statements"]:
@@ -53,11 +54,30 @@ def report_page(results: Mapping[str, Any], sections: Sequence[tuple[str, Markup
     )
 
 
+def plot_metric(results: Mapping[str, Any]) -> bytes:
+    """Main metric per scorer with its interval, best on top; a dotted line at the best content-free scorer."""
+    metric, names = results["main_metric"], best_first(results)
+    fig, axis = pyplot().subplots(figsize=(6, 0.9 + 0.28 * len(names)), layout="constrained")
+    label_rows(axis, names)
+    for y, name in enumerate(names):
+        estimate, known = results["metrics"][name][metric], name in (*RIVALS, CEILING)
+        color = GREY if known else BLUE
+        if estimate["low"] is not None:
+            axis.plot([estimate["low"], estimate["high"]], [y, y], color=color, linewidth=2, alpha=0.5)
+        axis.plot(estimate["value"], y, "s" if known else "o", color=color, markersize=5)
+    rival = next((name for name in names if name in RIVALS), None)
+    if rival is not None:
+        axis.axvline(value(results, rival, metric), color=GREY, linestyle=":", linewidth=1)
+    beside = "" if rival is None else f"; dotted: {rival}"
+    axis.set(xlabel=f"{metric}, with 95% interval\nfurther right is better{beside}")
+    return as_png(fig)
+
+
 def benchmark_sections(
     results: Mapping[str, Any],
     items: Sequence[Item],
     examples: Sequence[Example],
-    stats: StatsCache,
+    folder: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[tuple[str, Markup | str]]:
     """Sections of a benchmark: its own tables, length, calibration, and tokens of the first scorer's worst errors."""
@@ -66,7 +86,7 @@ def benchmark_sections(
         "Criterion by domain": _dsp(results) if results["benchmark"] == "dsp" else "",
         "Length": _length(results) if results["length"] else "",
         "Calibration": _calibration(results) if results["length"] else "",
-        "Most wrong": _most_wrong(results, items, examples, stats, tokenizer),
+        "Most wrong": _most_wrong(results, items, examples, folder, tokenizer),
     }
     return [(title, section) for title, section in sections.items() if section]
 
@@ -86,7 +106,7 @@ def _rm_bench(results: Mapping[str, Any]) -> Markup:
     first = next(iter(results["metrics"]))
     caption = f"Wins of {first} by style of the better (row) and the worse (column) response."
     wins = _matrix(results, first, "better \\ worse", STYLES, STYLES, caption)
-    return Markup("<p>{}</p>{}").format(about, wins)
+    return paragraph(about) + wins
 
 
 def _dsp(results: Mapping[str, Any]) -> Markup:
@@ -128,7 +148,7 @@ def _most_wrong(
     results: Mapping[str, Any],
     items: Sequence[Item],
     examples: Sequence[Example],
-    stats: StatsCache,
+    folder: RunFolder,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Markup:
     """Token contributions in the first scorer's worst errors: pairs, or solutions with a wrong step."""
@@ -139,7 +159,7 @@ def _most_wrong(
     rows: list[HeatMapRow] = []
     for margin, i in sorted(found)[:NUM_EXAMPLES]:
         item, (one, other) = items[i], examples[i].pair[0]
-        responses, prompt, place = stats.load(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
+        responses, prompt, place = folder.load_stats(item.key), message_text(item.prompt), f"{item.group} · {item.id}"
         if responses is None:  # scored by an earlier version
             continue
         if steps:

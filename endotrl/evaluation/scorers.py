@@ -129,16 +129,16 @@ def score_items(
     alone = any(form.needs_alone for form in forms.values())
     records = folder.read_scores()
     known = {item.key: records.get(item.key, {"scores": {}})["scores"] for item in items}
-    todo = list({item.key: item for item in items if not known[item.key].keys() >= set(bases)}.values())
+    complete = {key for key, scores in known.items() if scores.keys() >= set(bases)}
     engine = cache(make_engine)
     scorer = cache(lambda name: make_scorer(name, engine()))
 
     def score(block: list[Item]) -> list[dict[str, Any]]:
-        found = ((item.key, folder.stats.load(item.key, alone)) for item in block)
+        found = ((item.key, folder.load_stats(item.key, alone)) for item in block)
         responses = {key: row for key, row in found if row is not None}
         if missing := [item for item in block if item.key not in responses]:
             fresh = dict(zip([item.key for item in missing], engine().score(missing, alone=alone), strict=True))
-            folder.stats.save(fresh)
+            folder.save_stats(fresh)
             responses |= fresh
         new: dict[str, dict[str, list[float]]] = {item.key: {} for item in block}
         for name in bases:
@@ -160,6 +160,6 @@ def score_items(
             for item in block
         ]
 
-    path, done = folder.scores_path, len(items) - len(todo)
-    in_blocks(todo, path, score, "Evaluating", progress, done, block_size, lambda item: len(str(item.responses)))
+    path = folder.scores_path
+    in_blocks(items, complete, path, score, "Evaluating", progress, block_size, lambda item: len(str(item.responses)))
     return folder.read_scores()

@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reporting import cell_text, counted, number
+from ..reporting import cell_text, counted, interval_text
 from .intervals import MIN_CLUSTERS
 from .results import ranked
 
@@ -27,6 +27,11 @@ def shown_metrics(results: Mapping[str, Any]) -> list[str]:
     return shown
 
 
+def how_to_read(results: Mapping[str, Any]) -> str:
+    """Note on ties and intervals below a table."""
+    return f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
+
+
 def few_items(results: Mapping[str, Any]) -> str:
     """Caveat on intervals from few items: if all are right, bootstrap resamples are, too."""
     count = len({unit["cluster"] for unit in results["units"]})
@@ -35,16 +40,13 @@ def few_items(results: Mapping[str, Any]) -> str:
 
 def value(results: Mapping[str, Any], scorer: str, metric: str) -> float | None:
     """A metric of a scorer."""
-    estimate = results["metrics"][scorer].get(metric)
-    return None if estimate is None else estimate["value"]
+    return results["metrics"][scorer].get(metric, {}).get("value")
 
 
 def interval(results: Mapping[str, Any], scorer: str, metric: str) -> str:
     """Its 95% interval, as text."""
-    estimate = results["metrics"][scorer].get(metric)
-    if estimate is None or estimate["low"] is None:
-        return "–"
-    return f"{number(estimate['low'])} to {number(estimate['high'])}"
+    estimate = results["metrics"][scorer].get(metric, {})
+    return interval_text(estimate.get("low"), estimate.get("high"))
 
 
 def best_first(results: Mapping[str, Any]) -> list[str]:
@@ -91,7 +93,8 @@ def terminal_rows(results: Mapping[str, Any], width: int) -> tuple[list[str], li
 def markdown_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown table; numbers right-aligned."""
     sides = ["---" if any(isinstance(row[i], str) for row in rows) else "---:" for i in range(len(headers))]
-    first, *lines = [f"| {' | '.join(map(_cell, row))} |" for row in (headers, *rows)]
+    cells = [[markdown_text(cell_text(cell)).replace("|", "\\|") for cell in row] for row in (headers, *rows)]
+    first, *lines = [f"| {' | '.join(row)} |" for row in cells]
     return "\n".join([first, f"|{'|'.join(sides)}|", *lines])
 
 
@@ -99,10 +102,8 @@ def markdown_page(results: Mapping[str, Any]) -> str:
     """Markdown page: the table, with notes on how to read it."""
     settings = ", ".join(f"{key} {val}" for key, val in results["settings"].items() if val not in (None, False))
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    note = (
-        f"{counted(results['num_items'], 'item')}, {counted(results['tokens'], 'token')}, {results['seconds']:.0f} s. "
-        f"{results['tie_rule']} Intervals are 95% (bootstrap over items).{few_items(results)}"
-    )
+    numbers = f"{counted(results['num_items'], 'item')}, {counted(results['tokens'], 'token')}"
+    note = f"{numbers}, {results['seconds']:.0f} s. {how_to_read(results)}"
     blocks = [
         f"## {markdown_text(results['title'])}: {markdown_text(results['model'])}",
         f"**{markdown_text(results['verdict'])}**",
@@ -118,12 +119,6 @@ def markdown_page(results: Mapping[str, Any]) -> str:
 def _short(name: str) -> str:
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
-
-
-def _cell(cell: object) -> str:
-    if cell is None or isinstance(cell, float):
-        return number(cell)
-    return markdown_text(str(cell)).replace("|", "\\|")
 
 
 def markdown_text(text: str) -> str:

@@ -106,9 +106,8 @@ def collect(
         drawn = draw([q.prompt for q in block], mixture.temperatures, seed_of(seed, block[0].key))
         return [_record(q, row, grader, reward) for q, row in zip(block, drawn, strict=True)]
 
-    todo = list({q.key: q for q in questions if q.key not in records}.values())
-    path, done = None if folder is None else folder.answers_path, len(questions) - len(todo)
-    made = in_blocks(todo, path, answer, "Sampling", progress, done)
+    path = None if folder is None else folder.answers_path
+    made = in_blocks(questions, records, path, answer, "Sampling", progress)
     records = {record["key"]: record for record in made} if folder is None else _saved(folder)
     return [records[q.key] for q in questions]
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from ..evaluation.plots import as_png, pyplot
-from ..reporting import figure, number, page, plain, settings_table, table
+from ..reporting import figure, interval_text, page, plain, settings_table, table
 from ..reporting.curves import BLUE, COLORS, GREY
+from ..reporting.plots import as_png, pyplot
 from .summary import METRICS, MIN_ESS
 
 
@@ -98,8 +98,7 @@ def _sections(forecast: "Forecast") -> list[tuple[str, Markup]]:
     rows, intervals = [], []
     for row in forecast.betas:
         rows.append([f"{row['beta']:g}", *(row[metric] for metric in METRICS), row["ess"]])
-        pairs = [row[f"{metric}_interval"] or [None] for metric in METRICS]
-        cells = [number(None) if None in pair else " to ".join(map(number, pair)) for pair in pairs]
+        cells = [interval_text(*(row[f"{metric}_interval"] or (None, None))) for metric in METRICS]
         intervals.append([f"{row['beta']:g}", *cells])
     return [
         ("Forecast", figure(plot(forecast), alt="Forecast over beta, with alternatives that need no training")),

@@ -37,10 +37,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..checks import check_choice
+from ..evaluation.intervals import Array
 from . import ScaleRewards, Trainer
 
-
-Array = NDArray[np.float64]
 
 STEP, MAX_STEPS, TOLERANCE = 0.4, 1000, 1e-8
 PROMPTS = 16  # whose groups are averaged over at a time, to bound memory

@@ -22,8 +22,8 @@ from trl import (
     get_quantization_config,
 )
 
-from ..frozen import names
 from ..frozen.cpu_dtype import make_head_input_contiguous
+from ..frozen.names import resolve_model
 from ..frozen.sharded_weights import shards_weights
 from ..monitoring import CollapseMonitor
 from ..monitoring.detector import HELD_OUT
@@ -40,8 +40,8 @@ from ..trainers.dense_reward_trainer import DenseRewardTrainer
 from .arguments import RecipeArguments, RewardArguments, RunArguments, make_parser
 from .callbacks import add_callbacks
 from .cpu import choose_precision, shard_on_cpu
-from .data import Data, check_number, load_preferences, load_prompts
-from .preflight import check_settings, fit_lengths
+from .data import Data, check_number, fit_lengths, load_preferences, load_prompts
+from .preflight import check_settings
 from .reward_functions import make_reward_funcs
 
 
@@ -114,7 +114,7 @@ def prepare(
         monitor.check(training_args)
     train_dataset, eval_dataset = load_prompts(script_args, training_args, dataset_args)
     reward_funcs = make_reward_funcs(script_args, training_args, reward_args, model_args, train_dataset)
-    resolve_model(model_args, training_args)
+    use_model_args(model_args, training_args)
     lengths = (script_args, training_args, model_args, reward_funcs)
     train_dataset = fit_lengths(train_dataset, *lengths)
     check_number(train_dataset, training_args)
@@ -133,7 +133,7 @@ def prepare_reward_model(
     check_settings(training_args, model_args)
     reward_model_config(training_args)  # raises for impossible settings
     datasets = load_preferences(script_args, training_args, dataset_args)
-    resolve_model(model_args, training_args)
+    use_model_args(model_args, training_args)
     return Job(script_args, training_args, model_args, *datasets, _find_run(script_args, training_args, model_args))
 
 
@@ -173,13 +173,13 @@ def make_trainer(trainer_class: TrainerClass, job: Job) -> tuple[Any, Interrupti
     return trainer, add_callbacks(trainer, job.record, heat_map_steps, job.collapse_monitor)
 
 
-def resolve_model(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
+def use_model_args(model_args: ModelConfig, training_args: GRPOConfig | RewardConfig) -> None:
     """
     Resolves the model name `"quickstart"` to the path of SmolLM2-135M-Instruct, and copies the loading settings of
     TRL's [`~trl.ModelConfig`] to `training_args.model_init_kwargs`, like TRL's scripts.
     """
     if model_args.model_name_or_path is not None:
-        model_args.model_name_or_path = names.resolve_model(model_args.model_name_or_path)
+        model_args.model_name_or_path = resolve_model(model_args.model_name_or_path)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,

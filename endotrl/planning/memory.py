@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 
-Engine = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
-ENGINES: tuple[Engine, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+EngineName = Literal["ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2"]
+ENGINES: tuple[EngineName, ...] = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 SHARDING = ("zero3", "zero3_offload", "fsdp2")
 GIB = 2**30
 TRAINING, SCORING, DECODING = 0.35, 0.5, 0.5  # assumed fractions of a GPU's peak (of its bandwidth) that are achieved
@@ -82,7 +82,7 @@ class Plan:
     Bytes on a GPU under one engine, by content. The three phases of a step do not overlap: the largest one counts.
     """
 
-    engine: Engine
+    engine: EngineName
     weights: float = 0.0
     optimizer: float = 0.0  # optimizer states, including the float32 weights
     frozen_models: float = 0.0
@@ -103,7 +103,7 @@ class Plan:
         return OVERHEAD + resident + max(training, self.generation, self.scoring)
 
 
-def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: Engine) -> Plan:
+def plan_memory(size: ModelSize, work: Workload, hardware: Hardware, engine: EngineName) -> Plan:
     """
     Memory per GPU. Model states follow DeepSpeed's own estimators: with bfloat16 2 bytes per weight, and 16 for its
     float32 copy, its two moments and its float32 gradient. DDP trains weights as they are loaded, FSDP2 in float32.

@@ -9,17 +9,18 @@ nothing that a model writes can become part of the page.
 
 from .curves import curves, sparkline
 from .heat_map import HeatMapRow, heat_maps
-from .html import figure, notebook_cell, page, png_address, settings_table, table
+from .html import figure, notebook_cell, page, paragraph, png_address, settings_table, table
 from .terminal import (
     ignore_upstream_warnings,
     quiet_libraries,
     say,
+    terminal,
     terminal_heat_map,
     terminal_table,
     terminal_text,
     working,
 )
-from .text import cell_text, counted, number, plain
+from .text import cell_text, counted, interval_text, number, plain
 
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "figure",
     "heat_maps",
     "ignore_upstream_warnings",
+    "interval_text",
     "notebook_cell",
     "number",
     "page",
+    "paragraph",
     "plain",
     "png_address",
     "quiet_libraries",
@@ -40,6 +43,7 @@ __all__ = [
     "settings_table",
     "sparkline",
     "table",
+    "terminal",
     "terminal_heat_map",
     "terminal_table",
     "terminal_text",

@@ -65,7 +65,7 @@ def page(
     """
     body = Markup("\n").join(
         Markup("<section>{}{}</section>").format(
-            Markup("<h2>{}</h2>").format(plain(heading)) if heading else "", _paragraph(content)
+            Markup("<h2>{}</h2>").format(plain(heading)) if heading else "", paragraph(content)
         )
         for heading, content in sections
     )
@@ -75,13 +75,18 @@ def page(
     html = _PAGE.format(
         title=plain(title),
         style=Markup(_STYLE + _BLOCKS + SHADES),
-        lead=Markup('<div class="lead">{}</div>').format(_paragraph(lead)) if lead else "",
+        lead=Markup('<div class="lead">{}</div>').format(paragraph(lead)) if lead else "",
         body=body,
-        footer=Markup("<footer>{}</footer>").format(_paragraph(footer)) if footer else "",
+        footer=Markup("<footer>{}</footer>").format(paragraph(footer)) if footer else "",
         scripts=Markup(f"script-src 'sha256-{digest}'; ") if script else "",
         script=Markup(_SCRIPT.format(data=values, script=script)) if script else "",
     )
     return str(html)  # the page is complete: no longer `Markup`, which would escape additions
+
+
+def paragraph(content: Markup | str) -> Markup:
+    """Text as a paragraph; `Markup` is kept."""
+    return content if isinstance(content, Markup) else Markup("<p>{}</p>").format(plain(content))
 
 
 def notebook_cell(blocks: Markup) -> str:
@@ -129,10 +134,6 @@ def figure(image: bytes, caption: str = "", alt: str = "") -> Markup:
     return Markup("<figure>{}{}</figure>").format(
         picture, Markup("<figcaption>{}</figcaption>").format(plain(caption)) if caption else ""
     )
-
-
-def _paragraph(content: Markup | str) -> Markup:
-    return content if isinstance(content, Markup) else Markup("<p>{}</p>").format(plain(content))
 
 
 def _column_class(cells: Sequence[object]) -> str:

@@ -14,6 +14,7 @@ from .text import JOINERS, cell_text, is_hidden, is_number, number
 
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -39,6 +40,13 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("trl").setLevel(logging.ERROR)
+
+
+def terminal(stderr: bool = False) -> "Console":
+    """Console for a command's results, on standard output by default; text is never parsed as markup."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False)
 
 
 def working(what: str, shown: bool = True) -> AbstractContextManager[object]:

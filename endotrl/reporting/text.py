@@ -24,6 +24,13 @@ def number(value: float | None, decimals: int = 3, sign: bool = False) -> str:
     return (f"{0:.{decimals}f}" if float(text) == 0 else text).replace("-", "−")
 
 
+def interval_text(low: float | None, high: float | None, sign: bool = False) -> str:
+    """An interval as text; a dash if it is unknown."""
+    if low is None or high is None:
+        return number(None)
+    return f"{number(low, sign=sign)} to {number(high, sign=sign)}"
+
+
 def counted(count: int, noun: str) -> str:
     """A count with its noun: `1 row`, `1,200 rows`, `2 entries`."""
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"

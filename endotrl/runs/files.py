@@ -48,6 +48,32 @@ def lock_folder(folder: Path, setting: str) -> BaseFileLock:
 
 
 @contextmanager
+def only_run_on(path: str | Path, source: str | Path = "-") -> Iterator[None]:
+    """Context that only one run can enter with this output file; `-` is a stream. It must not be the `source`."""
+    path, source = Path(path), Path(source)
+    if str(path) == "-":
+        yield
+        return
+    if path.exists() and source.exists() and path.samefile(source):
+        raise ValueError(f"The output would overwrite the input {source}. Choose another output.")
+    if not path.parent.is_dir():
+        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Create it first.")
+    lock_path = Path(f"{path}.lock")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        held = lock(lock_path, f"Another run is writing {path}. Wait until it has finished, or choose another output.")
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        if held.is_locked:  # otherwise another run may hold it, on a file system without locks
+            lock_path.unlink(missing_ok=True)
+        held.release()
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file that atomically replaces `path`: after a crash there is the old or the new one, never a part."""
     temporary = Path(f"{path}.tmp")

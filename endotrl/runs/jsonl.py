@@ -3,6 +3,7 @@
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,12 @@ def append_lines(
         file.flush()
         if sync:
             os.fsync(file.fileno())
+
+
+def json_number(value: float | None, decimals: int) -> float | None:
+    """A number rounded for JSON, which has neither NaN nor infinity: these are `None`."""
+    # Adding 0.0 makes a negative zero positive.
+    return round(value, decimals) + 0.0 if value is not None and math.isfinite(value) else None
 
 
 def parse_line(line: bytes, keys: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Record of a run in its folder: command, settings, versions, git revision."""
+"""What a run was made with: command, settings, versions, git revision, model."""
 
+import hashlib
 import json
 import os
 import platform
@@ -28,6 +29,10 @@ _HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 # The `token` argument of `from_pretrained`, in JSON.
 _JSON_TOKEN = re.compile(r'("token"\s*:\s*)"[^"]*"')
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "vllm")
+# Weights up to this size, in bytes, are read as a whole to identify a model: at 1.3 GiB/s (sha256 on one core), 0.4 s
+# for a model of 0.5 GiB and 1.5 s at the limit.
+WHOLE_WEIGHTS = 2 * 2**30
+_SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
 # Settings that may differ between a run and its continuation: length, hardware, logging and saving intervals.
 FREE_PREFIXES = ("logging", "log_", "save", "eval", "per_device_eval", "dataloader", "hub", "push", "vllm", "ddp")
 FREE = {
@@ -68,6 +73,34 @@ def now() -> str:
 def machine() -> str:
     """Operating system, architecture and number of CPUs."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+
+
+def model_digest(model: str) -> str | None:
+    """
+    Digest that identifies a model folder, and changes with further training: of its files, which are read as a whole
+    if they have up to 2 GiB together. For a larger model's large files it uses size, modification time and 64 samples
+    of 4 KiB, so that a changed file whose size and time were restored may go unnoticed, and a copied one counts as
+    changed. `None` if `model` is not a folder.
+    """
+    if not Path(model).is_dir():
+        return None
+    digest = hashlib.sha256()
+    suffixes = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt")
+    paths = sorted(path for path in Path(model).iterdir() if path.suffix in suffixes and path.is_file())
+    whole = sum(path.stat().st_size for path in paths) <= WHOLE_WEIGHTS
+    for path in paths:
+        stat = path.stat()
+        size = stat.st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if whole or size <= _SMALL_FILE:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+            else:
+                digest.update(f"{stat.st_mtime_ns}\0".encode())
+                for i in range(64):
+                    file.seek((size - 4096) * i // 63)
+                    digest.update(file.read(4096))
+    return digest.hexdigest()
 
 
 def without_secrets(words: Sequence[str]) -> list[str]:

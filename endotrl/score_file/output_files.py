@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Output files of a scoring run: rows, error file, and metadata for resuming."""
 
-import hashlib
 import json
 import math
 import sys
@@ -13,43 +12,13 @@ from typing import Any
 
 from ..data.sources import STREAM, Reader
 from ..reporting import counted
-from ..runs.files import lock, write_json
+from ..runs.files import write_json
 from ..runs.jsonl import append_lines, changed_settings, parse_line
 from ..runs.record import now, versions
 from .rows import TOKEN_KEYS, Row
 
 
-# Weights up to this size, in bytes, are read as a whole to identify a model: at 1.3 GiB/s (sha256 on one core), 0.4 s
-# for a model of 0.5 GiB and 1.5 s at the limit.
-WHOLE_WEIGHTS = 2 * 2**30
 HEAD = 10  # first rows kept by a tally
-_SMALL_FILE = 4 * 2**20  # bytes; files up to this size are always read as a whole
-
-
-@contextmanager
-def only_run_on(path: str | Path, source: str | Path = STREAM) -> Iterator[None]:
-    """Context that only one run can enter with this output, except standard output. It must not be the `source`."""
-    path, source = Path(path), Path(source)
-    if str(path) == STREAM:
-        yield
-        return
-    if path.exists() and source.exists() and path.samefile(source):
-        raise ValueError(f"The output would overwrite the input {source}. Choose another output.")
-    if not path.parent.is_dir():
-        raise ValueError(f"The folder of the output, {path.parent}, does not exist. Create it first.")
-    lock_path = Path(f"{path}.lock")
-    try:
-        if path.exists():
-            path.open("ab").close()
-        held = lock(lock_path, f"Another run is writing {path}. Wait until it has finished, or choose another output.")
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
-        yield
-    finally:
-        if held.is_locked:  # otherwise another run may hold it, on a file system without locks
-            lock_path.unlink(missing_ok=True)
-        held.release()
 
 
 class Tally:
@@ -203,31 +172,3 @@ class Output:
         except OSError as error:
             saved = f"Saved so far: {counted(saved_rows, 'row')}. Run the same command again to resume."
             raise OSError(f"{self.path} cannot be written: {error.strerror or error}. {saved}") from error
-
-
-def model_digest(model: str) -> str | None:
-    """
-    Digest that identifies a model folder, and changes with further training: of its files, which are read as a whole
-    if they have up to 2 GiB together. For a larger model's large files it uses size, modification time and 64 samples
-    of 4 KiB, so that a changed file whose size and time were restored may go unnoticed, and a copied one counts as
-    changed. `None` if `model` is not a folder.
-    """
-    if not Path(model).is_dir():
-        return None
-    digest = hashlib.sha256()
-    suffixes = (".json", ".jinja", ".safetensors", ".bin", ".model", ".txt")
-    paths = sorted(path for path in Path(model).iterdir() if path.suffix in suffixes and path.is_file())
-    whole = sum(path.stat().st_size for path in paths) <= WHOLE_WEIGHTS
-    for path in paths:
-        stat = path.stat()
-        size = stat.st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if whole or size <= _SMALL_FILE:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-            else:
-                digest.update(f"{stat.st_mtime_ns}\0".encode())
-                for i in range(64):
-                    file.seek((size - 4096) * i // 63)
-                    digest.update(file.read(4096))
-    return digest.hexdigest()

@@ -3,16 +3,20 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 from jinja2 import TemplateError
 
 from ..data.formats import about_this_row, images_of, responses_of
+from ..data.sources import Reader
 from ..rendering.messages import TEMPLATE_COLUMNS
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.sentence import SentenceReward, SentenceScores
+from ..runs.jsonl import json_number
 from ..scoring.token_stats import TokenStats
 
 
@@ -25,6 +29,8 @@ OUTPUT_KEYS = {"line", "error", "reward", "reason", "num_tokens", "finished", "r
 TOKEN_KEYS = {"tokens", "token_rewards", "chosen_logits", "soft_values", "entropies", "contributions"}
 TOKEN_KEYS |= {"log_probs", "mean_logits", "prompt_contribution", "cut_off_contribution", "sentence_scores"}
 OUTPUT_KEYS |= {"base_reward", *TOKEN_KEYS}
+
+finite = partial(json_number, decimals=DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,9 @@ class Row:
     def head(self) -> dict[str, Any]:
         """First keys of its output line."""
         return {"line": self.line, **({} if self.response is None else {"response": self.response}), **self.extra}
+
+
+Scored = tuple[Row, dict[str, Any]]  # a response, and its output line
 
 
 def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> list[Row]:
@@ -67,6 +76,11 @@ def rows_of(line: int, data: Mapping[str, Any], problem: str | None = None) -> l
         Row(line, responses.prompt, completion, responses.extra, completion_ids=ids, response=name)
         for name, completion, ids in zip(responses.names, responses.completions, responses.completion_ids, strict=True)
     ]
+
+
+def read_responses(reader: Reader, limit: int | None = None) -> Iterator[Row]:
+    """The responses of the first rows of an input."""
+    return chain.from_iterable(rows_of(row.number, row.data, row.problem) for row in islice(reader, limit))
 
 
 def score_rows(reward: Reward, rows: Sequence[Row]) -> list[Result]:
@@ -119,7 +133,7 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
     assert isinstance(reward, EndogenousReward)
     num_tokens = len(stats.token_ids)
     token_rewards = reward.rule.token_rewards(stats).tolist()
-    outcome = _finite(reward.aggregate_from(stats))
+    outcome = finite(reward.aggregate_from(stats))
     record = {**row.head, "reward": outcome}
     if outcome is None:
         empty = "no scored token (the completion_ids are empty)" if row.completion_ids == [] else "no scored token"
@@ -128,16 +142,16 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
     if num_tokens:
         # Like `aggregate="mean"`, whatever the aggregate: without V(s_1), a constant of the prompt.
         initial_value = stats.soft_values[0].item() if reward.token_reward == "bellman" else 0.0
-        record["reward_per_token"] = _finite((math.fsum(token_rewards) - initial_value) / num_tokens)
+        record["reward_per_token"] = finite((math.fsum(token_rewards) - initial_value) / num_tokens)
         if stats.entropies is not None:
-            record["entropy"] = _finite(stats.entropies.mean().item())
+            record["entropy"] = finite(stats.entropies.mean().item())
     if tokens:
         record["tokens"] = stats.tokens
         # Sufficient to recompute the reward; without logits, Bellman rewards of tokens are log-probabilities.
         columns = {"log_probs": stats.log_probs}
         if stats.has_logits:
             columns = {"chosen_logits": stats.chosen_logits, "soft_values": stats.soft_values}
-            record["token_rewards"] = list(map(_finite, token_rewards))
+            record["token_rewards"] = list(map(finite, token_rewards))
         if reward.rule.needs_entropy and stats.entropies is not None:
             columns["entropies"] = stats.entropies
         if reward.rule.needs_mean_logits and stats.mean_logits is not None:
@@ -146,24 +160,19 @@ def _output_record(reward: Reward, row: Row, stats: Result, tokens: bool) -> dic
         if contributions is not None:
             columns["contributions"] = contributions.tokens
             rest = {"prompt_contribution": contributions.prompt, "cut_off_contribution": contributions.cut_off}
-        record |= {name: list(map(_finite, values.tolist())) for name, values in columns.items()}
-        record |= {name: _finite(value) for name, value in rest.items() if value}
+        record |= {name: list(map(finite, values.tolist())) for name, values in columns.items()}
+        record |= {name: finite(value) for name, value in rest.items() if value}
     return record
 
 
 def _sentence_record(row: Row, scores: SentenceScores, tokens: bool) -> dict[str, Any]:
-    record = {**row.head, "reward": _finite(scores.score), "num_tokens": len(scores.completion_ids)}
+    record = {**row.head, "reward": finite(scores.score), "num_tokens": len(scores.completion_ids)}
     if tokens:
         pairs = zip(scores.sentence_rewards.tolist(), scores.weights.tolist(), strict=True)
-        numbers = [{"reward": _finite(reward), "weight": _finite(weight)} for reward, weight in pairs]
+        numbers = [{"reward": finite(reward), "weight": finite(weight)} for reward, weight in pairs]
         texts = [scores.sentences.text[start:end] for start, end in scores.sentences.spans]
         record["sentence_scores"] = {
             "prompt": numbers[0],
             "sentences": [{"text": text, **entry} for text, entry in zip(texts, numbers[1:], strict=True)],
         }
     return record
-
-
-def _finite(value: float | None) -> float | None:
-    # JSON has neither NaN nor infinity. Adding 0.0 makes a negative zero positive.
-    return round(value, DECIMALS) + 0.0 if value is not None and math.isfinite(value) else None

@@ -17,10 +17,12 @@ from ..data.formats import ROW_FORMAT
 from ..data.sources import STREAM, Reader
 from ..reporting import counted
 from ..rewards.residuals import RESIDUALS
+from ..runs.files import only_run_on
 from ..runs.processes import processes
-from .output_files import Output, Tally, only_run_on
-from .rows import Reward, Row, output_records, score_rows
-from .sharded import ShardedScores, Slopes, fit_slopes, read_responses, take_out
+from .by_prompt import Slopes, fit_slopes, take_out
+from .output_files import Output, Tally
+from .rows import Reward, Row, output_records, read_responses, score_rows
+from .sharded import ShardedScores
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from typing import Any
 
 from ..checks import check_choice
 from ..reporting import counted
-from ..score_file.rows import Row
-from ..score_file.sharded import Scored
+from ..score_file.rows import Row, Scored
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Choice:
 
     def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
         """
-        Rows for the responses to one prompt ([`~endotrl.score_file.sharded.by_prompt`]); of equal rewards the earlier
+        Rows for the responses to one prompt ([`by_prompt`]); of equal rewards the earlier
         response is the better one. Updates `counts`.
         """
         counts.prompts += 1

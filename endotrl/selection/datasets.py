@@ -15,8 +15,8 @@ from ..rewards.corrections import LengthControl
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.residuals import RESIDUALS
 from ..rewards.sentence import SentenceReward
-from ..score_file.rows import Row, output_records, rows_of, score_rows
-from ..score_file.sharded import Scored, by_prompt, fit_slopes, take_out
+from ..score_file.by_prompt import by_prompt, fit_slopes, take_out
+from ..score_file.rows import Row, Scored, output_records, rows_of, score_rows
 from .choose import Choice, Counts
 
 

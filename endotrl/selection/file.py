@@ -12,11 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from ..data.sources import STREAM
-from ..runs.files import replacing
+from ..runs.files import only_run_on, replacing
 from ..runs.processes import processes
-from ..score_file.output_files import only_run_on
-from ..score_file.rows import Reward
-from ..score_file.sharded import Scored, ShardedScores, by_prompt, fit_slopes, take_out
+from ..score_file.by_prompt import by_prompt, fit_slopes, take_out
+from ..score_file.rows import Reward, Scored
+from ..score_file.sharded import ShardedScores
 from .choose import Choice, Counts
 
 

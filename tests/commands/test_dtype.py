@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from endotrl.commands import common
+from endotrl.commands import models
 from endotrl.commands.main import main
 from endotrl.frozen import cpu_dtype
 
@@ -43,7 +43,7 @@ def dtype_of(
     }
 
     def run(name: str, faster: str, *options: str, narrow: int = 1) -> tuple[int, str | None]:
-        monkeypatch.setattr(common, "NARROW", narrow)
+        monkeypatch.setattr(models, "NARROW", narrow)
         seconds = {"bfloat16": 1.0, "float32": 1.0, faster: 0.25}
         monkeypatch.setattr(cpu_dtype, "matmul_seconds", lambda: seconds)
         words, file = commands[name]

@@ -248,6 +248,18 @@ class TestCompare:
         table = (tmp_path / "c.md").read_text()
         assert "| length | accuracy of B | 0.000 | 1.000 | +1.000 | +1.000 to +1.000 | better |" in table
 
+    def test_the_whole_verdict_and_nothing_that_controls_the_terminal(self, evaluate, tmp_path, capsys):
+        name = f"reward_model:{'very/' * 70}long\x1b[31m"
+        path = write(tmp_path / "p.jsonl", [{**PAIR_ROW, "id": i, "prompt": f"Say {i}"} for i in range(24)])
+        for output in "ab":
+            evaluate("preference", path, "--scorers", "length", output=output)
+            text = (tmp_path / output / "results.json").read_text()
+            (tmp_path / output / "results.json").write_text(text.replace('"length":', f"{json.dumps(name)}:"))
+        capsys.readouterr()
+        assert main(["eval", "compare", "a", "b"]) == 0
+        out = capsys.readouterr().out
+        assert "\x1b" not in out and "/long:A" in "".join(out.split())
+
     def test_needs_no_torch(self, evaluate, tmp_path):
         evaluate("preference", write(tmp_path / "p.jsonl", [PAIR_ROW]), "--scorers", "length")
         shutil.copytree(tmp_path / "out", tmp_path / "again")

@@ -25,6 +25,7 @@ SETTINGS = {"benchmark": "preference", "model": "tiny"}
 
 
 def run(folder, items, names, placement, engines=None):
+    folder = RunFolder(folder.folder)  # whose lock ends with it
     folder.open(SETTINGS)
 
     def make_engine():
@@ -92,7 +93,7 @@ class TestResume:
         with pytest.raises(ValueError, match="`model` was 'tiny' and is 'other'"):
             RunFolder(folder.folder).open({**SETTINGS, "model": "other"})
         RunFolder(folder.folder).open({**SETTINGS, "model": "other"}, overwrite=True)
-        assert not folder.scores_path.exists() and not folder.stats.folder.exists()
+        assert not folder.scores_path.exists() and not folder.stats_path.exists()
 
 
 class TestTokenStats:
@@ -108,7 +109,7 @@ class TestTokenStats:
         run(folder, pair_items, ["gain.sum"], placement)
         expected = Engine(placement).score(pair_items[:2], alone=True)
         for item, row in zip(pair_items[:2], expected, strict=True):
-            for loaded, response in zip(RunFolder(folder.folder).stats.load(item.key), row, strict=True):
+            for loaded, response in zip(RunFolder(folder.folder).load_stats(item.key), row, strict=True):
                 for field in ("token_ids", "positions", "chosen_logits", "soft_values", "entropies", "mean_logits"):
                     assert getattr(loaded.stats, field).equal(getattr(response.stats, field)), field
                 assert loaded.log_probs_alone.equal(response.log_probs_alone)
@@ -116,10 +117,10 @@ class TestTokenStats:
 
     def test_no_pickle_is_read(self, folder, placement, pair_items):
         run(folder, pair_items[:1], NAMES, placement)
-        (path,) = folder.stats.folder.glob("*.pt")
+        (path,) = folder.stats_path.glob("*.pt")
         torch.save({pair_items[0].key: [Item]}, path)
         with pytest.raises(UnpicklingError):
-            folder.stats.load(pair_items[0].key)
+            folder.load_stats(pair_items[0].key)
 
 
 def test_equal_responses_tie(folder, placement, monkeypatch):

@@ -16,9 +16,9 @@ from endotrl import EndogenousReward
 from endotrl.commands.main import main
 from endotrl.data.sources import Reader
 from endotrl.evaluation.run_folder import RunFolder
-from endotrl.runs.files import lock_folder
+from endotrl.runs.files import lock_folder, only_run_on
 from endotrl.runs.jsonl import append_lines
-from endotrl.score_file.output_files import Output, Tally, only_run_on
+from endotrl.score_file.output_files import Output, Tally
 
 
 LINES = [json.dumps({"prompt": f"{i} + {i} =", "completion": f" {2 * i} 😀"}, ensure_ascii=False) for i in range(6)]
@@ -54,7 +54,7 @@ def test_two_runs_in_one_output(tiny_model_path, tmp_path, monkeypatch, capsys):
         raise AssertionError("The checkpoint was read.")
 
     with monkeypatch.context() as patch, only_run_on(path):
-        patch.setattr("endotrl.commands.rows.model_digest", read)
+        patch.setattr("endotrl.commands.models.model_digest", read)
         patch.setattr("endotrl.frozen.names.AutoConfig.from_pretrained", read)
         first = Output(path, Reader(tmp_path / "rows.jsonl"), {})
         first.check(2, overwrite=False)
@@ -112,7 +112,6 @@ def evaluate(model: str, folder: Path, *more: str) -> int:
 def test_two_evaluations_in_one_folder(tiny_model_path, tmp_path, capsys):
     """With `--overwrite` and other settings, the scores of both would stand in one file."""
     first = RunFolder(tmp_path / "run")
-    first.hold()
     first.open({"model": "another"})
     append_lines(first.scores_path, [{"key": "k", "tokens": [1], "cut": 0, "scores": {}, "seconds": 0.1}])
     before = first.scores_path.read_bytes()

@@ -11,8 +11,9 @@ import torch
 
 from endotrl import EndogenousReward
 from endotrl.data.formats import message_text
+from endotrl.runs.record import model_digest
 from endotrl.score_file import score_file
-from endotrl.score_file.output_files import Tally, model_digest
+from endotrl.score_file.output_files import Tally
 from endotrl.score_file.rows import OUTPUT_KEYS, TOKEN_KEYS, Row
 from endotrl.score_file.sharded import ShardedScores
 
@@ -525,7 +526,7 @@ class TestTally:
 # Of very large weights, size, time and samples count; else every byte, as a merged LoRA can change a few matrices.
 @pytest.mark.parametrize(("limit", "places"), [(2**31, (0, 4096, 1_234_567)), (2**20, ())])
 def test_digest_of_a_model_whose_time_was_set_back(limit, places, tmp_path, monkeypatch):
-    monkeypatch.setattr("endotrl.score_file.output_files.WHOLE_WEIGHTS", limit)
+    monkeypatch.setattr("endotrl.runs.record.WHOLE_WEIGHTS", limit)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(5 * 2**20))  # more than a small file
     times = weights.stat().st_atime_ns, weights.stat().st_mtime_ns

@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from endotrl import EndogenousReward
 from endotrl.data.formats import images_of
+from endotrl.score_file.by_prompt import by_prompt
 from endotrl.score_file.rows import Row
-from endotrl.score_file.sharded import by_prompt
 from endotrl.selection import preference_pairs
 from endotrl.sentence.preferences import PairEncoder
 
