@@ -5,9 +5,8 @@ import random
 
 import numpy as np
 import pytest
-from trl.data_utils import extract_prompt
 
-from endotrl.data.sources import FormatError, read_rows
+from endotrl.data.sources import FormatError
 from endotrl.evaluation.benchmarks import BENCHMARKS
 from endotrl.evaluation.benchmarks.benchmark import fold
 from endotrl.evaluation.benchmarks.reward_bench import SECTIONS
@@ -21,7 +20,6 @@ from .rows import (
     metrics_of,
     prm_row,
     process_row,
-    real_file,
     write,
 )
 
@@ -213,12 +211,3 @@ class TestPreference:
             ("Say hi", ("", "")),
         ]
         assert metrics_of("preference", items, [[1, 0], [0, 1], [1, 1], [2, 1], [3, 3]]) == {"accuracy": 0.4}
-
-    def test_implicit_prompts_are_trls(self):
-        path = real_file("hh_rlhf/harmless-base.test.jsonl.gz")
-        rows = [row.data for row in read_rows(path, None, "preference") if row.data["chosen"] != row.data["rejected"]]
-        items = items_of("preference", path)
-        assert len(items) == len(rows) > 2000
-        for item, row in list(zip(items, rows, strict=True))[::50]:
-            expected = extract_prompt(row)
-            assert (item.prompt, *item.responses) == (expected["prompt"], expected["chosen"], expected["rejected"])

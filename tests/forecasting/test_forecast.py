@@ -13,7 +13,9 @@ from endotrl.evaluation.engine import Engine
 from endotrl.forecasting.collect import Grader
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from endotrl.frozen.own_copy import OwnCopy
-from tests.support.tiny_policy import WORDS, save_tiny_policy
+
+from ..support.reference import scores_from_logits, state_logits
+from ..support.tiny_policy import WORDS, save_tiny_policy
 
 
 LIMIT = 3
@@ -40,12 +42,6 @@ def two_tokens(engine, model):
     return first, second
 
 
-def naive_log_probs(model, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt_ids + ids])).logits[0].double() / temperature
-    return sum(logits[len(prompt_ids) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(ids))
-
-
 class TestMixture:
     def test_counts(self):
         assert Mixture.of(16, [1.0, 0.7, 0.5]).counts == {1.0: 8, 0.7: 4, 0.5: 4, 0.0: 1}
@@ -69,13 +65,14 @@ class TestSampler:
 
     def test_densities_and_greedy(self, model, engine):
         drawn = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, seed=1)
-        for ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
+        for prompt_ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
             for temperature, values in row.log_probs.items():
-                naive = [naive_log_probs(model, ids, list(s.token_ids), temperature) for s in row.samples]
-                assert values == pytest.approx(naive, abs=1e-5)
+                for value, ids in zip(values, (list(sample.token_ids) for sample in row.samples), strict=True):
+                    naive = scores_from_logits(state_logits(model, prompt_ids, ids), ids, alpha=temperature).log_probs
+                    assert value == pytest.approx(sum(naive), abs=1e-5)
             greedy: list[int] = []
             while len(greedy) < LIMIT and greedy[-1:] != [2]:
-                greedy.append(model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
+                greedy.append(model(torch.tensor([prompt_ids + greedy])).logits[0, -1].argmax().item())
             assert list(row.samples[-1].token_ids) == greedy
         assert {s.finished for row in drawn for s in row.samples} == {True, False}
 
