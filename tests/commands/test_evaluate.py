@@ -156,7 +156,7 @@ class TestBenchmark:
         rows = [{"prompt": f"Say {i}", "chosen": "yes, yes, yes", "rejected": "no", "id": i} for i in range(24)]
         evaluate("preference", write(tmp_path / "p.jsonl", rows), "--scorers", "length", "shortness", "random")
         out = capsys.readouterr().out
-        assert out.strip().startswith("No scorer is better than") or out.strip().startswith("length is the best")
+        assert out.strip().startswith("length is the best of 3: accuracy 1.000 (95% interval 1.000 to 1.000).\n")
         evaluate("preference", write(tmp_path / "p.jsonl", rows))
         lines = capsys.readouterr().out.splitlines()
         assert max(map(len, lines[:32])) <= 80
