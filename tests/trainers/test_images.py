@@ -155,6 +155,22 @@ def test_positions_of_qwen(family, tiny_model_path, tmp_path):
     assert seen.compared == 8
 
 
+def test_a_policy_that_sees_and_a_reward_that_ignores(paths, tmp_path):
+    """The reward reads the text alone, and not the prompt that the policy read."""
+    reward = EndogenousReward(paths["llava"], images="ignore")
+    seen = watched(paths["llava"], reward)
+    text = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
+    found, expected = [], []
+
+    def kept(completion_ids: list[list[int]], **kwargs: Any) -> list[float | None]:
+        found.extend(reward(completion_ids=completion_ids, **kwargs))
+        expected.extend(reference_log_prob(seen.model, seen.processor, text, [], ids).sum() for ids in completion_ids)
+        return found[-len(completion_ids) :]
+
+    make_trainer(GRPOTrainer, paths["llava"], kept, tmp_path, "images", max_steps=1, beta=0.0).train()
+    assert len(found) == 8 and found == pytest.approx([value.item() for value in expected], abs=2e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["own copy", "reference model"])
 def test_online_dpo(placement, paths, tmp_path):
