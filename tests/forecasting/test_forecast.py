@@ -152,29 +152,6 @@ class TestForecast:
         assert row["length"] == pytest.approx(power @ np.array([len(i) for i, _ in leaves]), abs=0.05)
         assert row["truncated"] == pytest.approx(power @ np.array([i[-1] != 2 for i, _ in leaves]), abs=0.05)
 
-    def test_misled_and_taught(self, tiny_policy_path):
-        """The reward of a rule that likes, or dislikes, the right answers: the verdict says it before training."""
-        questions = [{"prompt": f"{a} {b}", "answer": "-"} for a in "abcdef" for b in "abcd"]
-
-        def likes(prompts, completions, **kwargs):
-            return [4.0 * first_word(c, [w for w in WORDS if w > "f"]) for c in completions]
-
-        def dislikes(**kwargs):
-            return [-value for value in likes(**kwargs)]
-
-        def grade(completion, answer):
-            return first_word(completion, [w for w in WORDS if w > "f"])
-
-        for reward, words in ((likes, "Sharpening helps"), (dislikes, "Training would hurt")):
-            result = endotrl.forecast(
-                tiny_policy_path, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
-                grader=grade, progress=False,
-            )  # fmt: skip
-            assert words in result.verdict
-            assert (result.suggested_beta is not None) == (reward is likes)
-        assert result.details["wrong_more_probable"] == 1.0
-        assert "<table" in result._repr_html_()
-
     def test_seeds(self, tiny_policy_path):
         """Each seed has samples of its own, and the same ones again."""
         kwargs = {"betas": [1.0], "samples": 8, "max_new_tokens": 6, "grader": "text", "progress": False}
@@ -232,6 +209,7 @@ def test_a_reward_that_needs_answers(tiny_policy_path):
     )  # fmt: skip
     assert 0 < result.alternatives["sampled"] < 1
     assert result.betas[0]["accuracy"] == pytest.approx(1.0)
+    assert "<table" in result._repr_html_()
 
 
 def first_word(completion: str, answer: list[str]) -> float:
