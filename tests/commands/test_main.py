@@ -143,18 +143,15 @@ class TestScore:
 
     def test_bad_rows(self, score, source, tmp_path, capsys):
         with source.open("a") as file:
-            file.write('{"prompt": "a"}\nnot json\n')
+            file.write('{"prompt": "a"}\nnot json\n' + json.dumps({"prompt": "a b " * 200, "completion": "c"}) + "\n")
         assert score() == 1
         captured = capsys.readouterr()
         assert 'line 5: The key "completion" is missing.' in captured.err
         assert "line 6: Not valid JSON: Expecting value" in captured.err
-        assert "2 rows could not be scored" in captured.out
-        assert len((tmp_path / "in.scores.jsonl.errors.jsonl").read_text().splitlines()) == 2
+        assert "Shorten the prompt, or pass --overlong-prompt truncate_left to drop" in captured.err
+        assert "3 rows could not be scored" in captured.out
+        assert len((tmp_path / "in.scores.jsonl.errors.jsonl").read_text().splitlines()) == 3
         assert score() == 1  # resumed, nothing to do, and still not all well
-
-    def test_hints_name_options(self, score, tmp_path, capsys):
-        assert score(file=write(tmp_path / "long.jsonl", [{"prompt": "a b " * 200, "completion": "c"}])) == 1
-        assert "Shorten the prompt, or pass --overlong-prompt truncate_left to drop" in capsys.readouterr().err
 
     def test_many_bad_rows_do_not_flood_the_terminal(self, score, tmp_path, capsys):
         bad = tmp_path / "bad.jsonl"

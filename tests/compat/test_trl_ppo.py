@@ -118,32 +118,6 @@ def test_the_reward_rises(tiny_policy_path: str, tmp_path: Path) -> None:
     assert_same_to_the_bit(before, run.start)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"aggregate": "mean"},
-        {"aggregate": "discounted", "discount": 0.9, "gamma": 0.9, "token_reward": "log_prob"},
-        {"truncation": "bootstrap", "alpha": 0.7},
-        {"token_reward": "centered"},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
-def test_settings(tiny_policy_path: str, tmp_path: Path, settings: dict[str, Any]) -> None:
-    reward = EndogenousReward(tiny_policy_path, **settings)
-    run = Run(tiny_policy_path, reward, tmp_path, local_rollout_forward_batch_size=8)
-    log = run.train()
-    assert len(run.calls) == 2 * 4
-    for step, entry in enumerate(log):
-        expected = []
-        for call in range(4 * step, 4 * step + 4):
-            queries, responses = run.responses(call)
-            texts = (run.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (queries, responses))
-            rewards = reward(*texts, responses)
-            # `None`: the policy began with the pad token, which is no response.
-            expected += [0.0 if r is None else r for r in rewards]
-        assert entry["objective/scores"] == pytest.approx(mean(expected), abs=1e-4)
-
-
 @pytest.mark.parametrize("stop_token", ["eos", None])
 def test_missing_eos_penalty(tiny_policy_path: str, tmp_path: Path, stop_token: str | None) -> None:
     settings = {"total_episodes": 32, "stop_token": stop_token, "missing_eos_penalty": 5.0}

@@ -16,9 +16,6 @@ from endotrl.rewards.residuals import markdown_density, residuals
 from ..support.reference import chatml, scores_from_logits, state_logits, token_rewards
 
 
-VOCAB = 308
-
-
 @pytest.fixture(scope="module")
 def item():
     responses = ("Rome.", "The capital of Italy is Rome, the city.", "")
@@ -75,15 +72,6 @@ class TestForms:
         lowest = min(range(len(log_probs)), key=lambda h: log_probs[h])
         expected = [log_probs[h] if h == lowest else 0.0 for h in range(len(log_probs))]
         assert found.tokens.tolist() == pytest.approx(expected, abs=1e-4)
-
-    def test_self_certainty_is_the_divergence_of_uniform(self, item, scored, references):
-        expected = []
-        for logits, ids, _ in references:
-            log_p = logits[: len(ids)].double().log_softmax(-1)
-            # KL(U || p) = sum_a 1/|A| (log 1/|A| - log p(a))
-            expected.append(float((-math.log(VOCAB) - log_p).mean(-1).mean()))
-        assert score("self_certainty", item, scored) == pytest.approx(expected, abs=1e-4)
-        assert all(value > 0 for value in expected)
 
     def test_gain_and_relative_perplexity(self, item, scored, references, model, tokenizer):
         empty = tokenizer(chatml([{"role": "user", "content": ""}], generation_prompt=True), add_special_tokens=False)

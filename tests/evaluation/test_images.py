@@ -18,7 +18,7 @@ from endotrl.data.sources import FormatError, HubDataset, read_rows, text_only
 from endotrl.evaluation.benchmarks.preference import read
 from endotrl.rendering.images import load_picture
 
-from ..support.vision import picture, reference_log_prob, save_vision_model
+from ..support.vision import picture, png, reference_log_prob, save_vision_model
 
 
 TEXT: list[dict[str, Any]] = [{"role": "user", "content": "What?"}]
@@ -30,12 +30,6 @@ def answer(text: str) -> list[dict[str, str]]:
 
 
 PAIR = {"chosen": answer("A cat."), "rejected": answer("No dog at all")}
-
-
-def png(shown: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    shown.save(buffer, format="png")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +128,7 @@ def test_image_features_of_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("row", "reason"),
     [
         ({"prompt": TEXT, "image": "https://example.com/cat.png"}, "line 1: an image of this row is the URL"),
-        ({"prompt": TEXT, "image": "nowhere.png"}, "line 1: an image of this row cannot be read"),
         ({"prompt": PLACED}, "line 1: the prompt of this row has 1 image parts, 1 of them empty"),
-        (
-            {"prompt": "What?", "chosen": "a", "rejected": "b", "images": ["x.png"]},
-            "this row has 1 images, but its pro",
-        ),
         ({"prompt": TEXT, "images": "cat.png"}, "line 1: .*must be a list"),
     ],
 )

@@ -206,7 +206,7 @@ def test_of_the_scores_that_a_run_keeps(tmp_path, tiny_model_path):
     """What `results.json` says is what its own scores give, joined with the raw file by id."""
     path = real_or_made(tmp_path, "rm_bench/chat_filtered.json", RM_BENCH[:6])
     command = ["eval", "rm-bench", "--model", tiny_model_path, "--device", "cpu", "--data", path, "--limit", "6"]
-    names = ["bellman.sum", "log_prob.discounted=0.95", "length", "random"]
+    names = ["bellman.sum", "residual:log_prob.discounted=0.95", "length", "random"]
     options = ["--max-response-tokens", "40", "--output", str(tmp_path / "out"), "--quiet", "--scorers", *names]
     assert main([*command, *options]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())

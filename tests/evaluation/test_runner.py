@@ -2,7 +2,6 @@
 """Scores are the same in one run or in pieces, with or without the model."""
 
 import json
-import math
 from pickle import UnpicklingError
 
 import numpy as np
@@ -131,16 +130,6 @@ def test_equal_responses_tie(folder, placement, monkeypatch):
 
 
 class TestResiduals:
-    def test_made_from_all_items(self, folder, placement, pair_items):
-        scores = run(folder, pair_items, ["bellman.sum", "residual:bellman.sum", "length"], placement)
-        shift = [
-            (b - a) / math.log(n)
-            for base, rest, length in zip(*scores.values(), strict=True)
-            for a, b, n in zip(base, rest, length, strict=True)
-        ]
-        assert shift == pytest.approx([shift[0]] * len(shift))  # one slope for all
-        assert shift[0] > 0  # the sum favours the shorter
-
     def test_style_takes_markdown_too(self, folder, placement):
         answers = [
             ("Paris is it.", "**Paris** is it, I think."),

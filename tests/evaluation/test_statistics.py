@@ -17,6 +17,7 @@ from endotrl.evaluation.intervals import (
     resampling_weights,
     verdict,
 )
+from endotrl.evaluation.results import summarize
 
 
 def accuracy(means):
@@ -87,6 +88,26 @@ class TestDifferences:
     )
     def test_verdict(self, low, high, n, word):
         assert verdict(Estimate((low + high) / 2, low, high), n) == word
+
+
+HALF = [0, 1] * 20
+
+
+@pytest.mark.parametrize(
+    ("scorer", "control", "says"),
+    [
+        ([1] * 40, HALF, "log_prob.mean is the best of 1: accuracy 1.000 (95% interval 1.000 to 1.000), +0.500 over"),
+        ([1, *HALF[1:]], HALF, "No scorer is better than length beyond noise: the best, log_prob.mean, has accuracy"),
+        (
+            HALF,
+            [1] * 40,
+            "All scorers are worse than length (1.000); the best, log_prob.mean, has accuracy 0.500 (95%",
+        ),
+    ],
+)
+def test_verdict_on_a_scorer_beside_a_control(scorer, control, says):
+    units = {"log_prob.mean": units_of(scorer), "length": units_of(control)}
+    assert summarize(units, accuracy)["verdict"].startswith(says)
 
 
 class TestLength:

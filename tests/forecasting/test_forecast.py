@@ -13,7 +13,9 @@ from endotrl.evaluation.engine import Engine
 from endotrl.forecasting.collect import Grader
 from endotrl.forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from endotrl.frozen.own_copy import OwnCopy
-from tests.support.tiny_policy import WORDS, save_tiny_policy
+
+from ..support.reference import scores_from_logits, state_logits
+from ..support.tiny_policy import WORDS, save_tiny_policy
 
 
 LIMIT = 3
@@ -40,12 +42,6 @@ def two_tokens(engine, model):
     return first, second
 
 
-def naive_log_probs(model, prompt_ids: list[int], ids: list[int], temperature: float) -> float:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt_ids + ids])).logits[0].double() / temperature
-    return sum(logits[len(prompt_ids) + i - 1].log_softmax(-1)[token].item() for i, token in enumerate(ids))
-
-
 class TestMixture:
     def test_counts(self):
         assert Mixture.of(16, [1.0, 0.7, 0.5]).counts == {1.0: 8, 0.7: 4, 0.5: 4, 0.0: 1}
@@ -69,13 +65,14 @@ class TestSampler:
 
     def test_densities_and_greedy(self, model, engine):
         drawn = MixtureSampler(engine, LIMIT, [1.0, 0.5])(PROMPTS, self.temperatures, seed=1)
-        for ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
+        for prompt_ids, row in zip(engine.renderer.prompt_ids(PROMPTS), drawn, strict=True):
             for temperature, values in row.log_probs.items():
-                naive = [naive_log_probs(model, ids, list(s.token_ids), temperature) for s in row.samples]
-                assert values == pytest.approx(naive, abs=1e-5)
+                for value, ids in zip(values, (list(sample.token_ids) for sample in row.samples), strict=True):
+                    naive = scores_from_logits(state_logits(model, prompt_ids, ids), ids, alpha=temperature).log_probs
+                    assert value == pytest.approx(sum(naive), abs=1e-5)
             greedy: list[int] = []
             while len(greedy) < LIMIT and greedy[-1:] != [2]:
-                greedy.append(model(torch.tensor([ids + greedy])).logits[0, -1].argmax().item())
+                greedy.append(model(torch.tensor([prompt_ids + greedy])).logits[0, -1].argmax().item())
             assert list(row.samples[-1].token_ids) == greedy
         assert {s.finished for row in drawn for s in row.samples} == {True, False}
 
@@ -155,29 +152,6 @@ class TestForecast:
         assert row["length"] == pytest.approx(power @ np.array([len(i) for i, _ in leaves]), abs=0.05)
         assert row["truncated"] == pytest.approx(power @ np.array([i[-1] != 2 for i, _ in leaves]), abs=0.05)
 
-    def test_misled_and_taught(self, tiny_policy_path):
-        """The reward of a rule that likes, or dislikes, the right answers: the verdict says it before training."""
-        questions = [{"prompt": f"{a} {b}", "answer": "-"} for a in "abcdef" for b in "abcd"]
-
-        def likes(prompts, completions, **kwargs):
-            return [4.0 * first_word(c, [w for w in WORDS if w > "f"]) for c in completions]
-
-        def dislikes(**kwargs):
-            return [-value for value in likes(**kwargs)]
-
-        def grade(completion, answer):
-            return first_word(completion, [w for w in WORDS if w > "f"])
-
-        for reward, words in ((likes, "Sharpening helps"), (dislikes, "Training would hurt")):
-            result = endotrl.forecast(
-                tiny_policy_path, questions, reward=reward, betas=[4.0, 2.0], trainer="rloo", samples=32, max_new_tokens=2,
-                grader=grade, progress=False,
-            )  # fmt: skip
-            assert words in result.verdict
-            assert (result.suggested_beta is not None) == (reward is likes)
-        assert result.details["wrong_more_probable"] == 1.0
-        assert "<table" in result._repr_html_()
-
     def test_seeds(self, tiny_policy_path):
         """Each seed has samples of its own, and the same ones again."""
         kwargs = {"betas": [1.0], "samples": 8, "max_new_tokens": 6, "grader": "text", "progress": False}
@@ -235,6 +209,7 @@ def test_a_reward_that_needs_answers(tiny_policy_path):
     )  # fmt: skip
     assert 0 < result.alternatives["sampled"] < 1
     assert result.betas[0]["accuracy"] == pytest.approx(1.0)
+    assert "<table" in result._repr_html_()
 
 
 def first_word(completion: str, answer: list[str]) -> float:

@@ -116,6 +116,7 @@ def test_verdicts(right, words):
     assert result.verdict.startswith(words)
     assert result.suggested_beta == (1.0 if words == "Sharpening helps" else None)
     assert ("greedy decoding gives 0%" in result.verdict) == (words == "Sharpening helps")
+    assert ("Wrong answers are more probable in 100% of" in result.verdict) == (words == "Training would hurt")
     assert "20% of the samples are truncated" in result.verdict or "21%" in result.verdict
 
 

@@ -290,11 +290,6 @@ class TestMistakes:
                     ([{"role": "user"}], "The content of message 1 of the prompt must be text"),
                 )
             ),
-            (
-                [{"prompt": ASKED, "domain": "h"}] * 16,
-                {"reward_criterion": {"g": "Be kind."}},
-                r"There is no criterion for the domains \['h'\]",
-            ),
             # TRL gives prompts to the policy's template as they are, and ChatML concatenates content.
             (
                 [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}] * 16,

@@ -19,6 +19,7 @@ from endotrl.monitoring.batch_statistics import change_since, repetition
 
 from ..support import trainers
 from ..support.helpers import assert_same_to_the_bit, weights
+from ..support.reference import completion_log_probs
 
 
 pytestmark = pytest.mark.slow
@@ -108,14 +109,7 @@ def test_figures_of_every_trainer(kind: type, tiny_policy_path: str, tmp_path: P
 
 def log_probs(model: Any, output: dict[str, Any]) -> torch.Tensor:
     """Naively, row by row and without padding."""
-    sums = []
-    for row in range(len(output["completion_ids"])):
-        prompt = output["prompt_ids"][row][output["prompt_mask"][row].bool()]
-        completion = output["completion_ids"][row][output["completion_mask"][row].bool()]
-        with torch.no_grad():
-            logits = model(torch.cat([prompt, completion])[None]).logits[0, len(prompt) - 1 : -1]
-        sums.append(logits.log_softmax(-1)[range(len(completion)), completion].sum())
-    return torch.stack(sums)
+    return torch.tensor([sum(completion_log_probs(model, *row)) for row in trainers.rows_of(output)])
 
 
 @pytest.mark.parametrize(("kind", "settings"), FIRST.values(), ids=FIRST)

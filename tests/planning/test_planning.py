@@ -237,14 +237,6 @@ class TestProperties:
             and waiting["ddp"].scoring - eight["ddp"].scoring == 2 * seven_b.parameters
         )
 
-    def test_a_7b_model_as_everybody_knows_it(self, seven_b):
-        """Full training takes 16 bytes a parameter and more: not on one GPU of 80 GiB, but on eight with ZeRO-3."""
-        one, eight = Hardware(1, 80 * GIB), Hardware(8, 80 * GIB)
-        assert plan_memory(seven_b, WORK, one, "zero2").total > 80 * GIB
-        assert plan_memory(seven_b, WORK, eight, "zero3").total < 80 * GIB
-        lora = model_size(SEVEN_B, LoraConfig(r=16, target_modules=["q_proj", "v_proj"]))
-        assert plan_memory(lora, WORK, one, "ddp").total < 40 * GIB
-
     def test_vllm(self, seven_b):
         hardware = Hardware(8, 80 * GIB)
         resident = plan_memory(seven_b, replace(WORK, vllm_share=0.3), hardware, "zero3")

@@ -83,13 +83,20 @@ def test_the_hand_written_tables():
 def test_text_and_ids_of_an_answer(name, model):
     tokenizer = tokenizer_for(name)
     reward = EndogenousReward(model, tokenizer, token_reward="log_prob")
-    prompt = [{"role": "user", "content": content(name, "Where?")}]
-    answer = [{"role": "assistant", "content": content(name, "It is in Paris.")}]
-    prompt_ids = encode(tokenizer, tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+    def say(role, text):
+        return {"role": role, "content": content(name, text)}
+
+    question, answer = say("user", "Where?"), say("assistant", "It is in Paris.")
+    prompts = [[question], [question, say("assistant", "<think>\nHm.\n</think>\n\n12"), question]]
+    if name not in ("gemma", "gemma_training"):  # they have no system role
+        prompts.append([say("system", "Be brief.\n"), question])
     ids = encode(tokenizer, "It is in Paris." + end_of(name))
-    expected = sum(completion_log_probs(model, prompt_ids, ids))
-    assert reward([prompt], [answer]) == pytest.approx([expected], abs=1e-3)
-    assert reward([prompt], [answer], [ids]) == pytest.approx([expected], abs=1e-3)
+    for prompt in prompts:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        expected = sum(completion_log_probs(model, encode(tokenizer, text), ids))
+        assert reward([prompt], [[answer]]) == pytest.approx([expected], abs=1e-3)
+        assert reward([prompt], [[answer]], [ids]) == pytest.approx([expected], abs=1e-3)
 
 
 @pytest.mark.parametrize("name", CALLERS)

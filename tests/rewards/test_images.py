@@ -2,7 +2,6 @@
 """The reward of answers to prompts with images, against the model's own logits of each row alone."""
 
 import base64
-import io
 import pickle
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from endotrl.scoring import scorer as scorer_module
 
 from ..support import vision
 from ..support.helpers import encode
-from ..support.vision import FAMILIES, picture, reference_log_prob
+from ..support.vision import FAMILIES, picture, png, reference_log_prob
 
 
 @dataclass
@@ -126,12 +125,6 @@ def test_an_image_is_encoded_once_for_its_completions(llava, monkeypatch):
     copies = [[RED.copy()] for _ in range(6)]  # a dataset decodes each row anew
     reward(prompts=[ONE] * 6, completions=[str(i) for i in range(6)], images=copies)
     assert len(calls) == 1
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()
 
 
 def test_forms_in_which_an_image_is_given(llava, tmp_path):

@@ -40,7 +40,6 @@ from ..support.reference import completion_log_probs
 
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
-NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
 QUESTION = [{"role": "user", "content": "What is 3 times 4?"}]
 CONTINUED = [*QUESTION, {"role": "assistant", "content": "It is"}]
 PROMPTS = [QUESTION, [{"role": "user", "content": "Capital of Italy?"}]]
@@ -289,34 +288,6 @@ class TestOwnCopy:
         for thinks in (True, False, True):
             trainer = make_trainer(path, reward, tmp_path, chat_template_kwargs={"enable_thinking": thinks})
             assert_reads_as_policy(trainer, reward)
-
-
-@pytest.fixture(scope="module")
-def trainer_of_templates(path, tmp_path_factory):
-    """One trainer for all templates, to save time."""
-    return make_trainer(path, EndogenousReward(path), tmp_path_factory.mktemp("templates"))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_template_of_trl(name, path, trainer_of_templates):
-    """The reward renders what the trainer's own tokenization gives, without being given its token ids."""
-    trainer = trainer_of_templates
-    tokenizer = trainer.processing_class
-    tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text()
-    thoughtful = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\n12"}
-    conversations = [QUESTION, [*QUESTION, thoughtful, *PROMPTS[1]]]
-    if name != "gemma":
-        conversations.append([{"role": "system", "content": "Be brief.\n"}, *QUESTION])
-    if name in ("smolvlm", "idefics3", "llava_next"):  # they read parts
-        conversations = [
-            [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-            for messages in conversations
-        ]
-    trainer.chat_template_kwargs = trainer.args.chat_template_kwargs = {"enable_thinking": False}
-    trainer.reward_funcs = [watched := Watched(EndogenousReward(path))]
-    for prompt in conversations:
-        ask(trainer, [prompt], *answers(tokenizer, 1))
-        assert watched.prompt_ids == trainer._tokenize_prompts([prompt])[0]
 
 
 class TestGiven:

@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOTrainer
 
 from endotrl import EndogenousReward, SentenceReward, SentenceRewardModel
 from endotrl.rewards import DenseReward, DenseScores, SentencePooledReward
 from endotrl.sentence import SentenceRewardConfig
 
-from ..support.helpers import assert_same_to_the_bit, encode, weights
-from ..support.trainers import make_trainer
+from ..support.helpers import encode
 
 
 PROMPTS = ["What is it?", "Hi?", "So?", "And?"]
@@ -168,24 +165,6 @@ def test_what_is_refused(tiny_model_path, model_path, tmp_path):
     model.config._name_or_path = ""
     with pytest.raises(ValueError, match="processing_class"):
         SentenceReward(model)(PROMPTS, COMPLETIONS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("peft", [False, True])
-def test_grpo_with_the_scalar(model_path, tiny_model_path, tmp_path, peft):
-    from peft import LoraConfig
-
-    reward = SentenceReward(model_path).load()
-    before = weights(reward.load()._loaded())
-    settings = {"max_completion_length": 12, "logging_steps": 1, "num_generations": 2}
-    settings |= {"train_dataset": Dataset.from_dict({"prompt": messages("user", PROMPTS)})}
-    settings |= {"peft_config": LoraConfig(r=2, target_modules="all-linear")} if peft else {}
-    trainer = make_trainer(GRPOTrainer, tiny_model_path, tmp_path, reward, **settings)
-    trainer.train()
-    logs = trainer.state.log_history[0]
-    assert logs["rewards/sentence_reward/mean"] == pytest.approx(logs["reward"])
-    assert logs["sentence_reward/sentences"] >= 1
-    assert_same_to_the_bit(before, weights(reward.load()._loaded()))
 
 
 def test_pooled_endogenous_reward_is_a_difference_of_values(tiny_model_path, tokenizer):

@@ -2,7 +2,9 @@
 """The snippets of docs/selection.md run as they stand, with a tiny model."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +17,7 @@ SNIPPETS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DO
 
 
 def run(number: int, model: str) -> dict[str, Any]:
-    # As a module, so that Ray can send its class to other processes.
-    names: dict[str, Any] = {"__name__": "__main__"}
+    names: dict[str, Any] = {}
     exec(compile(SNIPPETS[number].replace('"quickstart"', repr(model)), "docs/selection.md", "exec"), names)
     return names
 
@@ -34,17 +35,19 @@ def test_map_of_datasets(tiny_model_path):
     assert scored["reward"][1] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.slow
+class Rows(list):
+    """Stands for a dataset of Ray, which is not installed: one batch, in this process."""
+
+    def map_batches(self, kind, fn_constructor_args, **settings):
+        batch = kind(*fn_constructor_args)({key: [row[key] for row in self] for key in self[0]})
+        return Rows(dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+    def take_all(self):
+        return self
+
+
 def test_ray_data(tiny_model_path, monkeypatch):
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'ray[data]'")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]), prepend=":")
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        scored = run(2, tiny_model_path)["scored"]
-    finally:
-        ray.shutdown()
-    rows = {row["prompt"]: row for row in scored}
-    assert len(rows) == 100
-    row = rows["7 + 1 ="]
-    (expected,) = EndogenousReward(tiny_model_path)(prompts=[row["prompt"]], completions=[row["completion"]])
-    assert row["reward"] == pytest.approx(expected, abs=1e-4)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(data=SimpleNamespace(from_items=Rows)))
+    scored = run(2, tiny_model_path)["scored"]
+    (expected,) = EndogenousReward(tiny_model_path)(prompts=["7 + 1 ="], completions=[" 8"])
+    assert len(scored) == 100 and scored[7]["reward"] == pytest.approx(expected, abs=1e-4)

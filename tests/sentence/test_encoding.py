@@ -43,33 +43,6 @@ def test_ids_of_the_policy_are_kept(tiny_model_path, tokenizer):
     assert row.sentences.last_tokens == [4, 7]  # the space is a token of its own
 
 
-@pytest.mark.parametrize(
-    ("completion", "num_sentences"),
-    [
-        ("", 1),
-        ("word", 1),
-        ("no full stop", 1),
-        ("```python\nx = 1. \n\ny = 2\n```", 1),
-        ("😀😀", 1),
-        ("هل هذا صحيح؟ نعم.", 2),
-        (" \n ", 1),
-        ("Yes.\n\nNo.", 2),
-    ],
-)
-@pytest.mark.parametrize("marker", [True, False])
-@pytest.mark.parametrize("messages", [True, False])
-def test_odd_texts(tiny_model_path, completion, num_sentences, marker, messages):
-    prompt: Any = [{"role": "user", "content": "Hi?"}] if messages else "Hi?"
-    response: Any = [{"role": "assistant", "content": completion}] if messages else completion
-    (row,) = make_encoder(tiny_model_path, marker=marker)([prompt], [response])
-    assert len(row.sentence_ends) == num_sentences + 1
-    # One sentence after the other, up to the last token (EOS).
-    assert row.sentences.last_tokens == sorted(set(row.sentences.last_tokens))
-    assert row.sentences.last_tokens[-1] == len(row.completion_ids) - 1
-    assert row.sentences.spans[0][0] == 0
-    assert row.sentences.spans[-1][1] == len(row.sentences.text)
-
-
 def test_no_token_is_no_sentence(tiny_model_path):
     (row,) = make_encoder(tiny_model_path)(["Hi?"], [""], [[]])
     assert len(row.sentence_ends) == 1

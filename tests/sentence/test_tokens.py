@@ -58,6 +58,13 @@ def test_sentences_of_real_tokenizers_end_at_their_tokens(kind):
         assert ends[-1] == len(ids) - 1
 
 
+def test_a_token_that_writes_several_sentences_ends_one(tokenizer):
+    ids = encode(tokenizer, "The capital of")
+    found = find_sentences(tokenizer, lambda text: [(i, i + 1) for i in range(len(text))], ids)
+    assert [found.text[start:end] for start, end in found.spans] == ["The ", "capital ", "of"]
+    assert found.last_tokens == [0, 1, 2] == list(range(len(ids)))
+
+
 def test_tools_are_in_no_sentence(tokenizer):
     texts = ("Wait. I ask<|im_end|>", "\ntool. It says. ", "So. Done<|im_end|>")
     first, tool, second = (encode(tokenizer, text) for text in texts)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models that read images, of several families, with processors that need no torchvision."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def picture(seed: int, width: int = 16, height: int = 16) -> Image.Image:
     """A picture of random colours."""
     values = torch.randint(256, (height, width, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     return Image.fromarray(values.numpy())
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def kind_of(family: str) -> str:

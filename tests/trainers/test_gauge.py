@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Constants in the frozen model's logits: probabilities do not depend on them, so neither may advantages and trained
-weights. Each option is met with the default of every other; where the constants do matter, the trainer says so or
-refuses.
+Constants in the frozen model's logits: probabilities do not depend on them, so neither may advantages. Each option is
+met with the default of every other; where the constants do matter, the trainer says so or refuses. (PPO's targets of
+the critic: `test_ppo_trainer.py`.)
 """
 
 import logging
@@ -130,29 +130,6 @@ def test_advantages_do_not_change(kind, settings, reward, shifted, tiny_policy_p
     assert MESSAGE not in caplog.text
     assert plain.std() > 0.05
     torch.testing.assert_close(other, plain, atol=5e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings", "reward"),
-    [
-        ("dense", {}, {}),
-        ("dense", {"credit": "sentence", "scale_rewards": "batch"}, {}),
-        ("ppo", {}, {}),
-        ("ppo", BOOTSTRAP, {}),
-        ("ppo", {"critic": "value_model"}, {}),
-    ],
-    ids=str,
-)
-def test_trained_weights_do_not_change(kind, settings, reward, shifted, tiny_policy_path, tmp_path):
-    trained = []
-    for frozen in (tiny_policy_path, shifted):
-        trainer = make(kind, tiny_policy_path, tmp_path, frozen, reward, **settings)
-        trainer.train()
-        trained.append(trainer.model.state_dict())
-    before = AutoModelForCausalLM.from_pretrained(tiny_policy_path).state_dict()
-    assert any((trained[0][name] - tensor).abs().max() > 1e-2 for name, tensor in before.items())
-    for name, tensor in trained[0].items():
-        torch.testing.assert_close(trained[1][name], tensor, atol=2e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from endotrl.trainers.value_head import CRITIC_FILE, critic_of, is_critic
 
 from ..support import trainers
 from ..support.helpers import assert_same_to_the_bit, weights
-from ..support.trainers import CONVERSATIONAL, LORA, PROMPTS, history, rollout, rows_of, set_head
+from ..support.trainers import LORA, PROMPTS, history, rollout, rows_of, set_head
 
 
 EOS = 2
@@ -378,6 +378,7 @@ class TestCheckpoints:
         best = Path(trainer.state.best_model_checkpoint)
         assert_same_to_the_bit(load_file(best / CRITIC_FILE), weights(critic_of(trainer._base_policy)))
         assert_same_to_the_bit(load_file(best / "model.safetensors"), policy_weights(trainer))
+        assert len(history(trainer, "eval_ppo/explained_variance")) == 4
 
     def test_checkpoint_of_another_critic(self, tmp_path, make):
         make(critic="none", save_strategy="steps", save_steps=2).train()
@@ -394,24 +395,6 @@ class TestCheckpoints:
 
 
 class TestSettings:
-    @pytest.mark.parametrize("dataset", [PROMPTS, CONVERSATIONAL], ids=["text", "messages"])
-    @pytest.mark.parametrize("num_generations", [1, 2])
-    def test_trains(self, dataset, num_generations, tiny_policy_path, make):
-        reward = EndogenousReward(tiny_policy_path)
-        evaluation = {"eval_strategy": "steps", "eval_steps": 4, "eval_dataset": dataset.select(range(8))}
-        trainer = make(reward, dataset, num_generations=num_generations, **evaluation)
-        before = weights(trainer.model)
-        trainer.train()
-        for name, tensor in trainer.model.state_dict().items():
-            assert not torch.equal(tensor, before[name]), name
-        start = weights(AutoModelForCausalLM.from_pretrained(tiny_policy_path))
-        with reward._placement.active() as frozen:
-            assert_same_to_the_bit(start, frozen.state_dict())
-        assert len(history(trainer, "eval_ppo/explained_variance")) == 1
-        # TRL's name for what has one
-        for key in ("kl", "entropy", "clip_ratio/region_mean", "reward", "ppo/value_loss", "ppo/approx_kl"):
-            assert all(math.isfinite(value) for value in history(trainer, key)) and history(trainer, key), key
-
     @pytest.mark.parametrize("shared", [False, True])
     def test_lora(self, shared, tiny_policy_path, tmp_path, make):
         reward = EndogenousReward(None if shared else tiny_policy_path)
