@@ -53,6 +53,9 @@ class HeldOut(TrainerCallback):
         seed (`int`, *optional*, defaults to `0`):
             Seed of the answers.
 
+    Raises:
+        `ValueError`: If there are no questions, a row has no `prompt`, or `every` is below 1.
+
     Example:
     ```python
     >>> from endotrl import CollapseMonitor, HeldOut
@@ -101,7 +104,14 @@ class HeldOut(TrainerCallback):
         self._first: Tensor | None = None  # grades of the first evaluation, per question
 
     def attach(self, trainer: Any) -> "HeldOut":
-        """Attaches the questions to a trainer, and returns this callback."""
+        """
+        Attaches the questions to a trainer, and returns this callback.
+
+        Raises:
+            `TypeError`: If the trainer is not supported.
+            `ValueError`: If a reward function has the same name, the trainer uses environments, or `num_samples` is
+                incompatible with vLLM.
+        """
         if not isinstance(trainer, GRPOTrainer | RLOOTrainer):
             raise TypeError(
                 "`HeldOut` supports GRPOTrainer, RLOOTrainer, DenseGRPOTrainer and PPOTrainer, got "

@@ -52,6 +52,9 @@ class CollapseMonitor(TrainerCallback):
             default, weights of up to 1 GiB are copied. With an adapter, or a reference model (`beta` above 0), no copy
             is needed.
 
+    Raises:
+        `ValueError`: If `action` is unknown.
+
     Example:
     ```python
     >>> from endotrl import CollapseMonitor, EndogenousReward
@@ -86,6 +89,9 @@ class CollapseMonitor(TrainerCallback):
         `PPOTrainer` and `OnlineDPOTrainer`, it then observes completions and rewards, which the log does not contain.
         With other trainers, or if passed as `callbacks=[monitor]`, it only reads the log, and its results do not reach
         W&B.
+
+        Raises:
+            `ValueError`: If it is already attached, or `held_out` names a reward that is not held out in this trainer.
         """
         if self._observer is not None:
             raise ValueError("This monitor is already attached to a trainer. Create one monitor per trainer.")

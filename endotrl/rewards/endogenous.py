@@ -73,6 +73,10 @@ class EndogenousReward(FrozenModelReward):
             Part that is removed from the reward: `"length"` ([`LengthControl`]), the effect of length; `"clip"`
             ([`ClipTokens`]), token rewards beyond a bound; or an [`InformationGain`].
 
+    Raises:
+        `ValueError`: If a setting is out of range or unknown, or not supported by a server.
+        `OSError`: If there is no model of that name.
+
     Example:
     ```python
     >>> from endotrl import EndogenousReward

@@ -104,7 +104,7 @@ def token_statistics(
     """
     transform = transform or LogitTransform()
     if is_plain_linear(head):
-        hidden_states = hidden_states.to(head.weight.dtype)  # wider than the model's, with `cast_lm_head_to_fp32`
+        hidden_states = hidden_states.to(head.weight.dtype)  # differs with `cast_lm_head_to_fp32`
     if hidden_states.device.type == "cuda" and is_plain_linear(head) and TRL_HAS_KERNEL:
         if head.bias is None or head.bias.isfinite().all():  # on a forbidden word, the kernel gives NaN
             with torch.cuda.device(hidden_states.device):  # Triton runs on the current one

@@ -47,6 +47,9 @@ class DenseGRPOTrainer(DenseRewardTrainer):
         **kwargs:
             All other arguments of [`~trl.GRPOTrainer`].
 
+    Raises:
+        `ValueError`: If a setting of TRL would undo token-level credit, or a reward cannot be credited to tokens.
+
     Example:
     ```python
     >>> from endotrl import DenseGRPOConfig, DenseGRPOTrainer, EndogenousReward

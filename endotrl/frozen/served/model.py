@@ -58,6 +58,9 @@ class ServedModel:
             trainers (TRL 1.14 or newer) run other reward functions concurrently. `False` for OnlineDPO and for direct
             calls. Its other methods are not asynchronous.
 
+    Raises:
+        `ValueError`: If an address is invalid, or contains a password.
+
     Example:
     ```python
     >>> from endotrl import EndogenousReward, ServedModel
