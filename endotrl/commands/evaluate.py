@@ -32,7 +32,7 @@ from ..evaluation.tables import LENGTH_NOTE, few_items, full_rows, markdown_page
 from ..frozen.names import load_processing_class, load_tokenizer, reads_images
 from ..frozen.served import ServedModel
 from ..rendering.policy import ProcessingClass
-from ..reporting import counted, say, terminal, terminal_table, terminal_text, working
+from ..reporting import counted, say, show_verdict, terminal, terminal_table, working
 from ..runs.files import replace_text, write_json
 from ..runs.processes import processes
 from ..runs.record import now, versions
@@ -121,7 +121,7 @@ def publish(
     if args.quiet:
         return
     console = terminal()
-    console.print(f"\n{terminal_text(results['verdict'], 1000)}\n", style="bold")
+    show_verdict(console, results["verdict"])
     headers, rows, left_out = terminal_rows(results, console.width)
     items = counted_items(results["num_items"], results.get("num_distinct", results["num_items"]))
     console.print(terminal_table(headers, rows, f"{results['title']}, {items}, {results['model']}"))

@@ -22,7 +22,7 @@ from ..evaluation.scorers import base_names, check_names, make_scorer, served_na
 from ..evaluation.tables import few_items, interval, value
 from ..frozen.names import load_tokenizer
 from ..frozen.served import ServedModel, is_url
-from ..grading import VERSION, is_right, require_math_verify, same_answer
+from ..grading import VERSION, accepted_answers, is_right, require_math_verify, same_answer
 from ..rendering.messages import Prompt
 from ..reporting import counted, number, paragraph, table
 from ..runs.processes import processes
@@ -87,7 +87,7 @@ class AnswerRun:
                 "texts": [sample.text for sample in row],
                 "token_ids": [list(sample.token_ids) for sample in row],
                 "finished": [sample.finished for sample in row],
-                "right": [is_right(sample.text, question.accepted, math=True) for sample in row],
+                "right": [is_right(sample.text, accepted_answers(question.answer), math=True) for sample in row],
                 "tokens": [len(sample.token_ids) for sample in row],
             }
             for question, row in zip(block, samples, strict=True)
@@ -212,7 +212,7 @@ def _choices(run: AnswerRun, scores: Scores) -> tuple[str, Markup]:
         asked = str(question.prompt)
         for i, names in chosen_by.items() if differing <= SHOWN_CHOICES else ():
             answer = f"{'✓' if row['right'][i] else '✗'} {row['texts'][i]}"
-            rows.append([asked, ", ".join(names), answer, " or ".join(question.accepted)])
+            rows.append([asked, ", ".join(names), answer, " or ".join(accepted_answers(question.answer))])
             asked = ""
     if not rows:
         text = "All scorers get the same questions right: for no question do their choices differ in correctness."

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..evaluation.results import LETTERS, compare
 from ..evaluation.tables import Table, markdown_table, markdown_text
-from ..reporting import counted, interval_text, number, terminal, terminal_table, terminal_text, working
+from ..reporting import counted, interval_text, number, show_verdict, terminal, terminal_table, terminal_text, working
 from .common import counted_items
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         runs = [read_results(path) for path in args.runs]
         found = compare(runs)
     console = terminal()
-    console.print(f"\n{terminal_text(found['verdict'], 1000)}\n", style="bold")
+    show_verdict(console, found["verdict"])
     letters = LETTERS[: len(runs)]
     # In benchmarks, a cluster may contain several distinct items.
     distinct = found["num_clusters"] if "num_distinct" in runs[0] else found["num_units"]

@@ -17,7 +17,7 @@ from ..forecasting.policies import Objective
 from ..forecasting.sampling import Mixture, MixtureSampler, ServedMixtureSampler, power_samples
 from ..forecasting.summary import METRICS, MIN_ESS
 from ..grading import VERSION
-from ..reporting import terminal, terminal_table, terminal_text
+from ..reporting import show_verdict, terminal, terminal_table
 from ..rewards.endogenous import EndogenousReward
 from ..rewards.settings import SETTINGS
 from ..runs.files import replace_text, write_json
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _show(result: Forecast, title: str, paths: list[Any]) -> None:
     console = terminal()
-    console.print(f"\n{terminal_text(result.verdict, 1000)}\n", style="bold")
+    show_verdict(console, result.verdict)
     short = {"truncated": "cut off", "agreement": "agree"}
     shown = [metric for metric in METRICS if metric != "reward"]  # 80 columns
     metrics = [short.get(metric, metric) for metric in shown]

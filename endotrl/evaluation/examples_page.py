@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..data.formats import message_text
+from ..grading import accepted_answers
 from ..reporting import page, plain, png_address
 from ..rewards.scored import thumbnails
 from ..runs.jsonl import json_number
@@ -108,7 +109,7 @@ def answer_example(
         [margin for margin, _ in told] or [mean],
         [pair for _, pair in told] or [_best_of_both(right, right)[1]],
         [list(values).index(max(values)) for values in scores.values()] or None,
-        f"Right answer: {' or '.join(question.accepted)}",
+        f"Right answer: {' or '.join(accepted_answers(question.answer))}",
     )
 
 

@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from ..data.sources import Row, read_rows, text_only
-from ..grading import final_answer
+from ..grading import accepted_answers, final_answer
 from ..rendering.messages import Prompt
 
 
@@ -25,11 +25,6 @@ class Question:
     id: str  # the row's own, or its place
     prompt: Prompt
     answer: Any = None
-
-    @property
-    def accepted(self) -> list[Any]:
-        """Accepted answers."""
-        return list(self.answer) if isinstance(self.answer, list | tuple) else [self.answer]
 
     @property
     def key(self) -> str:
@@ -100,7 +95,7 @@ def _first_key(row: Row, keys: Iterable[str]) -> str | None:
 def _labels(row: Row, given: Any) -> str | list[str]:
     """The answer, or several accepted ones, from a data set's answer field."""
     try:
-        answers = list(filter(None, map(final_answer, given if isinstance(given, list) else [given])))
+        answers = list(filter(None, map(final_answer, accepted_answers(given))))
     except ValueError as error:
         raise row.error(str(error)) from error
     return answers if len(answers) > 1 else "".join(answers)

@@ -12,7 +12,7 @@ from ..evaluation.generation import Sample, prompt_rows, seed_of
 from ..evaluation.intervals import Unit
 from ..evaluation.questions import Question
 from ..evaluation.run_folder import RunFolder, in_blocks
-from ..grading import final_answer, is_right, require_math_verify, same_answer
+from ..grading import accepted_answers, final_answer, is_right, require_math_verify, same_answer
 from .sampling import Drawn, Mixture
 
 
@@ -38,7 +38,7 @@ class Grader:
         """Grade per completion: 1.0 for right, 0.0 for wrong."""
         if callable(self.name):
             return [_graded(self.name, text, answer) for text in completions]
-        answers = list(answer) if isinstance(answer, Sequence) and not isinstance(answer, str) else [answer]
+        answers = accepted_answers(answer)
         if self.name == "exact":
             accepted = {(right if isinstance(right, str) else final_answer(right)).strip() for right in answers}
             return [float(text.strip() in accepted) for text in completions]

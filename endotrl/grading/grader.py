@@ -98,6 +98,11 @@ def final_answer(value: Any) -> str:
     return text.strip("$").strip() if len(text) > 2 and text[0] == text[-1] == "$" else text
 
 
+def accepted_answers(value: Any) -> list[Any]:
+    """The accepted answers in a data set's answer field: those of a list, or the only one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def is_right(completion: str, answers: Sequence[Any], math: bool = False) -> bool:
     r"""
     Whether a completion gives an accepted answer as its final answer.

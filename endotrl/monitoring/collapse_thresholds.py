@@ -65,6 +65,9 @@ class CollapseThresholds:
             collapse has been reported with a spike (https://github.com/sunblaze-ucb/Intuitor/issues/23).
         patience (`int`, *optional*, defaults to `3`):
             Number of consecutive logged steps with a symptom before it raises the alarm. Our choice.
+
+    Raises:
+        `ValueError`: If a number is not positive.
     """
 
     held_out_fall: float = 0.02

@@ -149,16 +149,17 @@ class RewardCall(NamedTuple):
 
 
 def find_call(
-    prompts: Prompts, completion_ids: TokenIds | None = None, logger: Callable[..., Any] | None = None
+    prompts: Prompts, completion_ids: TokenIds | None = None, columns: Mapping[str, Any] | None = None
 ) -> RewardCall | None:
     """
     Finds the trainer that is requesting rewards of `prompts`, if there is one. TRL passes reward functions neither the
     trainer nor the token ids of the prompts, which may be unexpected (template settings, a processor, a
     `rollout_func`). Both are in the frame of the calling method; `tests/test_contract.py` watches their names. From
-    another thread, the trainer is identified by its method `logger`, and found where it waits.
+    another thread, the trainer is identified by its loggers in the `columns`, and found where it waits.
     """
     found = _call_above(sys._getframe(1), prompts, completion_ids)
-    trainer = logger.__self__ if inspect.ismethod(logger) else None
+    loggers = [column for name, column in (columns or {}).items() if name in ("log_extra", "log_metric")]
+    trainer = next((logger.__self__ for logger in loggers if inspect.ismethod(logger)), None)
     if found is None and hasattr(trainer, "reward_funcs"):
         # It waits in another thread for an asynchronous reward.
         others = [frame for thread, frame in sys._current_frames().items() if thread != get_ident()]
@@ -272,7 +273,7 @@ class PolicyBinding(Generic[R]):
         of_dataset: Mapping[str, Any],
     ) -> list[T]:
         """Renders a batch by `method`, like the policy of the calling trainer; `of_dataset` are its columns."""
-        call = find_call(prompts, completion_ids, of_dataset.get("log_extra") or of_dataset.get("log_metric"))
+        call = find_call(prompts, completion_ids, of_dataset)
         if call is not None:
             self.bind(call.trainer)
         given = prompts, completions, completion_ids, *columns, None if call is None else call.rows

@@ -49,6 +49,11 @@ def terminal(stderr: bool = False) -> "Console":
     return Console(stderr=stderr, highlight=False, markup=False)
 
 
+def show_verdict(console: "Console", verdict: str) -> None:
+    """Prints a verdict, which stands out and has room for names from data."""
+    console.print(f"\n{terminal_text(verdict, 1000)}\n", style="bold")
+
+
 def working(what: str, shown: bool = True) -> AbstractContextManager[object]:
     """Context with a spinner on a terminal, for work without a progress bar."""
     from rich.console import Console

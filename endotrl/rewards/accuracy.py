@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from ..grading import is_right, require_math_verify
+from ..grading import accepted_answers, is_right, require_math_verify
 from ..rendering.messages import text_of
 
 
@@ -43,7 +43,7 @@ class AccuracyReward:
                 f"`AccuracyReward` needs the column {self.column!r}, but the dataset only has {sorted(columns)}. Pass "
                 "the name of the column with the right answers."
             )
-        answers = [given if isinstance(given, list) else [given] for given in columns[self.column]]
+        answers = list(map(accepted_answers, columns[self.column]))
         return [
             None if row in ([], [None], [""]) else float(is_right(text_of(completion), row, self.math))
             for completion, row in zip(completions, answers, strict=True)

@@ -64,7 +64,7 @@ class SentencePooledReward:
             raise ValueError("Sentence rewards are assigned to the policy's tokens: pass `completion_ids`.")
         batch: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         scores = DenseScores(*self.reward.outcome_and_token_rewards(**batch, **kwargs))
-        call = find_call(prompts, completion_ids, kwargs.get("log_extra"))
+        call = find_call(prompts, completion_ids, kwargs)
         written = [None if call is None or call.rows is None else call.rows[i].written for i in range(len(prompts))]
         pooled = list(scores.token_rewards)
         values = None if scores.state_values is None else list(scores.state_values)

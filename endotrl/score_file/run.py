@@ -93,12 +93,13 @@ def score_file(
         reader = Reader(input_path)
         output = Output(output_path, reader, settings)
         output.check(block_size, overwrite, anew=residual is not None)
-        kept = 0 if limit is None else sum(1 for _ in groupby(output.kept_records(), itemgetter("line")))
-        if limit is not None and kept > limit:
-            raise ValueError(
-                f"{output_path} has {counted(kept, 'row')}, more than `limit={limit}`. Choose another output, or "
-                "overwrite this one (--overwrite)."
-            )
+        if limit is not None and output.kept_rows > limit:  # responses, of which a row may have several
+            kept = sum(1 for _ in groupby(output.kept_records(), itemgetter("line")))
+            if kept > limit:
+                raise ValueError(
+                    f"{output_path} has {counted(kept, 'row')}, more than `limit={limit}`. Choose another output, or "
+                    "overwrite this one (--overwrite)."
+                )
         total = reader.count(limit)
         if total == 0:
             raise ValueError(f"{input_path} has no rows. A row is a line such as {ROW_FORMAT}.")

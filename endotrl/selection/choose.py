@@ -38,8 +38,8 @@ class Choice:
 
     def rows(self, group: Sequence[Scored], counts: "Counts") -> list[dict[str, Any]]:
         """
-        Rows for the responses to one prompt ([`by_prompt`]); of equal rewards the earlier
-        response is the better one. Updates `counts`.
+        Rows for the responses to one prompt ([`~endotrl.score_file.by_prompt.by_prompt`]); of equal rewards the
+        earlier response is the better one. Updates `counts`.
         """
         counts.prompts += 1
         counts.responses += len(group)
